@@ -1,0 +1,172 @@
+"""Attend: flash attention over a list of kv-blocks, with the rectification in its epilogue.
+
+    none      O_r = softmax_{keys in C_i, context}(c q_r·k) V
+    paper     O_r = R_i * softmax_{keys in C_i, context}(c q_r·k) V + compensation_i
+    precise   every block j not in C_i is one more key of the same softmax, with value v̄_j and
+              logit c q_r·k̄_j + ln n_j + min(½ c² Σ_d q_rd² var_k,jd, cap)
+
+Softmax in fp32 with exp2, scale applied to the scores and not rounded into q. Rows are read and
+stored through the token order, so nothing is permuted outside. Specification:
+rspa_core/reference.py; arXiv 2511.19835 for R and the compensation.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _absorb(acc, highest, total, scores, values, PRECISION: tl.constexpr):
+    """One step of the online softmax: scores [M, N] in log2 units, values [N, DP]."""
+    new_highest = tl.maximum(highest, tl.max(scores, 1))
+    rescale = tl.exp2(highest - new_highest)
+    probs = tl.exp2(scores - new_highest[:, None])
+    total = total * rescale + tl.sum(probs, 1)
+    acc = acc * rescale[:, None]
+    acc = tl.dot(probs.to(values.dtype), values, acc, input_precision=PRECISION)
+    return acc, new_highest, total
+
+
+@triton.jit
+def _ragged_block(
+    acc, highest, total, q, packed_k, packed_v, first_row, length, score_scale,
+    DP: tl.constexpr, TILE_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attend the first `length` keys of the block that starts at packed row `first_row`."""
+    rows = tl.arange(0, TILE_N)
+    cols = tl.arange(0, DP)
+    for start in range(0, length, TILE_N):
+        offsets = (first_row + start + rows)[:, None] * DP + cols[None, :]
+        k = tl.load(packed_k + offsets)
+        v = tl.load(packed_v + offsets)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * score_scale
+        scores = tl.where((start + rows < length)[None, :], scores, float("-inf"))
+        acc, highest, total = _absorb(acc, highest, total, scores, v, PRECISION)
+    return acc, highest, total
+
+
+@triton.jit
+def attend_kernel(
+    q,  # [B, H, N, D], any strides
+    q_source,  # [(NCQ + NQ) * Q_BLOCK] int32: token of each row, context rows first, -1 padding
+    packed_k,  # [HC, packed_length, DP]: video blocks, then context blocks, zeros behind each
+    packed_v,
+    kv_indices,  # [HC * NQ * width + NK + NCK] int32; the end lists all full blocks
+    list_lengths,  # [HC, NQ] int32
+    ragged_kept,  # [HC, NQ] int32
+    rectify_scale,  # [HC, NQ] fp32, paper
+    compensation,  # [HC, NQ, DP] fp32, paper
+    critical,  # [HC, NQ, NK] int8, precise
+    tail_k,  # [HC, NK, DP] dtype of k: block means, precise
+    tail_variance,  # [HC, NK, DP] dtype of k: half the variance, precise
+    tail_v,  # [HC, NK, DP] dtype of v: block means, precise
+    out,  # [B, N, H, D] contiguous
+    first_head,
+    num_heads,
+    length,  # N
+    packed_length,
+    num_q,
+    num_context_q,  # q-blocks of context rows; they attend everything
+    num_k,
+    video_length,
+    context_length,
+    width,
+    all_blocks_start,  # where the list of all full blocks starts in kv_indices, int64
+    num_all_blocks,
+    stride_b,
+    stride_h,
+    stride_n,
+    stride_d,
+    scale,
+    variance_cap,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    KV_BLOCK: tl.constexpr,
+    TILE_N: tl.constexpr,
+    RECTIFICATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # Context blocks first: they are the longest and must not start last.
+    block = tl.program_id(0)
+    q_block = block - num_context_q
+    is_video = q_block >= 0
+    head = tl.program_id(1).to(tl.int64)
+    batch = (first_head + head) // num_heads
+    head_in_batch = (first_head + head) % num_heads
+    row = head * num_q + tl.maximum(q_block, 0)
+    cols = tl.arange(0, DP)
+    tile_rows = tl.arange(0, TILE_N)
+
+    token = tl.load(q_source + block * Q_BLOCK + tl.arange(0, Q_BLOCK)).to(tl.int64)
+    stored = (token >= 0)[:, None] & (cols < D)[None, :]
+    q_offsets = token[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
+    q_base = q + batch * stride_b + head_in_batch * stride_h
+    q_tile = tl.load(q_base + q_offsets, mask=stored, other=0.0)  # [Q_BLOCK, DP]
+
+    k_base = packed_k + head * packed_length * DP
+    v_base = packed_v + head * packed_length * DP
+    score_scale = scale * LOG2E
+    acc = tl.zeros([Q_BLOCK, DP], tl.float32)
+    highest = tl.full([Q_BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([Q_BLOCK], tl.float32)
+
+    # Full blocks: no mask. The next entry is loaded one step ahead, so that the address of the
+    # next tile is known when its prefetch is issued.
+    TILES: tl.constexpr = KV_BLOCK // TILE_N
+    entries = kv_indices + tl.where(is_video, row * width, all_blocks_start)
+    num_entries = tl.where(is_video, tl.load(list_lengths + row), num_all_blocks)
+    num_tiles = num_entries * TILES
+    entry = tl.load(entries, mask=num_entries > 0, other=0)
+    for i in range(0, num_tiles):
+        first_row = entry * KV_BLOCK + (i % TILES) * TILE_N
+        entry = tl.load(entries + (i + 1) // TILES, mask=i + 1 < num_tiles, other=0)
+        offsets = (first_row + tile_rows)[:, None] * DP + cols[None, :]
+        k = tl.load(k_base + offsets)  # [TILE_N, DP]
+        v = tl.load(v_base + offsets)
+        scores = tl.dot(q_tile, tl.trans(k), input_precision=PRECISION) * score_scale
+        acc, highest, total = _absorb(acc, highest, total, scores, v, PRECISION)
+
+    # At most two ragged blocks: the end of the video and the end of the context.
+    ragged_video = video_length % KV_BLOCK
+    if ragged_video > 0 and (is_video == 0) | (tl.load(ragged_kept + row) > 0):
+        acc, highest, total = _ragged_block(
+            acc, highest, total, q_tile, k_base, v_base, (num_k - 1) * KV_BLOCK,
+            ragged_video, score_scale, DP, TILE_N, PRECISION,
+        )  # fmt: skip
+    ragged_context = context_length % KV_BLOCK
+    if ragged_context > 0:
+        acc, highest, total = _ragged_block(
+            acc, highest, total, q_tile, k_base, v_base,
+            (num_k + context_length // KV_BLOCK) * KV_BLOCK,
+            ragged_context, score_scale, DP, TILE_N, PRECISION,
+        )  # fmt: skip
+
+    if RECTIFICATION == "precise":
+        scaled_q = q_tile.to(tl.float32) * scale
+        squared_q = (scaled_q * scaled_q).to(q_tile.dtype)
+        num_tail = tl.where(is_video, num_k, 0)
+        for start in range(0, num_tail, TILE_N):
+            index = start + tile_rows
+            inside = index < num_k
+            offsets = (head * num_k + index)[:, None] * DP + cols[None, :]
+            k = tl.load(tail_k + offsets, mask=inside[:, None], other=0.0)
+            scores = tl.dot(q_tile, tl.trans(k), input_precision=PRECISION) * scale
+            variance = tl.load(tail_variance + offsets, mask=inside[:, None], other=0.0)
+            second = tl.dot(squared_q, tl.trans(variance), input_precision=PRECISION)
+            size = tl.minimum(video_length - index * KV_BLOCK, KV_BLOCK)
+            scores += tl.minimum(second, variance_cap)
+            scores = scores * LOG2E + tl.log2(tl.maximum(size, 1).to(tl.float32))[None, :]
+            is_critical = tl.load(critical + row * num_k + index, mask=inside, other=1)
+            scores = tl.where((is_critical == 0)[None, :], scores, float("-inf"))
+            v = tl.load(tail_v + offsets, mask=inside[:, None], other=0.0)
+            acc, highest, total = _absorb(acc, highest, total, scores, v, PRECISION)
+
+    result = acc / total[:, None]
+    if RECTIFICATION == "paper" and is_video:
+        result = result * tl.load(rectify_scale + row)
+        result += tl.load(compensation + row * DP + cols)[None, :]
+    out_rows = (batch * length + token) * num_heads + head_in_batch
+    out_offsets = out_rows[:, None] * D + cols[None, :]
+    tl.store(out + out_offsets, result.to(out.dtype.element_ty), mask=stored)

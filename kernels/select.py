@@ -1,0 +1,119 @@
+"""Select: critical set of one q-block per program, without a sort and without a host sync.
+
+P_i. = softmax over [logits_ij for all j, context_lse_i];  n_i = max(top_k, blocks until the mass
+exceeds top_p);  C_i = forced blocks, then the largest P_ij up to n_i, of equals the first.
+
+A non-negative float orders like the integer with the same bits, so the n-th largest of a row is
+found by bisecting on 31 bits. Specification: rspa_core/selection.py.
+"""
+
+import triton
+import triton.language as tl
+
+FORCED_BITS = tl.constexpr(0x7F800000)  # bits of +inf: above every probability
+
+
+@triton.jit
+def _count_threshold(bits, count):
+    """Largest t with at least `count` entries of `bits` >= t."""
+    low = tl.zeros([], tl.int32)
+    high = tl.full([], 0x7F800001, tl.int32)
+    for _ in range(31):
+        middle = low + (high - low) // 2
+        enough = tl.sum((bits >= middle).to(tl.int32), 0) >= count
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+    return low
+
+
+@triton.jit
+def _blocks_for_mass(probs, bits, top_p, num_k):
+    """Blocks, largest first, until their mass exceeds `top_p`: #{cumsum <= top_p} + 1."""
+    low = tl.zeros([], tl.int32)
+    high = tl.full([], 0x7F800001, tl.int32)
+    for _ in range(31):
+        middle = low + (high - low) // 2
+        enough = tl.sum(tl.where(bits >= middle, probs, 0.0), 0) > top_p
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+    above = bits > low
+    mass = tl.sum(tl.where(above, probs, 0.0), 0)
+    # Entries equal to the threshold are taken one by one until the mass is exceeded.
+    value = tl.max(tl.where(bits == low, probs, 0.0), 0)
+    equals = tl.floor((top_p - mass) / tl.maximum(value, 1e-30)) + 1.0
+    count = tl.sum(above.to(tl.int32), 0) + tl.minimum(equals, num_k * 1.0).to(tl.int32)
+    return tl.minimum(count, num_k)
+
+
+@triton.jit
+def select_kernel(
+    logits,  # [HC, NQ, NK] fp32; overwritten with W if RECTIFICATION == "paper"
+    context_lse,  # [HC, NQ] fp32, read if HAS_CONTEXT
+    accepted,  # [HC, NQ, NK] int8, read if RECTIFICATION == "paper"
+    forced,  # [NQ, NK] int8: blocks that are critical whatever their score
+    critical,  # [HC, NQ, NK] int8, written if WRITE_MASK
+    kv_indices,  # [HC, NQ, width] int32, written: full video blocks ascending, full context blocks
+    list_lengths,  # [HC, NQ] int32, written: entries of kv_indices
+    ragged_kept,  # [HC, NQ] int32, written: 1 if the ragged last video block is critical
+    kv_counts,  # [HC, NQ] int32, written: critical video blocks
+    rectify_scale,  # [HC, NQ] fp32, written if RECTIFICATION == "paper"
+    num_q,
+    num_k,
+    num_full_k,  # video blocks that are not ragged
+    num_full_context,  # context blocks that are not ragged
+    width,
+    top_k,
+    top_p,
+    HAS_CONTEXT: tl.constexpr,
+    USE_TOP_P: tl.constexpr,
+    WRITE_MASK: tl.constexpr,
+    RECTIFICATION: tl.constexpr,
+    BLOCK: tl.constexpr,  # power of two >= NK
+):
+    q_block = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64) * num_q + q_block
+    column = tl.arange(0, BLOCK)
+    inside = column < num_k
+
+    logit = tl.load(logits + row * num_k + column, mask=inside, other=float("-inf"))
+    highest = tl.max(logit, 0)
+    if HAS_CONTEXT:
+        context = tl.load(context_lse + row)
+        highest = tl.maximum(highest, context)
+    probs = tl.exp(logit - highest)
+    total = tl.sum(probs, 0)
+    if HAS_CONTEXT:
+        total += tl.exp(context - highest)
+    probs = probs / total
+
+    bits = tl.where(inside, probs.to(tl.int32, bitcast=True), -1)
+    count = tl.minimum(top_k, num_k)
+    if USE_TOP_P:
+        count = tl.maximum(count, _blocks_for_mass(probs, bits, top_p, num_k))
+    is_forced = tl.load(forced + q_block * num_k + column, mask=inside, other=0) != 0
+    bits = tl.where(is_forced, FORCED_BITS, bits)
+    count = tl.maximum(count, tl.sum(is_forced.to(tl.int32), 0))
+
+    threshold = _count_threshold(bits, count)
+    above = bits > threshold
+    equal = bits == threshold
+    free = count - tl.sum(above.to(tl.int32), 0)
+    keep = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= free))
+
+    full = keep & (column < num_full_k)
+    num_full = tl.sum(full.to(tl.int32), 0)
+    entry = kv_indices + row * width
+    tl.store(entry + tl.cumsum(full.to(tl.int32), 0) - 1, column, mask=full)
+    for start in range(0, num_full_context, BLOCK):
+        index = start + column
+        tl.store(entry + num_full + index, num_k + index, mask=index < num_full_context)
+    tl.store(list_lengths + row, num_full + num_full_context)
+    tl.store(ragged_kept + row, count - num_full)
+    tl.store(kv_counts + row, count)
+    if WRITE_MASK:
+        tl.store(critical + row * num_k + column, keep.to(tl.int8), mask=inside)
+    if RECTIFICATION == "paper":
+        gain = tl.load(accepted + row * num_k + column, mask=inside, other=0) != 0
+        weights = tl.where(gain & ~keep, probs, 0.0)
+        tl.store(logits + row * num_k + column, weights, mask=inside)
+        tl.store(rectify_scale + row, 1.0 - tl.sum(weights, 0))

@@ -1,0 +1,26 @@
+"""Rectified SpaAttn in plain torch: the method, without ComfyUI and without Triton."""
+
+from . import metrics
+from .attention import AttentionStats, dense_attention, rectified_attention
+from .config import ConfigError, SparseConfig
+from .dispatch import BackendStatus, BackendUnavailable, backend_status
+from .layout import TokenLayout
+from .order import block_neighbours, inverse_order, token_order
+from .selection import critical_blocks
+
+__all__ = [
+    "AttentionStats",
+    "BackendStatus",
+    "BackendUnavailable",
+    "ConfigError",
+    "SparseConfig",
+    "TokenLayout",
+    "backend_status",
+    "block_neighbours",
+    "critical_blocks",
+    "dense_attention",
+    "inverse_order",
+    "metrics",
+    "rectified_attention",
+    "token_order",
+]

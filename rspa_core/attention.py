@@ -1,0 +1,112 @@
+"""The public attention function, its statistics, and plain dense attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .config import ConfigError, SparseConfig, check_choice
+from .layout import TokenLayout
+
+BACKENDS = ("auto", "reference", "triton")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class AttentionStats:
+    """What one call really computed.
+
+    Attributes:
+        kv_counts: `[B, H, NQ]` int32, video kv-blocks attended exactly by each video q-block.
+        num_kv_blocks: video kv-blocks there are.
+    """
+
+    kv_counts: Tensor
+    num_kv_blocks: int
+    _block_mask: Callable[[], Tensor] = field(repr=False)
+
+    @property
+    def density(self) -> Tensor:
+        """Kept share of the video block pairs: 0-dim fp32 tensor on the device of the call."""
+        return self.kv_counts.float().mean() / self.num_kv_blocks
+
+    def block_mask(self) -> Tensor:
+        """Critical set `[B, H, NQ, NK]` bool over video blocks in token order."""
+        return self._block_mask()
+
+
+def rectified_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: TokenLayout,
+    config: SparseConfig,
+    *,
+    backend: str = "auto",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, AttentionStats]:
+    """Block-sparse attention of a video model, rectified (arXiv 2511.19835).
+
+    Args:
+        q, k, v: `[B, H, N, D]`, one shape, any strides, fp16, bf16 or fp32, on one device; rotary
+            embedding already applied. Scores are scaled by D^-1/2.
+        layout: where the video tokens are among the N tokens.
+        config: sparsity, blocks, token order and rectification.
+        backend: "triton" (the kernels), "reference" (plain torch, fp32) or "auto": the kernels on
+            a GPU, the reference on a CPU.
+        return_stats: also return what was computed.
+
+    Returns:
+        `[B, H, N, D]` in the dtype of the inputs, stored as `[B, N, H, D]` so that heads merge
+        without a copy; with `return_stats` the pair of it and `AttentionStats`.
+
+    Raises:
+        ConfigError: an argument is out of range; the message names it, its value, what is allowed.
+        BackendUnavailable: the backend cannot run here; the message is the reason.
+    """
+    _check_inputs(q, k, v, layout, config)
+    check_choice("backend", backend, BACKENDS)
+    if backend == "auto":
+        status = dispatch.backend_status(q.device, q.dtype, q.shape[-1], config)
+        if status.name is None:
+            raise dispatch.BackendUnavailable(status.reason)
+        backend = status.name
+    run = dispatch.run_reference if backend == "reference" else dispatch.run_triton
+    out, kv_counts, block_mask = run(q, k, v, layout, config, return_stats)
+    if not return_stats:
+        return out
+    return out, AttentionStats(kv_counts, layout.num_blocks(config.kv_block), block_mask)
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Full attention with scale D^-1/2: `[B, H, N, D]` on `[B, H, M, D]` to `[B, H, N, D]`."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def _check_inputs(
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
+) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(tensor, Tensor) or tensor.ndim != 4 or 0 in tensor.shape:
+            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
+            raise ConfigError(f"shape of {name}", shape, "a non-empty tensor [B, H, N, D]")
+        if tensor.shape != q.shape:
+            raise ConfigError(
+                f"shape of {name}", tuple(tensor.shape), f"that of q, {tuple(q.shape)}"
+            )
+        if tensor.dtype not in DTYPES:
+            raise ConfigError(f"dtype of {name}", tensor.dtype, "float16, bfloat16 or float32")
+        if tensor.dtype != q.dtype:
+            raise ConfigError(f"dtype of {name}", tensor.dtype, f"that of q, {q.dtype}")
+        if tensor.device != q.device:
+            raise ConfigError(f"device of {name}", tensor.device, f"that of q, {q.device}")
+    if not isinstance(layout, TokenLayout):
+        raise ConfigError("layout", layout, "a TokenLayout")
+    if not isinstance(config, SparseConfig):
+        raise ConfigError("config", config, "a SparseConfig")
+    if layout.length != q.shape[-2]:
+        raise ConfigError("layout.length", layout.length, f"the {q.shape[-2]} tokens of q")

@@ -1,0 +1,91 @@
+"""What the user asks for: one frozen, validated record of every knob of the method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+RECTIFICATIONS = ("paper", "precise", "none")
+ORDERS = ("gilbert", "tile", "raster")
+BLOCK_SIZES = (64, 128)
+MAX_SPARSITY = 0.98
+
+
+class ConfigError(ValueError):
+    """A value that is not allowed. Names the field, the value and what is allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{field} = {value!r} is not allowed: {allowed}")
+
+
+def check_number(field: str, value: object, low: float, high: float) -> None:
+    """Raise `ConfigError` unless `value` is a finite real number in [low, high]."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(field, value, f"a number from {low:g} to {high:g}")
+
+
+def check_integer(field: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise `ConfigError` unless `value` is an int in [low, high]; no upper bound if None."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < low or (high is not None and value > high):
+        upper = "or more" if high is None else f"to {high}"
+        raise ConfigError(field, value, f"a whole number, {low} {upper}")
+
+
+def check_choice(field: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise `ConfigError` unless `value` is one of `choices`."""
+    # True == 1 in Python: compare types too, so that `q_block=True` is caught.
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        raise ConfigError(field, value, "one of " + ", ".join(map(str, choices)))
+
+
+@dataclass(frozen=True)
+class SparseConfig:
+    """How one attention call is made sparse and how the loss is rectified.
+
+    Attributes:
+        sparsity: share of the video kv-blocks that a q-block does not attend exactly, 0 to 0.98.
+        q_block: tokens per q-block, 64 or 128.
+        kv_block: tokens per kv-block, 64 or 128, not above `q_block`.
+        top_p: keep blocks until their pooled mass exceeds this share, if that is more than
+            `sparsity` keeps; 0 turns the rule off.
+        rectification: "paper" (IPAR + GAPR, arXiv 2511.19835), "precise" (non-critical blocks
+            enter the softmax as weighted pooled keys) or "none" (plain block-sparse attention).
+        order: token order along which blocks are cut, "gilbert", "tile" or "raster".
+        neighbours: always keep the blocks that touch a q-block in space and time.
+        min_blocks: kv-blocks kept at least.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+
+    sparsity: float = 0.75
+    q_block: int = 128
+    kv_block: int = 128
+    top_p: float = 0.0
+    rectification: str = "paper"
+    order: str = "gilbert"
+    neighbours: bool = True
+    min_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        check_number("sparsity", self.sparsity, 0.0, MAX_SPARSITY)
+        check_choice("q_block", self.q_block, BLOCK_SIZES)
+        check_choice("kv_block", self.kv_block, BLOCK_SIZES)
+        if self.kv_block > self.q_block:
+            raise ConfigError("kv_block", self.kv_block, f"not above q_block = {self.q_block}")
+        check_number("top_p", self.top_p, 0.0, 1.0)
+        check_choice("rectification", self.rectification, RECTIFICATIONS)
+        check_choice("order", self.order, ORDERS)
+        check_choice("neighbours", self.neighbours, (True, False))
+        check_integer("min_blocks", self.min_blocks, 1)
+
+    def top_k(self, num_kv_blocks: int) -> int:
+        """Kv-blocks kept per q-block by the sparsity rule, of `num_kv_blocks` video blocks."""
+        # (1 - 0.9) * 10 is 0.9999... in binary: nudge so that it counts as one block.
+        share = math.floor((1.0 - self.sparsity) * num_kv_blocks + 1e-9)
+        return min(num_kv_blocks, max(self.min_blocks, share))

@@ -1,0 +1,91 @@
+"""The one place where the method meets its kernels: which backend runs, and the call to it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .config import SparseConfig
+from .layout import TokenLayout
+from .reference import reference_attention
+
+BackendResult = tuple[Tensor, Tensor, Callable[[], Tensor]]
+"""Output `[B, H, N, D]`, kv_counts `[B, H, NQ]` int32, and a function giving the block mask."""
+
+
+class BackendUnavailable(RuntimeError):
+    """No kernel can run this call here. The message is the reason, written for the user."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """What "auto" uses: the backend's name, or None and the reason why there is none."""
+
+    name: Literal["triton", "reference"] | None
+    reason: str
+
+
+def backend_status(
+    device: torch.device, dtype: torch.dtype, head_dim: int, config: SparseConfig
+) -> BackendStatus:
+    """Which backend "auto" would use for calls of this kind, without running anything.
+
+    Args:
+        device, dtype, head_dim: of q, k and v.
+        config: blocks and rectification of the calls.
+    """
+    if device.type == "cpu":
+        return BackendStatus("reference", "plain torch on the CPU")
+    if device.type != "cuda":
+        return BackendStatus(None, f"no kernels for devices of type {device.type!r}")
+    reason = triton_missing_reason()
+    if reason is None:
+        from ..kernels.support import unsupported_reason
+
+        reason = unsupported_reason(device, dtype, head_dim, config)
+    if reason is not None:
+        return BackendStatus(None, reason)
+    return BackendStatus("triton", "Triton kernels")
+
+
+def triton_missing_reason() -> str | None:
+    """None where Triton can be imported, else what to install, as one line for the user."""
+    if importlib.util.find_spec("triton") is not None:
+        return None
+    return (
+        "Triton is not installed: 'pip install triton' on Linux, 'pip install triton-windows' on "
+        "Windows (portable: python_embeded\\python.exe -m pip install triton-windows)"
+    )
+
+
+def run_reference(
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, keep_mask: bool
+) -> BackendResult:
+    """Run the plain torch reference; the mask is kept in any case."""
+    out, critical = reference_attention(q, k, v, layout, config)
+    return out, critical.sum(-1, dtype=torch.int32), lambda: critical
+
+
+def run_triton(
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, keep_mask: bool
+) -> BackendResult:
+    """Run the Triton kernels; the block mask is only written with `keep_mask`.
+
+    Raises:
+        BackendUnavailable: Triton is missing, the GPU is too old, or no tile passed its check.
+    """
+    reason = triton_missing_reason()
+    if reason is not None:
+        raise BackendUnavailable(reason)
+    from ..kernels.op import NoKernelError, rectified_attention_op
+
+    try:
+        out, kv_counts, mask = rectified_attention_op(q, k, v, layout, config, keep_mask)
+    except NoKernelError as error:
+        raise BackendUnavailable(str(error)) from error
+    return out, kv_counts, lambda: mask.bool()

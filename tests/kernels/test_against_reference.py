@@ -1,0 +1,112 @@
+"""The Triton pipeline against rspa_core/reference.py, with uninitialised memory poisoned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from rectified_spaattn.rspa_core import SparseConfig, metrics, rectified_attention
+
+from .cases import Case
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+CASES = {
+    "paper": Case((3, 7, 11), SparseConfig(0.5), heads=2),
+    "paper-64": Case((2, 9, 13), SparseConfig(0.6, 64, 64), context=(0, 37), head_dim=128),
+    "paper-128x64": Case((3, 7, 11), SparseConfig(0.6, 128, 64), context=(130, 0)),
+    "paper-top_p": Case((3, 7, 11), SparseConfig(0.9, 64, 64, top_p=0.6), context=(5, 9)),
+    "precise": Case((3, 7, 11), SparseConfig(0.5, rectification="precise"), heads=2),
+    "precise-64": Case(
+        (2, 9, 13), SparseConfig(0.6, 64, 64, rectification="precise"), (0, 37), head_dim=96
+    ),
+    "precise-128x64": Case(
+        (3, 7, 11), SparseConfig(0.6, 128, 64, rectification="precise"), context=(64, 70)
+    ),
+    "precise-top_p": Case(
+        (3, 7, 11), SparseConfig(0.9, 64, 64, 0.4, "precise", neighbours=False), context=(1, 0)
+    ),
+    "none": Case((3, 7, 11), SparseConfig(0.6, rectification="none"), context=(0, 256)),
+    "none-64": Case((2, 9, 13), SparseConfig(0.7, 64, 64, rectification="none"), head_dim=96),
+    "batch": Case((1, 9, 15), SparseConfig(0.5, 64, 64), (3, 0), batch=2, heads=2),
+    "strided": Case((3, 5, 11), SparseConfig(0.6, 64, 64), (7, 0), 2, 2, strided=True),
+    "shorter than a block": Case((1, 5, 7), SparseConfig(0.9), context=(4, 0)),
+    "one token": Case((1, 1, 1), SparseConfig(0.9, 64, 64, rectification="precise"), (0, 3)),
+    "whole blocks": Case((2, 8, 16), SparseConfig(0.5, 64, 64), context=(64, 0)),
+    "tile order": Case((3, 7, 11), SparseConfig(0.6, 64, 64, order="tile")),
+    "raster order": Case(
+        (3, 7, 11), SparseConfig(0.6, 64, 64, rectification="precise", order="raster"), (9, 0)
+    ),
+    "dense": Case((3, 7, 11), SparseConfig(0.0, 64, 64), context=(20, 0)),
+    "sparsest": Case((4, 8, 12), SparseConfig(0.98, 64, 64, neighbours=False, top_p=0.0)),
+}
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fill what `torch.empty` returns with NaN, so that a row that is not written shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def dtypes(device: torch.device) -> list[torch.dtype]:
+    # bf16 is silently wrong in Triton's interpreter.
+    if device.type == "cpu":
+        return [torch.float32, torch.float16]
+    return [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_matches_reference(name: str, device: torch.device) -> None:
+    case = CASES[name]
+    for seed, dtype in enumerate(dtypes(device)):
+        q, k, v = case.inputs(dtype, device, seed)
+        expected, expected_stats = rectified_attention(
+            q, k, v, case.layout, case.config, backend="reference", return_stats=True
+        )
+        out, stats = rectified_attention(
+            q, k, v, case.layout, case.config, backend="triton", return_stats=True
+        )
+        assert out.dtype == dtype
+        assert out.shape == q.shape
+        assert torch.equal(stats.block_mask(), expected_stats.block_mask())
+        assert torch.equal(stats.kv_counts, expected_stats.kv_counts)
+        assert metrics.relative_l2(out, expected) < TOLERANCE[dtype]
+        # Rows differ in size by orders of magnitude: a single wrong row must show, too.
+        worst = (out.float() - expected.float()).abs().amax() / expected.float().abs().amax()
+        assert worst < 10 * TOLERANCE[dtype]
+
+
+def test_without_statistics_gives_the_same_output(device: torch.device) -> None:
+    case = CASES["precise"]
+    q, k, v = case.inputs(torch.float32, device, 7)
+    out, _ = rectified_attention(
+        q, k, v, case.layout, case.config, backend="triton", return_stats=True
+    )
+    assert torch.equal(
+        out, rectified_attention(q, k, v, case.layout, case.config, backend="triton")
+    )
+
+
+def test_inputs_are_not_written(device: torch.device) -> None:
+    case = CASES["strided"]
+    tensors = case.inputs(torch.float32, device, 8)
+    copies = [x.clone() for x in tensors]
+    rectified_attention(*tensors, case.layout, case.config, backend="triton")
+    assert all(torch.equal(x, copy) for x, copy in zip(tensors, copies, strict=True))
+
+
+def test_heads_in_chunks(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workspace for one head at a time gives what one for all heads gives."""
+    from rectified_spaattn.kernels import launch
+
+    case = Case((1, 9, 15), SparseConfig(0.5, 64, 64), (3, 0), batch=2, heads=3)
+    q, k, v = case.inputs(torch.float32, device, 9)
+    together = rectified_attention(q, k, v, case.layout, case.config, backend="triton")
+    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 1)
+    chunked = rectified_attention(q, k, v, case.layout, case.config, backend="triton")
+    assert torch.equal(together, chunked)

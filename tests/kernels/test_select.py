@@ -1,0 +1,70 @@
+"""The selection kernel alone, on rows that the pipeline rarely produces: ties and extremes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rectified_spaattn.rspa_core import SparseConfig
+from rectified_spaattn.rspa_core.selection import select_blocks
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+ROWS = {
+    "random": torch.randn(4, 37, generator=torch.Generator().manual_seed(0)),
+    "all equal": torch.zeros(2, 21),
+    "two values": torch.randint(0, 2, (5, 40), generator=torch.Generator().manual_seed(1)).float(),
+    "one far above": torch.eye(6, 33) * 80,
+    "underflow to zero": torch.arange(30.0).repeat(2, 1) * -40,
+    "single block": torch.zeros(1, 1),
+}
+
+
+def run_select(logits: Tensor, forced: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Mask and kv_indices (filled with -1) of one head for `logits [NQ, NK]`."""
+    import triton
+    from rectified_spaattn.kernels.select import select_kernel
+
+    num_q, num_k = logits.shape
+    device = logits.device
+    mask = torch.full((num_q, num_k), 9, dtype=torch.int8, device=device)
+    kv_indices = torch.full((num_q, num_k), -1, dtype=torch.int32, device=device)
+    counts = [torch.full((num_q,), -1, dtype=torch.int32, device=device) for _ in range(3)]
+    select_kernel[(num_q, 1)](
+        logits.clone(), None, None, forced.to(torch.int8), mask, kv_indices, *counts, None,
+        num_q, num_k, num_k, 0, num_k, top_k, top_p,
+        HAS_CONTEXT=False, USE_TOP_P=top_p > 0, WRITE_MASK=True, RECTIFICATION="none",
+        BLOCK=triton.next_power_of_2(num_k), num_warps=4,
+    )  # fmt: skip
+    lengths, ragged, kept = counts
+    assert torch.equal(lengths, kept)
+    assert not ragged.any()
+    assert torch.equal(kept, mask.sum(-1, dtype=torch.int32))
+    return mask.bool(), kv_indices
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["free", "forced"])
+@pytest.mark.parametrize("top_p", [0.0, 0.45, 1.0])
+@pytest.mark.parametrize("name", ROWS)
+def test_selects_what_the_reference_selects(
+    name: str, top_p: float, force: bool, device: torch.device
+) -> None:
+    logits = ROWS[name].to(device)
+    forced = torch.zeros(logits.shape, dtype=torch.bool, device=device)
+    if force:
+        forced[:, -1] = True
+        forced[0, logits.shape[1] // 2 :] = True
+    config = SparseConfig(0.8, 64, 64, top_p=top_p, rectification="none")
+    top_k = config.top_k(logits.shape[1])
+    mask, kv_indices = run_select(logits, forced, top_k, top_p)
+    # The exponential of the kernel differs from torch's in the last bit, which decides whether
+    # a mass equals top_p = 1 exactly; every other row must agree to the bit.
+    expected = select_blocks(logits.softmax(-1), forced, config)
+    if top_p < 1:
+        assert torch.equal(mask, expected)
+    else:
+        assert (mask | ~forced).all()
+        assert (mask.sum(-1) >= top_k).all()
+    for row, entries in zip(mask, kv_indices, strict=True):
+        listed = entries[entries >= 0].long()
+        assert torch.equal(listed, row.nonzero().flatten())

@@ -1,0 +1,51 @@
+"""The tile table: what it offers fits the chip it is for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+SHARED_MEMORY = {
+    (8, 0): 163 * 1024,
+    (8, 6): 101_376,
+    (8, 9): 101_376,
+    (9, 0): 232_448,
+    (10, 0): 232_448,
+    (12, 0): 101_376,
+    (12, 1): 101_376,
+}
+
+
+@pytest.mark.parametrize("q_block", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("capability", SHARED_MEMORY, ids=str)
+def test_every_chip_has_a_tile_that_fits(
+    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, q_block: int
+) -> None:
+    from rectified_spaattn.kernels.tiles import tile_bytes, tile_candidates
+
+    limit = SHARED_MEMORY[capability]
+    tiles = tile_candidates(capability, limit, dtype, head_dim, q_block)
+    assert tiles
+    for tile in tiles:
+        assert tile_bytes(tile, dtype, head_dim, q_block) <= limit
+        assert 64 % tile.tile_n == 0
+
+
+def test_nothing_is_offered_that_does_not_fit() -> None:
+    from rectified_spaattn.kernels.tiles import tile_candidates
+
+    assert tile_candidates((9, 0), 1024, torch.bfloat16, 128, 128) == []
+
+
+def test_old_gpu_and_wrong_heads_have_a_reason() -> None:
+    from rectified_spaattn.kernels.support import capability_reason, shape_reason
+
+    assert "7.5" in capability_reason("NVIDIA T4", (7, 5))
+    assert capability_reason("NVIDIA H200", (9, 0)) is None
+    assert "256 channels" in shape_reason(torch.bfloat16, 256)
+    assert "float64" in shape_reason(torch.float64, 128)
+    assert shape_reason(torch.bfloat16, 96) is None
