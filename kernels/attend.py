@@ -17,11 +17,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _absorb(acc, highest, total, scores, values, PRECISION: tl.constexpr):
-    """One step of the online softmax: scores [M, N] in log2 units, values [N, DP]."""
-    new_highest = tl.maximum(highest, tl.max(scores, 1))
+def _absorb(acc, highest, total, scores, unit, values, PRECISION: tl.constexpr):
+    """One step of the online softmax: scores [M, N], `unit` brings them to log2, values [N, DP]."""
+    # Scaling after the maximum leaves one fused multiply-add per score.
+    new_highest = tl.maximum(highest, tl.max(scores, 1) * unit)
     rescale = tl.exp2(highest - new_highest)
-    probs = tl.exp2(scores - new_highest[:, None])
+    probs = tl.exp2(scores * unit - new_highest[:, None])
     total = total * rescale + tl.sum(probs, 1)
     acc = acc * rescale[:, None]
     acc = tl.dot(probs.to(values.dtype), values, acc, input_precision=PRECISION)
@@ -30,7 +31,7 @@ def _absorb(acc, highest, total, scores, values, PRECISION: tl.constexpr):
 
 @triton.jit
 def _ragged_block(
-    acc, highest, total, q, packed_k, packed_v, first_row, length, score_scale,
+    acc, highest, total, q, packed_k, packed_v, first_row, length, unit,
     DP: tl.constexpr, TILE_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attend the first `length` keys of the block that starts at packed row `first_row`."""
@@ -40,13 +41,28 @@ def _ragged_block(
         offsets = (first_row + start + rows)[:, None] * DP + cols[None, :]
         k = tl.load(packed_k + offsets)
         v = tl.load(packed_v + offsets)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * score_scale
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores = tl.where((start + rows < length)[None, :], scores, float("-inf"))
-        acc, highest, total = _absorb(acc, highest, total, scores, v, PRECISION)
+        acc, highest, total = _absorb(acc, highest, total, scores, unit, v, PRECISION)
     return acc, highest, total
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "first_head",
+        "num_heads",
+        "length",
+        "packed_length",
+        "num_q",
+        "num_context_q",
+        "num_k",
+        "video_length",
+        "context_length",
+        "width",
+        "all_blocks_start",
+        "num_all_blocks",
+    ]
+)
 def attend_kernel(
     q,  # [B, H, N, D], any strides
     q_source,  # [(NCQ + NQ) * Q_BLOCK] int32: token of each row, context rows first, -1 padding
@@ -85,6 +101,8 @@ def attend_kernel(
     Q_BLOCK: tl.constexpr,
     KV_BLOCK: tl.constexpr,
     TILE_N: tl.constexpr,
+    TAIL_TILE: tl.constexpr,
+    TAIL_STAGES: tl.constexpr,
     RECTIFICATION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -107,7 +125,7 @@ def attend_kernel(
 
     k_base = packed_k + head * packed_length * DP
     v_base = packed_v + head * packed_length * DP
-    score_scale = scale * LOG2E
+    unit = scale * LOG2E  # from raw scores to exponents of 2
     acc = tl.zeros([Q_BLOCK, DP], tl.float32)
     highest = tl.full([Q_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([Q_BLOCK], tl.float32)
@@ -125,43 +143,44 @@ def attend_kernel(
         offsets = (first_row + tile_rows)[:, None] * DP + cols[None, :]
         k = tl.load(k_base + offsets)  # [TILE_N, DP]
         v = tl.load(v_base + offsets)
-        scores = tl.dot(q_tile, tl.trans(k), input_precision=PRECISION) * score_scale
-        acc, highest, total = _absorb(acc, highest, total, scores, v, PRECISION)
+        scores = tl.dot(q_tile, tl.trans(k), input_precision=PRECISION)
+        acc, highest, total = _absorb(acc, highest, total, scores, unit, v, PRECISION)
 
     # At most two ragged blocks: the end of the video and the end of the context.
     ragged_video = video_length % KV_BLOCK
     if ragged_video > 0 and (is_video == 0) | (tl.load(ragged_kept + row) > 0):
         acc, highest, total = _ragged_block(
             acc, highest, total, q_tile, k_base, v_base, (num_k - 1) * KV_BLOCK,
-            ragged_video, score_scale, DP, TILE_N, PRECISION,
+            ragged_video, unit, DP, TILE_N, PRECISION,
         )  # fmt: skip
     ragged_context = context_length % KV_BLOCK
     if ragged_context > 0:
         acc, highest, total = _ragged_block(
             acc, highest, total, q_tile, k_base, v_base,
             (num_k + context_length // KV_BLOCK) * KV_BLOCK,
-            ragged_context, score_scale, DP, TILE_N, PRECISION,
+            ragged_context, unit, DP, TILE_N, PRECISION,
         )  # fmt: skip
 
     if RECTIFICATION == "precise":
         scaled_q = q_tile.to(tl.float32) * scale
         squared_q = (scaled_q * scaled_q).to(q_tile.dtype)
         num_tail = tl.where(is_video, num_k, 0)
-        for start in range(0, num_tail, TILE_N):
-            index = start + tile_rows
+        tail_rows = tl.arange(0, TAIL_TILE)
+        for start in tl.range(0, num_tail, TAIL_TILE, num_stages=TAIL_STAGES):
+            index = start + tail_rows
             inside = index < num_k
             offsets = (head * num_k + index)[:, None] * DP + cols[None, :]
             k = tl.load(tail_k + offsets, mask=inside[:, None], other=0.0)
-            scores = tl.dot(q_tile, tl.trans(k), input_precision=PRECISION) * scale
             variance = tl.load(tail_variance + offsets, mask=inside[:, None], other=0.0)
-            second = tl.dot(squared_q, tl.trans(variance), input_precision=PRECISION)
-            size = tl.minimum(video_length - index * KV_BLOCK, KV_BLOCK)
-            scores += tl.minimum(second, variance_cap)
-            scores = scores * LOG2E + tl.log2(tl.maximum(size, 1).to(tl.float32))[None, :]
-            is_critical = tl.load(critical + row * num_k + index, mask=inside, other=1)
-            scores = tl.where((is_critical == 0)[None, :], scores, float("-inf"))
             v = tl.load(tail_v + offsets, mask=inside[:, None], other=0.0)
-            acc, highest, total = _absorb(acc, highest, total, scores, v, PRECISION)
+            is_critical = tl.load(critical + row * num_k + index, mask=inside, other=1)
+            size = tl.minimum(video_length - index * KV_BLOCK, KV_BLOCK)
+            bias = tl.log(tl.maximum(size, 1).to(tl.float32))
+            bias = tl.where(is_critical == 0, bias, float("-inf"))
+            second = tl.dot(squared_q, tl.trans(variance), input_precision=PRECISION)
+            scores = tl.dot(q_tile, tl.trans(k), input_precision=PRECISION) * scale
+            scores += tl.minimum(second, variance_cap) + bias[None, :]
+            acc, highest, total = _absorb(acc, highest, total, scores, LOG2E, v, PRECISION)
 
     result = acc / total[:, None]
     if RECTIFICATION == "paper" and is_video:

@@ -1,4 +1,4 @@
-"""The pipeline of one attention call: pool, score, select, attend, a bounded share of heads at once."""
+"""The pipeline of one attention call: pool, score, select, attend, some heads at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ WORKSPACE_BYTES = 512 * 1024**2
 """Scratch memory one call may take: heads are processed in as many chunks as that needs."""
 
 _DEVIATION = {"paper": "mean_abs_dev", "precise": "variance", "none": "none"}
-_SCORE_TILE = 32
+_SCORE_TILE = 64
+_SCORE_STEP = 16
+_CONTEXT_TILE = 32
+# Small enough for the tail to fit into the shared memory that the main loop has left behind.
+_TAIL_TILE = 32
+_TAIL_STAGES = 2
 
 
 def launch(
@@ -208,20 +213,20 @@ def _score(
     logits = q_pool.mean.new_empty((chunk.count, sizes.num_q, sizes.num_k))
     paper = config.rectification == "paper"
     accepted = torch.empty_like(logits, dtype=torch.int8) if paper else None
-    q_tiles = triton.cdiv(sizes.num_q, _SCORE_TILE)
-    score_kernel[(q_tiles, triton.cdiv(sizes.num_k, _SCORE_TILE), chunk.count)](
+    tiles = [triton.cdiv(blocks, _SCORE_TILE) for blocks in (sizes.num_q, sizes.num_k)]
+    score_kernel[(*tiles, chunk.count)](
         q_pool.mean, q_pool.deviation, k_pool.mean, k_pool.deviation, logits, accepted,
         sizes.num_q, sizes.num_k, sizes.video_length, scale, TAIL_VARIANCE_CAP,
-        DP=sizes.padded_dim, KV_BLOCK=config.kv_block, TILE=_SCORE_TILE,
-        RECTIFICATION=config.rectification, num_warps=4,
+        DP=sizes.padded_dim, KV_BLOCK=config.kv_block, TILE=_SCORE_TILE, STEP=_SCORE_STEP,
+        RECTIFICATION=config.rectification, num_warps=8,
     )  # fmt: skip
     if not sizes.context_length:
         return logits, accepted, None
     context_lse = q_pool.mean.new_empty((chunk.count, sizes.num_q))
-    context_lse_kernel[(q_tiles, chunk.count)](
+    context_lse_kernel[(triton.cdiv(sizes.num_q, _CONTEXT_TILE), chunk.count)](
         q_pool.mean, k_pool.packed, context_lse, sizes.num_q, sizes.packed_length,
         sizes.num_k * config.kv_block, sizes.context_length, scale,
-        DP=sizes.padded_dim, TILE=_SCORE_TILE, num_warps=4,
+        DP=sizes.padded_dim, TILE=_CONTEXT_TILE, num_warps=4,
     )  # fmt: skip
     return logits, accepted, context_lse
 
@@ -303,6 +308,7 @@ def _attend(
         sizes.width, chunk.count * sizes.num_q * sizes.width, len(tables.all_blocks),
         *q.stride(), sizes.head_dim**-0.5, TAIL_VARIANCE_CAP,
         D=sizes.head_dim, DP=sizes.padded_dim, Q_BLOCK=config.q_block, KV_BLOCK=config.kv_block,
-        TILE_N=tile.tile_n, RECTIFICATION=config.rectification, PRECISION=precision,
+        TILE_N=tile.tile_n, TAIL_TILE=_TAIL_TILE, TAIL_STAGES=_TAIL_STAGES,
+        RECTIFICATION=config.rectification, PRECISION=precision,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

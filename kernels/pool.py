@@ -10,7 +10,14 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "first_head",
+        "num_heads",
+        "num_blocks",
+        "num_video_blocks",
+    ]
+)
 def pool_kernel(
     x,  # [B, H, N, D], any strides
     source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding

@@ -12,7 +12,13 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "num_q",
+        "num_k",
+        "video_length",
+    ]
+)
 def score_kernel(
     q_mean,  # [HC, NQ, DP] fp32
     q_deviation,  # [HC, NQ, DP] fp32, mean absolute deviation, read if RECTIFICATION == "paper"
@@ -28,40 +34,58 @@ def score_kernel(
     DP: tl.constexpr,
     KV_BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    STEP: tl.constexpr,  # channels per step, divides DP
     RECTIFICATION: tl.constexpr,
 ):
     head = tl.program_id(2).to(tl.int64)
     q_index = tl.program_id(0) * TILE + tl.arange(0, TILE)
     k_index = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    cols = tl.arange(0, DP)
     q_inside = (q_index < num_q)[:, None]
-    k_inside = (k_index < num_k)[:, None]
-    q_offsets = (head * num_q + q_index)[:, None] * DP + cols[None, :]
-    k_offsets = (head * num_k + k_index)[:, None] * DP + cols[None, :]
+    k_inside = (k_index < num_k)[None, :]
+    q_rows = (head * num_q + q_index)[:, None] * DP
+    k_rows = (head * num_k + k_index)[None, :] * DP
 
-    q = tl.load(q_mean + q_offsets, mask=q_inside, other=0.0)  # [TILE, DP]
-    k = tl.load(k_mean + k_offsets, mask=k_inside, other=0.0)
-    raw = tl.dot(q, tl.trans(k), input_precision="ieee")  # [TILE, TILE]
+    raw = tl.zeros([TILE, TILE], tl.float32)  # q̄·k̄
+    second = tl.zeros([TILE, TILE], tl.float32)  # Σ q̄² var, or the first pooling error term
+    third = tl.zeros([TILE, TILE], tl.float32)  # the second pooling error term
+    # A few channels at a time: fp32 products run in registers and would spill with all of them.
+    for start in range(0, DP, STEP):
+        cols = start + tl.arange(0, STEP)
+        q_offsets = q_rows + cols[None, :]
+        k_offsets = k_rows + cols[:, None]
+        q = tl.load(q_mean + q_offsets, mask=q_inside, other=0.0)  # [TILE, STEP]
+        k = tl.load(k_mean + k_offsets, mask=k_inside, other=0.0)  # [STEP, TILE]
+        raw = tl.dot(q, k, raw, input_precision="ieee")
+        if RECTIFICATION == "precise":
+            variance = tl.load(k_deviation + k_offsets, mask=k_inside, other=0.0)
+            second = tl.dot(q * q, variance, second, input_precision="ieee")
+        if RECTIFICATION == "paper":
+            q_dev = tl.load(q_deviation + q_offsets, mask=q_inside, other=0.0)
+            k_dev = tl.load(k_deviation + k_offsets, mask=k_inside, other=0.0)
+            second = tl.dot(q_dev, k, second, input_precision="ieee")
+            third = tl.dot(q, k_dev, third, input_precision="ieee")
+
     length = tl.minimum(video_length - k_index * KV_BLOCK, KV_BLOCK)
     # Columns behind the last block have no length; they are not stored.
     logit = scale * raw + tl.log(tl.maximum(length, 1).to(tl.float32))[None, :]
-
     out = (head * num_q + q_index)[:, None] * num_k + k_index[None, :]
-    stored = q_inside & (k_index < num_k)[None, :]
+    stored = q_inside & k_inside
     if RECTIFICATION == "precise":
-        variance = tl.load(k_deviation + k_offsets, mask=k_inside, other=0.0)
-        second = tl.dot(q * q, tl.trans(variance), input_precision="ieee")
         logit += tl.minimum(0.5 * scale * scale * second, variance_cap)
     if RECTIFICATION == "paper":
-        q_dev = tl.load(q_deviation + q_offsets, mask=q_inside, other=0.0)
-        k_dev = tl.load(k_deviation + k_offsets, mask=k_inside, other=0.0)
-        error = tl.abs(tl.dot(q_dev, tl.trans(k), input_precision="ieee"))
-        error += tl.abs(tl.dot(q, tl.trans(k_dev), input_precision="ieee"))
+        error = tl.abs(second) + tl.abs(third)
         tl.store(accepted + out, (tl.abs(raw) > error).to(tl.int8), mask=stored)
     tl.store(logits + out, logit, mask=stored)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "num_q",
+        "packed_length",
+        "context_start",
+        "context_length",
+    ]
+)
 def context_lse_kernel(
     q_mean,  # [HC, NQ, DP] fp32
     packed_k,  # [HC, packed_length, DP]: context keys stand behind the video blocks

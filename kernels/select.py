@@ -45,7 +45,16 @@ def _blocks_for_mass(probs, bits, top_p, num_k):
     return tl.minimum(count, num_k)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "num_q",
+        "num_k",
+        "num_full_k",
+        "num_full_context",
+        "width",
+        "top_k",
+    ]
+)
 def select_kernel(
     logits,  # [HC, NQ, NK] fp32; overwritten with W if RECTIFICATION == "paper"
     context_lse,  # [HC, NQ] fp32, read if HAS_CONTEXT

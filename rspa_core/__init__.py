@@ -6,6 +6,13 @@ from .config import ConfigError, SparseConfig
 from .dispatch import BackendStatus, BackendUnavailable, backend_status
 from .layout import TokenLayout
 from .order import block_neighbours, inverse_order, token_order
+from .schedule import (
+    DenseBlocks,
+    SparsitySchedule,
+    parse_dense_blocks,
+    parse_dense_steps,
+    parse_steps,
+)
 from .selection import critical_blocks
 
 __all__ = [
@@ -13,7 +20,9 @@ __all__ = [
     "BackendStatus",
     "BackendUnavailable",
     "ConfigError",
+    "DenseBlocks",
     "SparseConfig",
+    "SparsitySchedule",
     "TokenLayout",
     "backend_status",
     "block_neighbours",
@@ -21,6 +30,9 @@ __all__ = [
     "dense_attention",
     "inverse_order",
     "metrics",
+    "parse_dense_blocks",
+    "parse_dense_steps",
+    "parse_steps",
     "rectified_attention",
     "token_order",
 ]

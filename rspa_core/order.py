@@ -23,7 +23,7 @@ from .layout import check_grid
 
 Grid = tuple[int, int, int]
 
-# One tile is one block of 64, and two consecutive tiles are one block of 128.
+# One tile is a block of 64, and two consecutive ones are a block of 128.
 TILE_TOKENS = 64
 
 
@@ -99,10 +99,10 @@ def _token_order(grid: Grid, order: str) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _inverse_order(grid: Grid, order: str) -> torch.Tensor:
-    indices = _token_order(grid, order)
-    inverse = torch.empty_like(indices)
-    inverse[indices] = torch.arange(len(indices))
-    return inverse
+    indices = _token_order(grid, order).numpy()
+    inverse = np.empty_like(indices)
+    inverse[indices] = np.arange(len(indices))
+    return torch.from_numpy(inverse)
 
 
 @lru_cache(maxsize=16)

@@ -91,7 +91,7 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _CriticalAttention:
-    """Attention of q-blocks on their critical kv-blocks, all context tokens and, if given, a tail."""
+    """Attention of q-blocks on critical kv-blocks, all context tokens and, if given, a tail."""
 
     def __init__(
         self, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor, config: SparseConfig

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from rectified_spaattn.rspa_core import SparseConfig, TokenLayout
 from torch import Tensor
+
+from rectified_spaattn.rspa_core import SparseConfig, TokenLayout
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from rectified_spaattn.rspa_core import SparseConfig, metrics, rectified_attention
 
 from .cases import Case

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from rectified_spaattn.rspa_core import SparseConfig, rectified_attention
 
 from .cases import Case

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from rectified_spaattn.rspa_core import SparseConfig
 from rectified_spaattn.rspa_core.selection import select_blocks
-from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -23,6 +24,7 @@ ROWS = {
 def run_select(logits: Tensor, forced: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
     """Mask and kv_indices (filled with -1) of one head for `logits [NQ, NK]`."""
     import triton
+
     from rectified_spaattn.kernels.select import select_kernel
 
     num_q, num_k = logits.shape

@@ -1,0 +1,1 @@
+"""Speed and fidelity, rerunnable: the input factory, the demo and the benchmarks."""

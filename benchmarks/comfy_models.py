@@ -1,0 +1,135 @@
+"""ComfyUI's own Wan 14B and HunyuanVideo classes with random weights, for benchmarks.
+
+The classes come from a ComfyUI checkout (`import_comfyui`) and are built as its loader builds them,
+minus the checkpoint. Speed depends on shapes, which are those of the released models.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+LATENTS = {
+    "wan14b": {"720p": (16, 21, 90, 160), "480p": (16, 21, 60, 104), "small": (16, 7, 20, 32)},
+    "hunyuan": {"720p": (16, 33, 90, 160), "480p": (16, 19, 60, 106), "small": (16, 7, 20, 32)},
+}
+"""Channels, frames, height and width: Wan 1280x720x81 and 832x480x81, HunyuanVideo 1280x720x129 and
+848x480x73."""
+TEXT_WIDTH = 4096
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model at one size.
+
+    Attributes:
+        title: for the table.
+        config_class: name of the class in `comfy.supported_models`.
+        unet_config: keyword arguments of the diffusion model, as ComfyUI's detection finds them.
+        latent: channels, frames, height, width; a token covers 2 x 2 of one frame.
+        text_tokens: length of the conditioning.
+        joint_text: whether the text tokens take part in the video self-attention.
+        block_lists: attributes of the diffusion model that hold its blocks.
+        blocks, released_blocks: how many there are, and how many the released model has.
+    """
+
+    title: str
+    config_class: str
+    unet_config: dict[str, Any]
+    latent: tuple[int, int, int, int]
+    text_tokens: int
+    joint_text: bool
+    block_lists: tuple[str, ...]
+    blocks: int
+    released_blocks: int
+
+    @property
+    def tokens(self) -> int:
+        """Length of one self-attention."""
+        _, frames, height, width = self.latent
+        video = frames * math.ceil(height / 2) * math.ceil(width / 2)
+        return video + self.joint_text * self.text_tokens
+
+
+def wan_case(layers: int | None, size: str) -> Case:
+    """Wan 2.1 14B text-to-video; `layers` blocks."""
+    dim, ffn_dim = (256, 512) if size == "small" else (5120, 13824)
+    layers = layers or 40
+    config = {
+        "image_model": "wan2.1", "model_type": "t2v", "in_dim": 16, "out_dim": 16,
+        "dim": dim, "ffn_dim": ffn_dim, "num_heads": dim // 128, "num_layers": layers,
+        "patch_size": (1, 2, 2), "freq_dim": 256, "text_dim": TEXT_WIDTH, "window_size": (-1, -1),
+        "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6,
+    }  # fmt: skip
+    latent = LATENTS["wan14b"][size]
+    return Case("Wan 2.1 14B", "WAN21_T2V", config, latent, 512, False, ("blocks",), layers, 40)
+
+
+def hunyuan_case(layers: int | None, size: str) -> Case:
+    """HunyuanVideo text-to-video; `layers` double blocks and twice as many single ones."""
+    hidden = 256 if size == "small" else 3072
+    layers = layers or 20
+    config = {
+        "image_model": "hunyuan_video", "in_channels": 16, "out_channels": 16,
+        "patch_size": [1, 2, 2], "vec_in_dim": 768, "axes_dim": [16, 56, 56],
+        "context_in_dim": TEXT_WIDTH, "hidden_size": hidden, "num_heads": hidden // 128,
+        "mlp_ratio": 4.0, "depth": layers, "depth_single_blocks": 2 * layers, "theta": 256,
+        "qkv_bias": True, "guidance_embed": True, "byt5": False, "meanflow": False,
+        "use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False,
+    }  # fmt: skip
+    latent = LATENTS["hunyuan"][size]
+    lists = ("double_blocks", "single_blocks")
+    return Case("HunyuanVideo", "HunyuanVideo", config, latent, 256, True, lists, 3 * layers, 60)
+
+
+CASES = {"wan14b": wan_case, "hunyuan": hunyuan_case}
+
+
+def import_comfyui(root: Path, device: torch.device) -> None:
+    """Make `import comfy` find the checkout, set up for this device as `main.py` does it."""
+    if not (root / "comfy" / "model_base.py").is_file():
+        raise SystemExit(f"--comfyui {root}: no ComfyUI checkout (comfy/model_base.py is missing)")
+    # First on the path: our own folder `nodes` must not be found in place of ComfyUI's modules.
+    sys.path.insert(0, str(root.resolve()))
+    from comfy.cli_args import args
+
+    args.cpu = device.type == "cpu"
+
+
+def materialise(model: nn.Module, device: torch.device) -> None:
+    """Replace meta parameters by random ones that keep activations of order one.
+
+    Matrices get N(0, 1 / fan_in), norms 1, biases 0, and Wan's modulation tables, which are
+    parameters of no layer, N(0, 1 / width). Every parameter keeps its dtype.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    for module in model.modules():
+        for name, meta in module.named_parameters(recurse=False):
+            value = torch.empty(meta.shape, dtype=meta.dtype, device=device)
+            if meta.ndim >= 2:
+                fan_in = meta[0].numel() if name == "weight" else meta.shape[-1]
+                value.normal_(0.0, fan_in**-0.5, generator=generator)
+            else:
+                value.fill_(0.0 if name == "bias" else 1.0)
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
+
+
+def build_patcher(case: Case, device: torch.device, dtype: torch.dtype) -> Any:
+    """ComfyUI's `ModelPatcher` around a model of random weights, loaded completely."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = getattr(comfy.supported_models, case.config_class)(case.unet_config)
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, "", device=torch.device("meta"))
+    materialise(model.diffusion_model, device)
+    model.device = device
+    # Offloading to the same device: the weights never move to the host and back.
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+    return patcher

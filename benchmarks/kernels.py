@@ -1,0 +1,180 @@
+"""Speed and correctness of one attention call on this GPU, at the sizes of real video models.
+
+    python -m rectified_spaattn.benchmarks.kernels --shape wan-720p --sparsity 0.75 0.85 0.9
+
+Dense attention (cuDNN and flash of torch's SDPA) and Rectified SpaAttn run side by side on the
+same q, k, v. A time is printed only after the output has matched the fp32 reference; the error
+against dense attention is printed next to it. The share of each stage comes from the CUDA
+profiler of torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rectified_spaattn.benchmarks.synthetic import KINDS, synthetic_qkv
+from rectified_spaattn.benchmarks.timing import measure_interleaved
+from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One attention call of a model: latent grid, heads, context tokens (all behind the video)."""
+
+    grid: tuple[int, int, int]
+    heads: int
+    context: int = 0
+
+    @property
+    def layout(self) -> TokenLayout:
+        video = self.grid[0] * self.grid[1] * self.grid[2]
+        return TokenLayout(self.grid, video + self.context)
+
+
+SHAPES = {
+    "wan-480p": Shape((21, 30, 52), 40),
+    "wan-720p": Shape((21, 45, 80), 40),
+    "wan22-5b": Shape((31, 22, 40), 24),
+    "hunyuan-720p": Shape((33, 45, 80), 24, context=256),
+    "odd": Shape((7, 23, 37), 3, context=77),
+}
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+CHECKED_HEADS = 4
+
+
+def main() -> None:
+    arguments = _parse()
+    device = torch.device("cuda")
+    dtype = getattr(torch, arguments.dtype)
+    records = []
+    for name in arguments.shape:
+        shape = SHAPES[name]
+        q, k, v = synthetic_qkv(
+            arguments.kind, shape.grid, shape.heads, 128, shape.context, dtype, device
+        )
+        records += _shape(name, shape, q, k, v, arguments)
+        del q, k, v
+        torch.cuda.empty_cache()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(records, indent=1))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["wan-720p"])
+    parser.add_argument("--sparsity", nargs="+", type=float, default=[0.75, 0.85, 0.9])
+    parser.add_argument("--blocks", nargs="+", default=["128x128"], help="q_block x kv_block")
+    parser.add_argument("--rectification", nargs="+", default=["paper", "precise", "none"])
+    parser.add_argument("--kind", choices=KINDS, default="mixed", help="kind of attention head")
+    parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--stages", action="store_true", help="also print the time per kernel")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    return parser.parse_args()
+
+
+def _shape(
+    name: str, shape: Shape, q: Tensor, k: Tensor, v: Tensor, arguments: argparse.Namespace
+) -> list[dict[str, object]]:
+    """Check, time and print every variant at one shape."""
+    exact = _sdpa(SDPBackend.CUDNN_ATTENTION)(q, k, v)
+    calls: dict[str, Callable[[], object]] = {
+        "dense cudnn": lambda: _sdpa(SDPBackend.CUDNN_ATTENTION)(q, k, v),
+        "dense flash": lambda: _sdpa(SDPBackend.FLASH_ATTENTION)(q, k, v),
+    }
+    rows: dict[str, dict[str, object]] = {}
+    for blocks in arguments.blocks:
+        q_block, kv_block = map(int, blocks.split("x"))
+        for rectification in arguments.rectification:
+            for sparsity in arguments.sparsity:
+                config = SparseConfig(sparsity, q_block, kv_block, rectification=rectification)
+                label = f"{rectification} {blocks} {sparsity:g}"
+                rows[label] = _check(q, k, v, exact, shape.layout, config)
+                if rows[label]["correct"]:
+                    calls[label] = _sparse_call(q, k, v, shape.layout, config)
+                else:
+                    print(f"{label}: WRONG, not timed: {rows[label]}", flush=True)
+    timings = measure_interleaved(calls, q.device, rounds=arguments.rounds)
+    dense = timings["dense cudnn"].median
+    tokens = f"{shape.layout.length:,} tokens, {shape.heads} heads, {arguments.dtype}"
+    print(f"\n{name}: {tokens}, heads: {arguments.kind}, {torch.cuda.get_device_name()}")
+    print(f"{'variant':26} {'ms':>8} {'density':>8} {'x dense':>8} {'/ideal':>7} {'rel L2':>8}")
+    records = []
+    for label, timing in timings.items():
+        row = rows.get(label, {})
+        density = float(row.get("density", 1.0))
+        ideal = dense * density
+        print(
+            f"{label:26} {timing.median * 1e3:8.2f} {density:8.3f} {dense / timing.median:8.2f} "
+            f"{timing.median / ideal:7.2f} {row.get('error', 0.0):8.4f}"
+            f"   vs reference {row.get('difference', 0.0):.1e}, +{row.get('mib', 0):.0f} MiB",
+            flush=True,
+        )
+        records.append({"shape": name, "variant": label, "ms": timing.median * 1e3, **row})
+    if arguments.stages:
+        for label in list(calls)[2:]:
+            _print_stages(label, calls[label])
+    return records
+
+
+def _sdpa(backend: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    return call
+
+
+def _sparse_call(
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
+) -> Callable[[], object]:
+    return lambda: rectified_attention(q, k, v, layout, config, backend="triton")
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, exact: Tensor, layout: TokenLayout, config: SparseConfig
+) -> dict[str, object]:
+    """Compare with the reference on some heads, and with dense attention on all."""
+    heads = slice(0, min(CHECKED_HEADS, q.shape[1]))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out, stats = rectified_attention(q, k, v, layout, config, backend="triton", return_stats=True)
+    mib = (torch.cuda.max_memory_allocated() - before - out.nbytes) / 2**20
+    expected, reference = rectified_attention(
+        q[:, heads], k[:, heads], v[:, heads], layout, config,
+        backend="reference", return_stats=True,
+    )  # fmt: skip
+    difference = metrics.relative_l2(out[:, heads], expected)
+    flipped = (stats.block_mask()[:, heads] != reference.block_mask()).float().mean()
+    return {
+        "density": float(stats.density),
+        "error": metrics.relative_l2(out, exact),
+        "difference": difference,
+        "flipped_blocks": float(flipped),
+        "mib": mib,
+        "correct": difference < TOLERANCE[q.dtype] and bool(out.isfinite().all()),
+    }
+
+
+def _print_stages(label: str, call: Callable[[], object]) -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    total: dict[str, float] = {}
+    for event in profile.events():
+        total[event.name] = total.get(event.name, 0.0) + event.device_time / 1e3
+    print(f"stages of {label}:")
+    for kernel, milliseconds in sorted(total.items(), key=lambda item: -item[1])[:9]:
+        print(f"  {milliseconds:8.3f} ms  {kernel[:90]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Time several ways to do one thing side by side, so that none gets the quiet machine."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one candidate.
+
+    Attributes:
+        median, low, high: of the timed rounds.
+        rounds: how many there were.
+    """
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+def measure_interleaved(
+    calls: dict[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    rounds: int = 5,
+    warm_up: int = 1,
+    after_call: Callable[[str], None] | None = None,
+) -> dict[str, Timing]:
+    """Time `calls` in turn: each round runs every one of them once.
+
+    Clock changes, heat and other load then hit all candidates alike, and the median drops what hits
+    a single call. On a GPU the time is taken between CUDA events around the call.
+
+    Args:
+        calls: name to function without arguments; the result is dropped.
+        device: where the calls compute.
+        rounds: timed calls of each candidate.
+        warm_up: untimed calls of each candidate before the first round (compilation, caches).
+        after_call: called with the candidate's name after every call, for progress bars.
+
+    Returns:
+        Name to `Timing`, in the order of `calls`.
+
+    Raises:
+        ValueError: fewer than one round.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds = {rounds} is not allowed: 1 or more")
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(warm_up + rounds):
+        for name, call in calls.items():
+            elapsed = _time_call(call, device)
+            if index >= warm_up:
+                seconds[name].append(elapsed)
+            if after_call is not None:
+                after_call(name)
+    return {
+        name: Timing(statistics.median(values), min(values), max(values), rounds)
+        for name, values in seconds.items()
+    }
+
+
+def _time_call(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds that one call takes on the device, launch overhead included."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    with torch.cuda.device(device):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+    return begin.elapsed_time(end) / 1000.0

@@ -1,0 +1,242 @@
+"""Installs sparse attention on a model clone: the APPLY_MODEL wrapper and its run callbacks.
+
+The wrapper runs once per model call ("forward"). It decides from this call's sigma and shapes what
+is to happen, puts a fresh attention override into a shallow copy of transformer_options and calls
+on. Everything is read at run time, because nodes placed after ours may change the sampling, and
+context windows change the video's size from call to call.
+
+Non-finite values: looking at every attention output would cost a pass over it and a wait. Instead
+the forward's result is looked at once, together with the densities, and a forward that went wrong
+is run again dense (in fp16 the attention outputs are summed too, since HunyuanVideo's blocks hide
+NaNs there). Its sparse calls are not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..rspa_core import SparseConfig, backend_status, rectified_attention
+from ..rspa_core.schedule import (
+    DenseBlocks,
+    SparsitySchedule,
+    percent_of_sigma,
+    step_of_sigma,
+)
+from .host import send_status
+from .override import AttentionCalls, ForwardPlan, RunFailures, make_override
+from .run_report import ForwardTally, RunReport, logger
+from .token_regions import token_layout
+
+KEY = "rectified_spaattn"
+"""Names our wrapper and callbacks on a model, so that a second node replaces the first."""
+
+OVERRIDE = "optimized_attention_override"
+NON_FINITE = "non-finite values, forward repeated dense"
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """What the user chose on the node.
+
+    Attributes:
+        config: blocks, token order and rectification; its sparsity is replaced per forward.
+        schedule: sparsity over the run.
+        dense_blocks: blocks that stay dense.
+        min_tokens: below this many video tokens a forward is dense.
+        verbose: log every forward.
+        node_id: node that shows the status line.
+    """
+
+    config: SparseConfig
+    schedule: SparsitySchedule
+    dense_blocks: DenseBlocks = field(default_factory=DenseBlocks)
+    min_tokens: int = 0
+    verbose: bool = False
+    node_id: str | None = None
+
+
+def install(model: Any, settings: PatchSettings) -> Any:
+    """A clone of a ComfyUI model patcher with sparse attention; replaces an earlier one of ours."""
+    from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+    patched = model.clone()
+    patch = SparseAttentionPatch(settings)
+    patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, patch)
+    # Reset before a run too: an error in ComfyUI's own loading can skip the cleanup.
+    for moment, callback in (
+        (CallbacksMP.ON_PRE_RUN, patch.on_pre_run),
+        (CallbacksMP.ON_CLEANUP, patch.on_cleanup),
+    ):
+        patched.remove_callbacks_with_key(moment, KEY)
+        patched.add_callback_with_key(moment, KEY, callback)
+    return patched
+
+
+class SparseAttentionPatch:
+    """The APPLY_MODEL wrapper of one model clone, with the state of its current sampling run.
+
+    Args:
+        settings: what the user chose.
+        attend, status: the sparse attention and its backend query; injected for tests.
+    """
+
+    def __init__(
+        self,
+        settings: PatchSettings,
+        attend: Callable[..., Any] = rectified_attention,
+        status: Callable[..., Any] = backend_status,
+    ) -> None:
+        self.settings = settings
+        self.report = RunReport(settings.node_id, settings.verbose, send_status)
+        self._attend = attend
+        self._status = status
+        self._model_name = ""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._failures = RunFailures()
+        self._sample_sigmas: tuple[Any, list[float]] = (None, [])
+
+    def on_pre_run(self, patcher: Any) -> None:
+        """ON_PRE_RUN: a new sampling run begins."""
+        self._reset()
+        self.report.reset()
+
+    def on_cleanup(self, patcher: Any) -> None:
+        """ON_CLEANUP: the sampling run is over, also after an error or an interruption."""
+        self.report.finish_run(self._model_name)
+        self._reset()
+
+    def __call__(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: Mapping[str, Any] | None = None,
+        **conds: Any,
+    ) -> Any:
+        """APPLY_MODEL: one model call, with the positional arguments ComfyUI has had since 0.3."""
+        self.report.start_forward()
+        options = dict(transformer_options or {})
+        plan, note = self._plan(executor.class_obj, x, t, c_crossattn, options, conds)
+
+        def run(plan: ForwardPlan) -> tuple[Any, ForwardTally]:
+            tally = ForwardTally(x.device, plan.step)
+            calls = AttentionCalls(
+                plan,
+                tally,
+                self._failures,
+                self.report.warn_once,
+                options.get(OVERRIDE),
+                self._attend,
+                self._status,
+            )
+            inner = {**options, OVERRIDE: make_override(calls)}
+            return executor(x, t, c_concat, c_crossattn, control, inner, **conds), tally
+
+        output, tally = run(plan)
+        density_sum = 0.0
+        if tally.sparse:
+            density_sum, is_finite = tally.finish(output)
+            if not is_finite:
+                output, tally, density_sum = self._repeat_dense(run, plan)
+        self._finish_forward(plan, tally, density_sum, note)
+        return output
+
+    def _plan(
+        self,
+        base_model: Any,
+        x: Tensor,
+        t: Tensor,
+        text: Any,
+        options: Mapping[str, Any],
+        conds: Mapping[str, Any],
+    ) -> tuple[ForwardPlan, str]:
+        """What this forward is to do, and a note about where in the run it is for the log."""
+        settings = self.settings
+        self._model_name = type(base_model).__name__
+        # The one wait for the device before the model runs.
+        sigma = float(options.get("sigmas", t).flatten()[0])
+        sample_sigmas = self._read_sample_sigmas(options.get("sample_sigmas"))
+        step = step_of_sigma(sigma, sample_sigmas) if len(sample_sigmas) > 1 else None
+        num_steps = None if step is None else len(sample_sigmas) - 1
+        note = f"sigma {sigma:.4f}, step {step} of {num_steps}"
+
+        layout, reason = token_layout(base_model.diffusion_model, x, text, conds)
+        if layout is None:
+            return ForwardPlan(None, None, reason, step=step), note
+        note += f", grid {layout.grid}, {layout.length} tokens from {layout.video_start}"
+        if layout.video_length < settings.min_tokens:
+            reason = f"{layout.video_length} video tokens, below min_tokens {settings.min_tokens}"
+            return ForwardPlan(layout, None, reason, step=step), note
+        percent = percent_of_sigma(sigma, base_model.model_sampling.percent_to_sigma)
+        sparsity, reason = settings.schedule.sparsity_at(percent, step, num_steps)
+        note += f", percent {percent:.3f}, sparsity {sparsity}"
+        if sparsity is None:
+            return ForwardPlan(layout, None, reason, step=step), note
+        config = dataclasses.replace(settings.config, sparsity=sparsity)
+        return ForwardPlan(layout, config, "", settings.dense_blocks, step), note
+
+    def _read_sample_sigmas(self, sigmas: Any) -> Sequence[float]:
+        """The sampler's sigmas as floats, read from the device once per run."""
+        seen, values = self._sample_sigmas
+        if sigmas is not seen:
+            values = [] if sigmas is None else sigmas.tolist()
+            self._sample_sigmas = (sigmas, values)
+        return values
+
+    def _repeat_dense(
+        self, run: Callable[[ForwardPlan], tuple[Any, ForwardTally]], plan: ForwardPlan
+    ) -> tuple[Any, ForwardTally, float]:
+        """Run a forward again without sparse calls, after values that are not finite."""
+        self._failures.add(NON_FINITE)
+        self.report.warn_once(
+            "sparse attention gave values that are not finite: the forward is repeated dense"
+        )
+        output, tally = run(ForwardPlan(plan.layout, None, NON_FINITE, step=plan.step))
+        if not tally.finish(output)[1]:
+            # The model itself does it: sparse attention would only be blamed again and again.
+            self._failures.add("non-finite values with dense attention too", is_final=True)
+            self.report.warn_once(
+                "the model gives values that are not finite with dense attention too"
+            )
+        return output, tally, 0.0
+
+    def _finish_forward(
+        self, plan: ForwardPlan, tally: ForwardTally, density_sum: float, note: str
+    ) -> None:
+        self.report.add_forward(tally, density_sum)
+        if self.settings.verbose:
+            sparse, dense = tally.sparse.total(), tally.dense.total()
+            density = f", density {density_sum / sparse:.3f}" if sparse else ""
+            logger.info(
+                "Rectified SpaAttn: %s: sparse %d / dense %d%s", note, sparse, dense, density
+            )
+        if not self.report.sparse and not self.report.dense:
+            self.report.warn_once(_never_called(plan, tally))
+
+
+def _never_called(plan: ForwardPlan, tally: ForwardTally) -> str:
+    """What to tell a user whose model never asked for attention over its video tokens."""
+    if plan.layout is None:
+        return f"this model stays dense: {plan.reason}"
+    if not tally.other_lengths:
+        return (
+            "installed, but no attention call reached it. Another node replaces the model's "
+            "attention altogether (a SageAttention patch of the blocks, RadialAttn) or the model "
+            "does not use ComfyUI's attention. Remove that node, or this one."
+        )
+    seen = ", ".join(f"{q}x{k}" for q, k in sorted(tally.other_lengths)[:6])
+    return (
+        f"installed, but no self-attention over {plan.layout.length} tokens was seen, only calls "
+        f"of (queries x keys) {seen}. This model variant stays dense."
+    )

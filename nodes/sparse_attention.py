@@ -1,0 +1,193 @@
+"""Node RectifiedSpaAttn: sparse, rectified attention for a video model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..rspa_core.config import MAX_SPARSITY, ORDERS, RECTIFICATIONS
+from .inputs import BLOCK_SIZES, MAX_MIN_TOKENS, patch_settings
+from .patching import install
+from .schedule import SCHEDULE_TYPE
+from .schema_compat import build
+
+
+class RectifiedSpaAttn(io.ComfyNode):
+    """Patches a clone of the model; the work is in `patching.py`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return build(
+            io.Schema,
+            node_id="RectifiedSpaAttn",
+            display_name="Rectified SpaAttn",
+            category="model/patch/attention",
+            description=(
+                "Speeds up long or large videos: each part of the picture attends exactly only to "
+                "the parts that matter, and the loss is corrected. For Wan 2.1 / 2.2 and "
+                "HunyuanVideo. Place it after LoRAs and before the sampler; the node shows what "
+                "really ran."
+            ),
+            search_aliases=[
+                "sparse attention",
+                "SpaAttn",
+                "video speed up",
+                "faster Wan",
+                "faster Hunyuan",
+                "block sparse",
+            ],
+            inputs=_inputs(),
+            outputs=[
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The model with sparse attention. Connect it to the sampler.",
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        enabled: bool,
+        sparsity: float,
+        block_size: str,
+        start_percent: float,
+        end_percent: float,
+        schedule: Any = None,
+        rectification: str = "paper",
+        token_order: str = "gilbert",
+        top_p: float = 0.0,
+        dense_blocks: str = "",
+        min_tokens: int = 12288,
+        verbose: bool = False,
+    ) -> io.NodeOutput:
+        if not enabled:
+            # Untouched, whatever came before: another of these nodes upstream stays in force.
+            return io.NodeOutput(model)
+        settings = patch_settings(
+            sparsity=sparsity,
+            block_size=block_size,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            schedule=schedule,
+            rectification=rectification,
+            token_order=token_order,
+            top_p=top_p,
+            dense_blocks=dense_blocks,
+            min_tokens=min_tokens,
+            verbose=verbose,
+            node_id=cls.hidden.unique_id if cls.hidden is not None else None,
+        )
+        return io.NodeOutput(install(model, settings))
+
+
+def _inputs() -> list[Any]:
+    """The inputs in the order in which saved workflows store them; new ones go last."""
+    return [
+        io.Model.Input(
+            "model",
+            tooltip="A Wan 2.1 / 2.2, HunyuanVideo or HunyuanVideo 1.5 model. Other models pass "
+            "through and stay dense.",
+        ),
+        io.Boolean.Input(
+            "enabled",
+            default=True,
+            tooltip="Off: the model passes through untouched, for comparing with and without.",
+        ),
+        io.Float.Input(
+            "sparsity",
+            default=0.75,
+            min=0.0,
+            max=MAX_SPARSITY,
+            step=0.01,
+            tooltip="Share of the video that is skipped in each attention call. Higher is faster "
+            "and further from the full result. What was really computed is shown on the node.",
+        ),
+        io.Combo.Input(
+            "block_size",
+            options=list(BLOCK_SIZES),
+            default="128",
+            tooltip="How many tokens are kept or skipped together. 64 picks more finely and stays "
+            "closer to the full result at the same sparsity; 128 has less overhead.",
+        ),
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="Sparse from here on, as a share of the sampling (0 = first step). The first "
+            "steps decide composition and motion: raise this if they change too much.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="Sparse up to here (1 = last step). Lower it to finish with full attention.",
+        ),
+        SCHEDULE_TYPE.Input(
+            "schedule",
+            optional=True,
+            tooltip="Optional, from a Rectified SpaAttn Schedule node. Replaces sparsity, "
+            "start_percent and end_percent.",
+        ),
+        build(
+            io.Combo.Input,
+            "rectification",
+            options=list(RECTIFICATIONS),
+            default="paper",
+            advanced=True,
+            tooltip="How the skipped part is made up for. paper: as published. precise: skipped "
+            "blocks take part as averages. none: they are ignored.",
+        ),
+        build(
+            io.Combo.Input,
+            "token_order",
+            options=list(ORDERS),
+            default="gilbert",
+            advanced=True,
+            tooltip="How the video is cut into blocks. gilbert and tile keep neighbours in space "
+            "and time together; raster cuts row by row and is there for comparison.",
+        ),
+        build(
+            io.Float.Input,
+            "top_p",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Keep more where attention is spread out: blocks are added until their "
+            "estimated share of the attention exceeds this. 0 = off. It can only lower sparsity.",
+        ),
+        build(
+            io.String.Input,
+            "dense_blocks",
+            default="",
+            advanced=True,
+            tooltip="Transformer blocks that keep full attention: '0, 1, -1' is the first, second "
+            "and last; 'single 0-2' are HunyuanVideo's first three single blocks.",
+        ),
+        build(
+            io.Int.Input,
+            "min_tokens",
+            default=12288,
+            min=0,
+            max=MAX_MIN_TOKENS,
+            advanced=True,
+            tooltip="Smaller videos stay dense, because sparse attention does not pay there. A "
+            "Wan video of 832 x 480 with 81 frames has 32,760 tokens.",
+        ),
+        build(
+            io.Boolean.Input,
+            "verbose",
+            default=False,
+            advanced=True,
+            tooltip="Log one line per model call and, at the end, all counts as JSON.",
+        ),
+    ]

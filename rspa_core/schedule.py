@@ -1,0 +1,245 @@
+"""Which sparsity applies when: curves over the sampling progress, per-step lists, block lists.
+
+Plain Python: no torch, no ComfyUI. "Percent" is ComfyUI's sampling percent as a share from 0 (all
+noise) to 1 (clean); "step" is an interval of the sampler's own list of sigmas, counted from 0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .config import MAX_SPARSITY, ConfigError, check_choice, check_number
+
+CURVES = ("constant", "linear", "cosine")
+
+# Why a forward is dense. The text before the colon is what the status line on the node shows.
+OUTSIDE_RANGE = "schedule: outside start_percent to end_percent"
+STEP_OFF = "schedule: step is off"
+DENSE_STEP = "schedule: dense step"
+ZERO_SPARSITY = "schedule: sparsity 0"
+
+# Sigmas are fp32 and percents come from a bisection over them: 1e-5 of the range is no difference.
+PERCENT_TOLERANCE = 1e-5
+# A sampler may evaluate at a sigma that differs from its list in the last bits.
+SIGMA_TOLERANCE = 1e-6
+BISECTIONS = 40
+
+_BLOCK_ITEM = re.compile(r"(?:(single|double)\s+)?(-?\d+)(?:\s*-\s*(-?\d+))?")
+
+
+@dataclass(frozen=True)
+class SparsitySchedule:
+    """Sparsity as a function of the sampling progress.
+
+    Attributes:
+        start_sparsity, end_sparsity: values of the curve at `start_percent` and `end_percent`.
+        curve: "constant" (start_sparsity throughout), "linear" or "cosine" (flat at both ends).
+        start_percent, end_percent: the curve is active from one to the other, ends included;
+            outside, attention is dense.
+        steps: sparsity per step, None for a dense one; the last entry repeats. Wins over the curve
+            and over the percents.
+        dense_steps: steps that stay dense in any case; negative ones count from the end.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+
+    start_sparsity: float
+    end_sparsity: float
+    curve: str = "linear"
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    steps: tuple[float | None, ...] = ()
+    dense_steps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_number("start_sparsity", self.start_sparsity, 0.0, MAX_SPARSITY)
+        check_number("end_sparsity", self.end_sparsity, 0.0, MAX_SPARSITY)
+        check_choice("curve", self.curve, CURVES)
+        check_number("start_percent", self.start_percent, 0.0, 1.0)
+        check_number("end_percent", self.end_percent, 0.0, 1.0)
+        if self.start_percent > self.end_percent:
+            allowed = f"a number from 0 to end_percent = {self.end_percent:g}"
+            raise ConfigError("start_percent", self.start_percent, allowed)
+        for number, entry in enumerate(self.steps, start=1):
+            if entry is not None:
+                check_number(f"steps, entry {number}", entry, 0.0, MAX_SPARSITY)
+
+    def sparsity_at(
+        self, percent: float, step: int | None, num_steps: int | None
+    ) -> tuple[float | None, str]:
+        """Sparsity of one forward, or None for a dense one with the reason.
+
+        Args:
+            percent: sampling progress, 0 to 1.
+            step: index of the step, None if the sampler's sigmas are unknown; `steps` and
+                `dense_steps` do not apply then.
+            num_steps: how many steps the sampler takes.
+
+        Returns:
+            (sparsity above 0, "") or (None, why this forward is dense).
+        """
+        if step is not None and self._is_dense_step(step, num_steps):
+            return None, DENSE_STEP
+        if step is not None and self.steps:
+            sparsity = self.steps[min(step, len(self.steps) - 1)]
+            if sparsity is None:
+                return None, STEP_OFF
+        else:
+            below = percent < self.start_percent - PERCENT_TOLERANCE
+            if below or percent > self.end_percent + PERCENT_TOLERANCE:
+                return None, OUTSIDE_RANGE
+            sparsity = self._curve_at(percent)
+        if sparsity <= 0.0:
+            return None, ZERO_SPARSITY
+        return sparsity, ""
+
+    def _is_dense_step(self, step: int, num_steps: int | None) -> bool:
+        from_end = None if num_steps is None else step - num_steps
+        return step in self.dense_steps or from_end in self.dense_steps
+
+    def _curve_at(self, percent: float) -> float:
+        span = self.end_percent - self.start_percent
+        if self.curve == "constant" or span <= 0.0:
+            return self.start_sparsity
+        share = min(max((percent - self.start_percent) / span, 0.0), 1.0)
+        if self.curve == "cosine":
+            share = 0.5 - 0.5 * math.cos(math.pi * share)
+        return self.start_sparsity + share * (self.end_sparsity - self.start_sparsity)
+
+
+@dataclass(frozen=True)
+class DenseBlocks:
+    """Transformer blocks that stay dense.
+
+    Attributes:
+        ranges: (kind, first, last), both ends included; kind is "double" (the main blocks: all of
+            Wan's, HunyuanVideo's two-stream ones) or "single"; negative numbers count from the end.
+    """
+
+    ranges: tuple[tuple[str, int, int], ...] = ()
+
+    def contains(self, block_type: str | None, index: int | None, total: int | None) -> bool:
+        """Whether block `index` of `total` blocks of this type stays dense.
+
+        Args:
+            block_type: "single", or anything else for a main block.
+            index: None if the model does not say which block is running: never contained.
+            total: None if unknown; negative entries match nothing then.
+        """
+        if index is None:
+            return False
+        kind = "single" if block_type == "single" else "double"
+        for wanted, first, last in self.ranges:
+            if wanted != kind or (total is None and min(first, last) < 0):
+                continue
+            low = first if first >= 0 else first + (total or 0)
+            high = last if last >= 0 else last + (total or 0)
+            if low <= index <= high:
+                return True
+        return False
+
+
+def parse_steps(text: str) -> tuple[float | None, ...]:
+    """Read "off, 0.6, 0.8": sparsity per step, "off" (None) for a dense one; "" gives ().
+
+    Raises:
+        ConfigError: an entry is neither "off" nor a number from 0 to 0.98.
+    """
+    allowed = f"'off' or a number from 0 to {MAX_SPARSITY:g}, entries separated by commas"
+    entries: list[float | None] = []
+    for number, item in _items("steps", text):
+        if item.lower() == "off":
+            entries.append(None)
+            continue
+        try:
+            value = float(item)
+        except ValueError:
+            value = math.nan
+        if not 0.0 <= value <= MAX_SPARSITY:
+            raise ConfigError(f"steps, entry {number}", item, allowed)
+        entries.append(value)
+    return tuple(entries)
+
+
+def parse_dense_steps(text: str) -> tuple[int, ...]:
+    """Read "0, 1, -1": step numbers from 0, negative ones from the end; "" gives ().
+
+    Raises:
+        ConfigError: an entry is not a whole number.
+    """
+    allowed = "a whole number (0 is the first step, -1 the last), entries separated by commas"
+    entries: list[int] = []
+    for number, item in _items("dense_steps", text):
+        if re.fullmatch(r"-?\d+", item) is None:
+            raise ConfigError(f"dense_steps, entry {number}", item, allowed)
+        entries.append(int(item))
+    return tuple(entries)
+
+
+def parse_dense_blocks(text: str) -> DenseBlocks:
+    """Read "0, 1, -1, single 0-2"; "" names no block.
+
+    Plain numbers are main blocks, "single" before a number or a range means HunyuanVideo's single
+    blocks ("double" is accepted for the main ones); -1 is the last block.
+
+    Raises:
+        ConfigError: an entry has another form, or a range runs backwards.
+    """
+    allowed = (
+        "a block number (0 is the first, -1 the last), a range such as 0-2, or either after the "
+        "word 'single', entries separated by commas"
+    )
+    ranges: list[tuple[str, int, int]] = []
+    for number, item in _items("dense_blocks", text):
+        match = _BLOCK_ITEM.fullmatch(item.lower())
+        if match is None:
+            raise ConfigError(f"dense_blocks, entry {number}", item, allowed)
+        first = int(match[2])
+        last = first if match[3] is None else int(match[3])
+        if (first < 0) == (last < 0) and first > last:
+            raise ConfigError(f"dense_blocks, entry {number}", item, "a range from low to high")
+        ranges.append((match[1] or "double", first, last))
+    return DenseBlocks(tuple(ranges))
+
+
+def percent_of_sigma(sigma: float, percent_to_sigma: Callable[[float], Any]) -> float:
+    """Smallest percent whose sigma is at most `sigma`, so 0 at the start and 1 at the end.
+
+    Args:
+        percent_to_sigma: falling function of the percent, as ComfyUI's `model_sampling` has it.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        if float(percent_to_sigma(middle)) <= sigma:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def step_of_sigma(sigma: float, sample_sigmas: Sequence[float]) -> int:
+    """Index of the interval of the falling `sample_sigmas` that starts at or above `sigma`.
+
+    Samplers that evaluate between two entries stay in the interval; one that evaluates above the
+    first entry is in step 0.
+    """
+    limit = sigma * (1.0 - SIGMA_TOLERANCE)
+    reached = [index for index, entry in enumerate(sample_sigmas) if entry >= limit]
+    last_step = max(len(sample_sigmas) - 2, 0)
+    return min(reached[-1], last_step) if reached else 0
+
+
+def _items(field: str, text: str) -> list[tuple[int, str]]:
+    """Numbered (from 1) entries of a comma-separated text; a trailing comma is forgiven."""
+    if not isinstance(text, str):
+        raise ConfigError(field, text, "a text")
+    items = [item.strip() for item in text.split(",")]
+    while items and not items[-1]:
+        items.pop()
+    return list(enumerate(items, start=1))

@@ -1,0 +1,152 @@
+"""Wrong values, one by one: each error names the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rectified_spaattn.nodes.inputs import patch_settings, sparsity_schedule
+from rectified_spaattn.rspa_core import (
+    ConfigError,
+    SparseConfig,
+    TokenLayout,
+    rectified_attention,
+)
+
+
+def node(**change: Any) -> Any:
+    """The RectifiedSpaAttn node with one value changed."""
+    values = {
+        "sparsity": 0.75,
+        "block_size": "128",
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+        "schedule": None,
+        "rectification": "paper",
+        "token_order": "gilbert",
+        "top_p": 0.0,
+        "dense_blocks": "",
+        "min_tokens": 12288,
+        "verbose": False,
+        "node_id": None,
+    }
+    return patch_settings(**(values | change))
+
+
+def schedule(**change: Any) -> Any:
+    """The RectifiedSpaAttnSchedule node with one value changed."""
+    values = {
+        "start_sparsity": 0.6,
+        "end_sparsity": 0.8,
+        "curve": "linear",
+        "start_percent": 0.1,
+        "end_percent": 1.0,
+        "steps": "",
+        "dense_steps": "",
+    }
+    return sparsity_schedule(**(values | change))
+
+
+def layout(**change: Any) -> TokenLayout:
+    return TokenLayout(**({"grid": (2, 4, 8), "length": 64, "video_start": 0} | change))
+
+
+def attention(**change: Any) -> Any:
+    """`rectified_attention` with one argument changed."""
+    q = torch.zeros(1, 1, 64, 16)
+    values = {"q": q, "k": q, "v": q, "layout": layout(), "config": SparseConfig()} | change
+    return rectified_attention(
+        values.pop("q"), values.pop("k"), values.pop("v"), values.pop("layout"),
+        values.pop("config"), **values,
+    )  # fmt: skip
+
+
+NAN = float("nan")
+CASES: list[tuple[Callable[..., Any], str, Any, str]] = [
+    # make, field, wrong value, what the message must say is allowed
+    (node, "sparsity", 1.5, "a number from 0 to 0.98"),
+    (node, "sparsity", -0.1, "a number from 0 to 0.98"),
+    (node, "sparsity", NAN, "a number from 0 to 0.98"),
+    (node, "sparsity", "0.5", "a number from 0 to 0.98"),
+    (node, "block_size", "96", "one of 128, 64"),
+    (node, "block_size", 128, "one of 128, 64"),
+    (node, "start_percent", 1.01, "a number from 0 to 1"),
+    (node, "end_percent", -0.5, "a number from 0 to 1"),
+    (node, "schedule", "0.5", "the output of a Rectified SpaAttn Schedule node"),
+    (node, "rectification", "exact", "one of paper, precise, none"),
+    (node, "token_order", "hilbert", "one of gilbert, tile, raster"),
+    (node, "top_p", 1.2, "a number from 0 to 1"),
+    (node, "dense_blocks", "0, first", "a block number"),
+    (node, "dense_blocks", "5-2", "a range from low to high"),
+    (node, "dense_blocks", "triple 1", "a block number"),
+    (node, "dense_blocks", 3, "a text"),
+    (node, "min_tokens", -1, "a whole number, 0 to 1000000"),
+    (node, "min_tokens", 1.5, "a whole number, 0 to 1000000"),
+    (schedule, "start_sparsity", 0.99, "a number from 0 to 0.98"),
+    (schedule, "end_sparsity", -1, "a number from 0 to 0.98"),
+    (schedule, "curve", "ease", "one of constant, linear, cosine"),
+    (schedule, "start_percent", 2.0, "a number from 0 to 1"),
+    (schedule, "end_percent", 0.05, "a number from 0 to end_percent"),
+    (schedule, "steps", "off, 1.5", "'off' or a number from 0 to 0.98"),
+    (schedule, "steps", "0.6 0.8", "'off' or a number from 0 to 0.98"),
+    (schedule, "dense_steps", "0, last", "a whole number"),
+    (schedule, "dense_steps", "0.5", "a whole number"),
+    (SparseConfig, "q_block", 32, "one of 64, 128"),
+    (SparseConfig, "kv_block", True, "one of 64, 128"),
+    (SparseConfig, "min_blocks", 0, "a whole number, 1 or more"),
+    (SparseConfig, "neighbours", "yes", "one of True, False"),
+    (layout, "grid", (2, 4), "a tuple (T, H, W) of three whole numbers, 1 or more"),
+    (layout, "grid", (2, 0, 8), "a tuple (T, H, W) of three whole numbers, 1 or more"),
+    (layout, "length", 63, "at least video_start + T*H*W"),
+    (layout, "video_start", -1, "a whole number, 0 or more"),
+    (attention, "q", torch.zeros(64, 16), "a non-empty tensor [B, H, N, D]"),
+    (attention, "k", torch.zeros(1, 1, 32, 16), "that of q"),
+    (attention, "v", torch.zeros(1, 1, 64, 16, dtype=torch.float64), "float16, bfloat16 or"),
+    (attention, "layout", (2, 4, 8), "a TokenLayout"),
+    (attention, "layout", TokenLayout((2, 4, 8), 80), "the 64 tokens of q"),
+    (attention, "config", 0.75, "a SparseConfig"),
+    (attention, "backend", "cuda", "one of auto, reference, triton"),
+]
+
+
+def name_of(case: tuple) -> str:
+    make, field, value, _ = case
+    shown = tuple(value.shape) if isinstance(value, torch.Tensor) else value
+    return f"{make.__name__}-{field}-{shown}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_error_names_field_value_and_range(case: tuple) -> None:
+    make, field, value, allowed = case
+    with pytest.raises(ConfigError) as caught:
+        make(**{field: value})
+    error, message = caught.value, str(caught.value)
+    assert re.search(rf"\b{field}\b", message)
+    assert repr(error.value) in message
+    assert allowed in message
+    assert message == f"{error.field} = {error.value!r} is not allowed: {error.allowed}"
+
+
+def test_percents_the_wrong_way_round_name_both() -> None:
+    expected = "start_percent = 0.8 is not allowed: a number from 0 to end_percent = 0.3"
+    for make in (node, schedule):
+        with pytest.raises(ConfigError, match=re.escape(expected)):
+            make(start_percent=0.8, end_percent=0.3)
+
+
+def test_a_connected_schedule_replaces_the_values_of_the_node() -> None:
+    connected = schedule()
+    assert node(schedule=connected, start_percent=0.8, end_percent=0.3).schedule is connected
+
+
+def test_good_values_arrive() -> None:
+    settings = node(sparsity=0.6, block_size="64", top_p=0.3, dense_blocks="0", node_id="7")
+    config = settings.config
+    assert (config.sparsity, config.q_block, config.kv_block, config.top_p) == (0.6, 64, 64, 0.3)
+    assert settings.schedule.sparsity_at(0.5, 0, 4) == (0.6, "")
+    assert settings.dense_blocks.contains("double", 0, 4)
+    assert settings.node_id == "7"

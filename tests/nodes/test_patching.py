@@ -1,0 +1,386 @@
+"""The APPLY_MODEL wrapper: decisions per forward, state per run, safety, and warnings."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rectified_spaattn.nodes.patching import (
+    KEY,
+    NON_FINITE,
+    OVERRIDE,
+    PatchSettings,
+    SparseAttentionPatch,
+    install,
+)
+from rectified_spaattn.rspa_core import SparseConfig, rectified_attention
+from rectified_spaattn.rspa_core.schedule import SparsitySchedule, parse_dense_blocks
+
+from .stand_ins import LATENT, TOKENS, Executor, base_model, wan_forward, wan_model
+
+CONFIG = SparseConfig(q_block=64, kv_block=64)
+SAMPLE_SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+BLOCKS = 4
+
+
+def make_patch(
+    schedule: SparsitySchedule | None = None, attend: Callable[..., Any] | None = None, **kw: Any
+) -> SparseAttentionPatch:
+    schedule = schedule or SparsitySchedule(0.5, 0.5, "constant")
+    return SparseAttentionPatch(
+        PatchSettings(CONFIG, schedule, **kw), attend or rectified_attention
+    )
+
+
+def make_executor(model: Any = None, forward: Callable[..., Any] | None = None) -> Executor:
+    return Executor(base_model(model or wan_model()), forward or wan_forward(BLOCKS))
+
+
+def run(
+    patch: SparseAttentionPatch,
+    executor: Executor,
+    sigma: float = 1.0,
+    latent: tuple[int, ...] = LATENT,
+    **options: Any,
+) -> torch.Tensor:
+    """One model call of a sampler at `sigma`."""
+    options = {"sigmas": torch.tensor([sigma]), "sample_sigmas": SAMPLE_SIGMAS, **options}
+    x, text = torch.zeros(latent), torch.zeros(1, 77, 64)
+    with torch.no_grad():
+        return patch(executor, x, torch.tensor([sigma]), None, text, None, options)
+
+
+def rows(patch: SparseAttentionPatch) -> dict[int | None, tuple[int, int]]:
+    """(sparse, dense) calls by step."""
+    counts: dict[int | None, tuple[int, int]] = {}
+    for step, _, _, sparse, dense in patch.report.as_dict()["calls"]:
+        before = counts.get(step, (0, 0))
+        counts[step] = (before[0] + sparse, before[1] + dense)
+    return counts
+
+
+def test_all_steps_are_sparse() -> None:
+    patch, executor = make_patch(), make_executor()
+    for sigma in SAMPLE_SIGMAS[:-1].tolist():
+        run(patch, executor, sigma)
+    assert rows(patch) == dict.fromkeys(range(4), (BLOCKS, 0))
+    assert 0.5 <= patch.report.density < 1.0, "sparsity 0.5, and neighbours are kept on top"
+
+
+def test_options_are_copied_and_the_override_is_fresh() -> None:
+    patch, executor = make_patch(), make_executor()
+    options = {
+        "sigmas": torch.tensor([1.0]),
+        "sample_sigmas": SAMPLE_SIGMAS,
+        "patches": {"a": [1]},
+    }
+    x, text = torch.zeros(LATENT), torch.zeros(1, 77, 64)
+    for _ in range(2):
+        patch(executor, x, torch.tensor([1.0]), None, text, None, options)
+    first, second = executor.options
+    assert OVERRIDE not in options
+    assert "block_index" not in options, "a model that writes into its options must not reach ours"
+    assert first[OVERRIDE] is not second[OVERRIDE]
+    assert first["patches"] is options["patches"]
+
+
+def test_previous_override_is_chained() -> None:
+    calls: list[int] = []
+
+    def previous(func, *args, **kwargs):
+        calls.append(1)
+        return func(*args, **kwargs)
+
+    run(make_patch(), make_executor(), optimized_attention_override=previous)
+    assert len(calls) == BLOCKS, "the cross-attention calls; the others were sparse"
+
+
+def test_percents_are_read_from_the_sampling_of_the_run() -> None:
+    """A ModelSamplingSD3 placed after the node changes which sigmas 20 % means."""
+    patch = make_patch(SparsitySchedule(0.5, 0.5, "constant", 0.0, 0.2))
+    executor = make_executor()
+    run(patch, executor, 0.75)  # percent 0.25 unshifted
+    assert rows(patch) == {1: (0, BLOCKS)}
+    shift = 8.0
+    executor.class_obj.model_sampling = SimpleNamespace(
+        percent_to_sigma=lambda p: shift * (1 - p) / (1 + (shift - 1) * (1 - p))
+    )
+    run(patch, executor, 0.97)  # percent 0.20 with this shift, 0.03 without
+    run(patch, executor, 0.9)  # percent 0.47 with this shift, 0.10 without
+    assert rows(patch) == {0: (BLOCKS, BLOCKS), 1: (0, BLOCKS)}
+
+
+def test_steps_are_intervals_of_the_sampler_not_calls() -> None:
+    """EasyCache skips calls, heun makes two, SDE samplers evaluate between two sigmas."""
+    patch = make_patch(SparsitySchedule(0.5, 0.5, steps=(None, 0.5, None, 0.5)))
+    executor = make_executor()
+    for sigma in (1.0, 0.9, 0.75, 0.75, 0.3):
+        run(patch, executor, sigma)
+    assert rows(patch) == {0: (0, 2 * BLOCKS), 1: (2 * BLOCKS, 0), 2: (0, BLOCKS)}
+
+
+def test_second_sampler_counts_its_own_steps_but_shares_the_percents() -> None:
+    schedule = SparsitySchedule(0.5, 0.5, "constant", 0.4, 1.0, dense_steps=(0,))
+    patch, executor = make_patch(schedule), make_executor()
+    low_noise = SAMPLE_SIGMAS[2:]
+    run(patch, executor, 0.5, sample_sigmas=low_noise)
+    run(patch, executor, 0.25, sample_sigmas=low_noise)
+    assert rows(patch) == {0: (0, BLOCKS), 1: (BLOCKS, 0)}
+
+
+def test_without_sample_sigmas_there_is_no_step() -> None:
+    patch = make_patch(SparsitySchedule(0.5, 0.5, "constant", steps=(None,)))
+    run(patch, make_executor(), 0.5, sample_sigmas=None)
+    assert rows(patch) == {None: (BLOCKS, 0)}
+
+
+def test_grid_is_that_of_each_call() -> None:
+    """Context windows: T changes within a step."""
+    seen: list[tuple] = []
+
+    def attend(q, k, v, layout, config, **kwargs):
+        seen.append(layout.grid)
+        return rectified_attention(q, k, v, layout, config, **kwargs)
+
+    def forward(x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        tokens = x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2)
+        q = torch.randn(1, tokens, 32)
+        options.update(block_type="double", block_index=0, total_blocks=1)
+        options[OVERRIDE](lambda q, *a, **k: q, q, q, q, heads=2, transformer_options=options)
+        return x
+
+    patch = make_patch(attend=attend)
+    for frames in (3, 4):
+        run(patch, make_executor(forward=forward), latent=(1, 16, frames, 24, 32))
+    assert seen == [(3, 12, 16), (4, 12, 16)]
+
+
+def test_small_video_is_dense_with_both_numbers() -> None:
+    patch = make_patch(min_tokens=12288)
+    run(patch, make_executor())
+    expected = f"{TOKENS} video tokens, below min_tokens 12288"
+    assert patch.report.as_dict()["reasons"] == {expected: BLOCKS}
+
+
+def test_dense_blocks_reach_the_override() -> None:
+    patch = make_patch(dense_blocks=parse_dense_blocks("0, -1"))
+    run(patch, make_executor())
+    calls = patch.report.as_dict()["calls"]
+    assert [row[3:] for row in calls] == [[0, 1], [1, 0], [1, 0], [0, 1]]
+
+
+class SomeUNet:
+    """Not a video transformer."""
+
+
+def test_unknown_model_class_is_dense_with_its_name() -> None:
+    patch = make_patch()
+    run(patch, make_executor(SomeUNet()))
+    (reason,) = patch.report.as_dict()["reasons"]
+    assert reason.startswith("model class SomeUNet is not supported")
+
+
+def test_exception_of_the_model_passes_through() -> None:
+    def forward(x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        raise KeyError("the model's own")
+
+    with pytest.raises(KeyError, match="the model's own"):
+        run(make_patch(), make_executor(forward=forward))
+
+
+class TestNonFinite:
+    """Values that are not finite: that forward is repeated dense, the run goes on."""
+
+    def poisoned(self, bad_calls: set[int], value: float = float("nan")) -> Callable[..., Any]:
+        """Sparse attention whose n-th calls give a value that is not finite."""
+        count = [0]
+
+        def attend(*args: Any, **kwargs: Any) -> Any:
+            out, stats = rectified_attention(*args, **kwargs)
+            if count[0] in bad_calls:
+                out[..., 3, 5] = value
+            count[0] += 1
+            return out, stats
+
+        return attend
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_forward_is_repeated_dense(self, value: float) -> None:
+        patch, executor = make_patch(attend=self.poisoned({2}, value)), make_executor()
+        out = run(patch, executor, 1.0)
+        assert torch.isfinite(out).all()
+        torch.testing.assert_close(out, wan_forward(BLOCKS)(torch.zeros(LATENT), {}))
+        run(patch, executor, 0.75)
+        assert rows(patch) == {0: (0, BLOCKS), 1: (BLOCKS, 0)}
+        assert patch.report.as_dict()["reasons"] == {NON_FINITE: BLOCKS}
+
+    def test_hidden_nan_in_fp16_is_found(self) -> None:
+        """HunyuanVideo's blocks replace NaNs in fp16, so the result alone looks fine."""
+        inner = wan_forward(BLOCKS, dtype=torch.float16)
+
+        def forward(x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+            return torch.nan_to_num(inner(x, options))
+
+        patch = make_patch(attend=self.poisoned({1}))
+        run(patch, make_executor(forward=forward))
+        assert patch.report.as_dict()["reasons"] == {NON_FINITE: BLOCKS}
+
+    def test_said_once_and_given_up_after_a_few(self, caplog: pytest.LogCaptureFixture) -> None:
+        patch = make_patch(attend=self.poisoned(set(range(1000))))
+        executor = make_executor()
+        with caplog.at_level(logging.WARNING):
+            for sigma in (1.0, 0.75, 0.5, 0.25):
+                run(patch, executor, sigma)
+        assert len([r for r in caplog.records if "not finite" in r.message]) == 1
+        # Three repeated forwards, then the last one is dense at once.
+        assert len(executor.options) == 3 * 2 + 1
+        assert patch.report.as_dict()["reasons"] == {NON_FINITE: 4 * BLOCKS}
+
+    def test_model_that_does_it_itself_is_not_repeated_for_ever(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def forward(x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+            return wan_forward(BLOCKS)(x, options) * float("nan")
+
+        patch, executor = make_patch(), make_executor(forward=forward)
+        with caplog.at_level(logging.WARNING):
+            for sigma in (1.0, 0.75, 0.5):
+                run(patch, executor, sigma)
+        assert len(executor.options) == 2 + 1 + 1
+        assert "with dense attention too" in caplog.text
+
+
+class TestRunState:
+    """State belongs to one sampling run of one clone."""
+
+    def test_cleanup_logs_one_line_and_resets(self, caplog: pytest.LogCaptureFixture) -> None:
+        patch, executor = make_patch(), make_executor()
+        patch.on_pre_run(None)
+        with caplog.at_level(logging.INFO):
+            run(patch, executor, 1.0)
+            run(patch, executor, 0.75)
+            patch.on_cleanup(None)
+            patch.on_cleanup(None)  # the clone of a second GPU
+        (record,) = caplog.records
+        assert "sparse 8 / dense 0 · density 0." in record.message
+        assert "2 forwards" in record.message
+        assert patch.report.as_dict()["calls"] == []
+
+    def test_failures_end_with_the_run(self) -> None:
+        attempts: list[int] = []
+
+        def attend(*args: Any, **kwargs: Any) -> Any:
+            attempts.append(1)
+            raise RuntimeError("no")
+
+        patch, executor = make_patch(attend=attend), make_executor()
+        for _ in range(2):
+            patch.on_pre_run(None)
+            run(patch, executor)
+            patch.on_cleanup(None)
+        assert len(attempts) == 2 * 3
+
+    def test_pre_run_drops_what_a_broken_run_left(self) -> None:
+        patch, executor = make_patch(), make_executor()
+        run(patch, executor)
+        patch.on_pre_run(None)
+        run(patch, executor)
+        assert rows(patch) == {0: (BLOCKS, 0)}
+
+    def test_verbose_logs_forwards_and_json(self, caplog: pytest.LogCaptureFixture) -> None:
+        patch = make_patch(verbose=True)
+        with caplog.at_level(logging.INFO):
+            run(patch, make_executor())
+            patch.on_cleanup(None)
+        forward, summary, report = (record.message for record in caplog.records)
+        assert "step 0 of 4" in forward
+        assert "sparse 4 / dense 0" in summary
+        assert report.startswith("RSPA_REPORT {")
+
+
+class TestNeverCalled:
+    """ "Installed but never called", said once per run and not for cached forwards."""
+
+    def silent(self, x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        return x
+
+    def test_replaced_attention(self, caplog: pytest.LogCaptureFixture) -> None:
+        patch, executor = make_patch(), make_executor(forward=self.silent)
+        with caplog.at_level(logging.WARNING):
+            run(patch, executor)
+            run(patch, executor)
+        (record,) = caplog.records
+        assert "no attention call reached it" in record.message
+
+    def test_other_lengths_are_named(self, caplog: pytest.LogCaptureFixture) -> None:
+        def forward(x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+            q, k = torch.zeros(1, 100, 32), torch.zeros(1, 300, 32)
+            options[OVERRIDE](lambda q, *a, **k: q, q, k, k, heads=2, transformer_options=options)
+            return x
+
+        with caplog.at_level(logging.WARNING):
+            run(make_patch(), make_executor(forward=forward))
+        assert f"no self-attention over {TOKENS} tokens" in caplog.text
+        assert "100x300" in caplog.text
+
+    def test_cached_forwards_are_no_cause(self, caplog: pytest.LogCaptureFixture) -> None:
+        patch = make_patch()
+        with caplog.at_level(logging.WARNING):
+            run(patch, make_executor())
+            run(patch, make_executor(forward=self.silent), 0.75)
+        assert caplog.records == []
+
+
+class Patcher:
+    """A ComfyUI model patcher as far as wrappers and callbacks go."""
+
+    def __init__(self) -> None:
+        self.wrappers: dict[tuple[str, str], list] = {}
+        self.callbacks: dict[tuple[str, str], list] = {}
+
+    def clone(self) -> Patcher:
+        clone = Patcher()
+        clone.wrappers = {key: list(value) for key, value in self.wrappers.items()}
+        clone.callbacks = {key: list(value) for key, value in self.callbacks.items()}
+        return clone
+
+    def remove_wrappers_with_key(self, kind: str, key: str) -> None:
+        self.wrappers.pop((kind, key), None)
+
+    def add_wrapper_with_key(self, kind: str, key: str, wrapper: Any) -> None:
+        self.wrappers.setdefault((kind, key), []).append(wrapper)
+
+    def remove_callbacks_with_key(self, kind: str, key: str) -> None:
+        self.callbacks.pop((kind, key), None)
+
+    def add_callback_with_key(self, kind: str, key: str, callback: Any) -> None:
+        self.callbacks.setdefault((kind, key), []).append(callback)
+
+
+def test_install_replaces_an_earlier_node_and_leaves_the_input_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extension = ModuleType("comfy.patcher_extension")
+    extension.WrappersMP = SimpleNamespace(APPLY_MODEL="apply_model")
+    extension.CallbacksMP = SimpleNamespace(ON_PRE_RUN="on_pre_run", ON_CLEANUP="on_cleanup")
+    monkeypatch.setitem(sys.modules, "comfy", ModuleType("comfy"))
+    monkeypatch.setitem(sys.modules, "comfy.patcher_extension", extension)
+
+    settings = PatchSettings(CONFIG, SparsitySchedule(0.5, 0.5))
+    model = Patcher()
+    first = install(model, settings)
+    second = install(first, settings)
+    assert model.wrappers == {}
+    assert model.callbacks == {}
+    (old,), (new,) = (each.wrappers["apply_model", KEY] for each in (first, second))
+    assert old is not new
+    assert second.callbacks == {
+        ("on_pre_run", KEY): [new.on_pre_run],
+        ("on_cleanup", KEY): [new.on_cleanup],
+    }

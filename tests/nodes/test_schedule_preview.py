@@ -1,0 +1,45 @@
+"""The preview picture: size, value range, and that it shows what the schedule does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rectified_spaattn.nodes import schedule_preview as preview
+from rectified_spaattn.rspa_core.schedule import SparsitySchedule
+
+
+def pixel(image: torch.Tensor, x: float, y: float) -> list[int]:
+    return (image[0, round(y), round(x)] * 255).round().int().tolist()
+
+
+def test_steps_are_spaced_evenly_in_percent() -> None:
+    schedule = SparsitySchedule(0.2, 0.6, "linear", 0.25, 0.75, dense_steps=(-2,))
+    assert preview.preview_steps(schedule, 8) == [
+        None,
+        None,
+        pytest.approx(0.2),
+        pytest.approx(0.3),
+        pytest.approx(0.4),
+        pytest.approx(0.5),
+        None,
+        None,
+    ]
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 20, 200])
+def test_is_a_comfyui_image(num_steps: int) -> None:
+    image = preview.preview_image(SparsitySchedule(0.6, 0.8, "cosine", 0.1), num_steps)
+    assert image.shape == (1, 480, 960, 3)
+    assert image.dtype == torch.float32
+    assert 0.0 <= image.min() < image.max() <= 1.0
+
+
+def test_bars_reach_the_sparsity_and_dense_steps_are_hatched() -> None:
+    image = preview.preview_image(SparsitySchedule(0.5, 0.5, steps=(None, 0.5)), 2)
+    middle = (preview.TOP + preview.BOTTOM) / 2
+    sparse_x = preview.LEFT + 0.75 * (preview.RIGHT - preview.LEFT)
+    assert pixel(image, sparse_x, middle + 30)[1] > 120, "inside the bar"
+    assert max(pixel(image, sparse_x + 60, middle - 60)) < 80, "above the bar"
+    dense = image[0, preview.TOP + 5 : preview.BOTTOM - 5, preview.LEFT + 20 : preview.LEFT + 200]
+    assert (dense[..., 0] > dense[..., 2] + 0.2).float().mean() > 0.05, "orange lines"

@@ -1,0 +1,206 @@
+"""Which tokens are the video, for every supported variant and both text orders."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rectified_spaattn.nodes.token_regions import token_layout
+from rectified_spaattn.rspa_core import TokenLayout
+
+from .stand_ins import hunyuan_model, wan_model
+
+TEXT = torch.empty(1, 77, 64)
+AREA = 8 * 12
+
+
+def latent(frames: int = 5, height: int = 16, width: int = 24, channels: int = 16) -> torch.Tensor:
+    return torch.empty(1, channels, frames, height, width)
+
+
+def layout_of(model: Any, x: torch.Tensor, **conds: Any) -> TokenLayout:
+    layout, reason = token_layout(model, x, TEXT, conds)
+    assert layout is not None, reason
+    assert reason == ""
+    return layout
+
+
+S2V_PACKER = SimpleNamespace(
+    proj=SimpleNamespace(kernel_size=(1, 2, 2)),
+    proj_2x=SimpleNamespace(kernel_size=(2, 4, 4)),
+    proj_4x=SimpleNamespace(kernel_size=(4, 8, 8)),
+    zip_frame_buckets=[1, 2, 16],
+)
+
+
+@pytest.mark.parametrize(
+    ("parts", "conds", "before", "frames", "after"),
+    [
+        pytest.param({}, {}, 0, 5, 0, id="t2v"),
+        pytest.param({}, {"clip_fea": torch.empty(1, 257, 1280)}, 0, 5, 0, id="i2v"),
+        pytest.param({"vace_blocks": []}, {"vace_context": latent()}, 0, 5, 0, id="vace"),
+        pytest.param({"control_adapter": 1}, {"camera_conditions": 1}, 0, 5, 0, id="camera"),
+        pytest.param({}, {"time_dim_concat": latent(2)}, 0, 7, 0, id="phantom"),
+        pytest.param(
+            {"ref_conv": object()},
+            {"reference_latent": torch.empty(1, 16, 16, 24)},
+            AREA,
+            5,
+            0,
+            id="fun-control",
+        ),
+        pytest.param(
+            {"ref_conv": object()},
+            {"reference_latent": torch.empty(1, 16, 17, 25)},
+            AREA,
+            5,
+            0,
+            id="fun-control with an odd reference, cut off by its convolution",
+        ),
+        pytest.param(
+            {},
+            {"reference_latent": torch.empty(1, 16, 16, 24)},
+            0,
+            5,
+            0,
+            id="reference that this model ignores",
+        ),
+        pytest.param(
+            {},
+            {"context_latents": [latent(2), latent(1, 8, 9)]},
+            0,
+            5,
+            2 * AREA + 4 * 5,
+            id="in-context references",
+        ),
+        pytest.param(
+            {"audio_proj": 1}, {"reference_latent": latent(1)}, 0, 5, AREA, id="humo reference"
+        ),
+        pytest.param(
+            {"frame_packer": S2V_PACKER},
+            {"reference_latent": latent(1), "reference_motion": latent(19)},
+            0,
+            5,
+            AREA + 8 * 12 + 4 * 6 + 4 * 2 * 3,
+            id="s2v reference and motion",
+        ),
+        pytest.param(
+            {"patch_embedding_pose": 1},
+            {"reference_latent": latent(1), "pose_latents": latent(5, 8, 12)},
+            AREA,
+            5,
+            5 * 4 * 6,
+            id="scail reference and pose",
+        ),
+    ],
+)
+def test_wan(
+    parts: dict[str, Any], conds: dict[str, Any], before: int, frames: int, after: int
+) -> None:
+    layout = layout_of(wan_model(**parts), latent(), **conds)
+    assert layout.grid == (frames, 8, 12)
+    assert layout.video_start == before
+    assert layout.length == before + frames * AREA + after
+
+
+def test_odd_latents_are_padded_to_whole_patches() -> None:
+    assert layout_of(wan_model(), latent(3, 15, 23)).grid == (3, 8, 12)
+    assert layout_of(hunyuan_model(), latent(3, 15, 23)).grid == (3, 8, 12)
+
+
+def test_grid_follows_the_latent_of_each_call() -> None:
+    model = wan_model()
+    assert layout_of(model, latent(3)).grid == (3, 8, 12)
+    assert layout_of(model, latent(4, 8, 8)).grid == (4, 4, 4)
+
+
+def test_wan_2_2_5b_and_other_patches() -> None:
+    assert layout_of(wan_model(patch_size=[1, 2, 2]), latent(channels=48)).grid == (5, 8, 12)
+    assert layout_of(wan_model(patch_size=(2, 2, 2)), latent()).grid == (3, 8, 12)
+
+
+@pytest.mark.parametrize("text_is_last", [False, True], ids=["text first", "text last"])
+@pytest.mark.parametrize(
+    ("parts", "conds", "text_tokens", "reference_tokens"),
+    [
+        pytest.param({}, {}, 77, 0, id="t2v"),
+        pytest.param({}, {"ref_latent": latent(1)}, 77, AREA, id="i2v with reference"),
+        pytest.param({}, {"txt_byt5": torch.empty(1, 40, 8)}, 77, 0, id="byt5 without its mapper"),
+        pytest.param(
+            {"byt5_in": object()},
+            {"txt_byt5": torch.empty(1, 40, 8), "clip_fea": torch.empty(1, 73, 8)},
+            77 + 40 + 73,
+            0,
+            id="1.5 i2v",
+        ),
+    ],
+)
+def test_hunyuan(
+    text_is_last: bool,
+    parts: dict[str, Any],
+    conds: dict[str, Any],
+    text_tokens: int,
+    reference_tokens: int,
+) -> None:
+    layout = layout_of(hunyuan_model(text_is_last, **parts), latent(), **conds)
+    assert layout.grid == (5, 8, 12)
+    assert layout.length == 5 * AREA + text_tokens + reference_tokens
+    assert layout.video_start == reference_tokens + (0 if text_is_last else text_tokens)
+
+
+def test_hunyuan_1_5_has_patches_of_one() -> None:
+    assert layout_of(hunyuan_model(patch_size=[1, 1, 1]), latent(5, 8, 12)).grid == (5, 8, 12)
+
+
+def test_compiled_model_is_looked_into() -> None:
+    compiled = SimpleNamespace(_orig_mod=wan_model())
+    assert layout_of(compiled, latent()).grid == (5, 8, 12)
+
+
+class SomeUNet:
+    """No part in common with a video transformer."""
+
+
+class FluxLike:
+    """Has HunyuanVideo's parts, but makes images: its patch size is one number."""
+
+    patch_size = 2
+    img_in = txt_in = object()
+    double_blocks = single_blocks = (object(),)
+
+
+@pytest.mark.parametrize("model", [SomeUNet(), FluxLike()])
+def test_unknown_model_class_is_named(model: Any) -> None:
+    layout, reason = token_layout(model, latent(), TEXT, {})
+    assert layout is None
+    assert type(model).__name__ in reason
+    assert "not supported" in reason
+
+
+@pytest.mark.parametrize(
+    ("x", "text", "expected"),
+    [
+        (torch.empty(1, 16, 32, 32), TEXT, "latent has 4 dimensions, a video has 5"),
+        (latent(), None, "no text condition"),
+        (latent(), torch.empty(1, 5 * AREA, 64), "480 video tokens are as many as"),
+    ],
+)
+def test_reasons_not_to_know(x: torch.Tensor, text: torch.Tensor | None, expected: str) -> None:
+    layout, reason = token_layout(wan_model(), x, text, {})
+    assert layout is None
+    assert expected in reason
+
+
+def test_conditions_of_an_unknown_form_are_no_error() -> None:
+    conds = {"time_dim_concat": "five frames"}
+    layout, reason = token_layout(wan_model(), latent(), TEXT, conds)
+    assert layout is None
+    assert reason.startswith("conditions not understood (AttributeError")
+
+
+def test_wan_image_condition_as_long_as_the_video_is_not_told_apart() -> None:
+    clip = torch.empty(1, 5 * AREA, 1280)
+    assert token_layout(wan_model(), latent(), TEXT, {"clip_fea": clip})[0] is None

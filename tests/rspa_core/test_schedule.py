@@ -1,0 +1,221 @@
+"""Schedules: curves, per-step lists, dense steps and blocks, and reading percent and step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rectified_spaattn.rspa_core.config import ConfigError
+from rectified_spaattn.rspa_core.schedule import (
+    DENSE_STEP,
+    OUTSIDE_RANGE,
+    STEP_OFF,
+    ZERO_SPARSITY,
+    DenseBlocks,
+    SparsitySchedule,
+    parse_dense_blocks,
+    parse_dense_steps,
+    parse_steps,
+    percent_of_sigma,
+    step_of_sigma,
+)
+
+
+def flow_sigma(shift: float):
+    """ComfyUI's percent_to_sigma of flow models: sigma 1 to 0, bent by `shift`."""
+
+    def percent_to_sigma(percent: float) -> float:
+        if percent <= 0.0:
+            return 1.0
+        if percent >= 1.0:
+            return 0.0
+        t = 1.0 - percent
+        return shift * t / (1.0 + (shift - 1.0) * t)
+
+    return percent_to_sigma
+
+
+@pytest.mark.parametrize(
+    ("curve", "at_start", "at_quarter", "at_half", "at_end"),
+    [
+        ("constant", 0.4, 0.4, 0.4, 0.4),
+        ("linear", 0.4, 0.5, 0.6, 0.8),
+        ("cosine", 0.4, 0.4 + 0.4 * (0.5 - 0.5 * math.cos(math.pi / 4)), 0.6, 0.8),
+    ],
+)
+def test_curves(
+    curve: str, at_start: float, at_quarter: float, at_half: float, at_end: float
+) -> None:
+    schedule = SparsitySchedule(0.4, 0.8, curve, start_percent=0.2, end_percent=0.6)
+    for percent, expected in ((0.2, at_start), (0.3, at_quarter), (0.4, at_half), (0.6, at_end)):
+        sparsity, reason = schedule.sparsity_at(percent, None, None)
+        assert sparsity == pytest.approx(expected)
+        assert reason == ""
+
+
+@pytest.mark.parametrize(
+    ("percent", "is_active"),
+    [
+        (0.0, False),
+        (0.19, False),
+        (0.2, True),
+        (0.2 - 1e-7, True),  # the same sigma read in fp32
+        (0.6, True),
+        (0.6 + 1e-7, True),
+        (0.61, False),
+        (1.0, False),
+    ],
+)
+def test_active_range_includes_its_ends(percent: float, is_active: bool) -> None:
+    schedule = SparsitySchedule(0.5, 0.5, "constant", 0.2, 0.6)
+    expected = (0.5, "") if is_active else (None, OUTSIDE_RANGE)
+    assert schedule.sparsity_at(percent, 3, 20) == expected
+
+
+def test_one_point_range_uses_the_start_value() -> None:
+    assert SparsitySchedule(0.4, 0.8, "linear", 0.5, 0.5).sparsity_at(0.5, None, None)[0] == 0.4
+
+
+def test_sparsity_zero_is_dense() -> None:
+    assert SparsitySchedule(0.0, 0.5).sparsity_at(0.0, 0, 4) == (None, ZERO_SPARSITY)
+    assert SparsitySchedule(0.5, 0.5, steps=(0.0,)).sparsity_at(0.5, 0, 4) == (None, ZERO_SPARSITY)
+
+
+def test_step_list_wins_over_curve_and_percents_and_its_last_entry_repeats() -> None:
+    schedule = SparsitySchedule(0.1, 0.1, "constant", 0.4, 0.5, steps=(None, 0.6, 0.8))
+    answers = [schedule.sparsity_at(step / 5, step, 5) for step in range(5)]
+    assert answers == [(None, STEP_OFF), (0.6, ""), (0.8, ""), (0.8, ""), (0.8, "")]
+
+
+def test_without_a_step_the_curve_is_used() -> None:
+    schedule = SparsitySchedule(0.3, 0.3, "constant", steps=(None,), dense_steps=(0,))
+    assert schedule.sparsity_at(0.0, None, None) == (0.3, "")
+
+
+def test_dense_steps_count_from_both_ends() -> None:
+    schedule = SparsitySchedule(0.5, 0.5, "constant", steps=(0.7,), dense_steps=(0, -1))
+    answers = [schedule.sparsity_at(0.5, step, 4) for step in range(4)]
+    assert answers == [(None, DENSE_STEP), (0.7, ""), (0.7, ""), (None, DENSE_STEP)]
+    # The length of the run unknown: steps from the end cannot be.
+    assert schedule.sparsity_at(0.5, 3, None) == (0.7, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ()),
+        ("  ", ()),
+        ("off, 0.6, 0.8", (None, 0.6, 0.8)),
+        ("OFF,0,.5,", (None, 0.0, 0.5)),
+    ],
+)
+def test_parse_steps(text: str, expected: tuple) -> None:
+    assert parse_steps(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", ()), ("0, -1", (0, -1)), ("3", (3,)), ("1,2,", (1, 2))]
+)
+def test_parse_dense_steps(text: str, expected: tuple) -> None:
+    assert parse_dense_steps(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "double", "single"),
+    [
+        ("", [], []),
+        ("0", [0], []),
+        ("0, 1, -1", [0, 1, 9], []),
+        ("2-4", [2, 3, 4], []),
+        ("-2--1", [8, 9], []),
+        ("7 - -1", [7, 8, 9], []),
+        ("single 0-2", [], [0, 1, 2]),
+        ("Single -1, double 5", [5], [9]),
+        ("0, single 3,", [0], [3]),
+        ("50", [], []),
+    ],
+)
+def test_dense_blocks(text: str, double: list[int], single: list[int]) -> None:
+    blocks = parse_dense_blocks(text)
+    assert [i for i in range(10) if blocks.contains("double", i, 10)] == double
+    assert [i for i in range(10) if blocks.contains("single", i, 10)] == single
+
+
+def test_dense_blocks_without_what_the_core_should_say() -> None:
+    blocks = parse_dense_blocks("0, -1")
+    assert not blocks.contains("double", None, 10)
+    assert blocks.contains("double", 0, None)
+    assert not blocks.contains("double", 9, None)
+    assert blocks.contains("", 9, 10), "a core that names no type means its main blocks"
+    assert not DenseBlocks().contains("double", 0, 10)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "entry"),
+    [
+        (parse_steps, "off, 1.5", "'1.5'"),
+        (parse_steps, "0.5;0.6", "'0.5;0.6'"),
+        (parse_steps, "0.5,,0.6", "''"),
+        (parse_steps, "nan", "'nan'"),
+        (parse_dense_steps, "0, last", "'last'"),
+        (parse_dense_steps, "0.5", "'0.5'"),
+        (parse_dense_blocks, "0-", "'0-'"),
+        (parse_dense_blocks, "triple 3", "'triple 3'"),
+        (parse_dense_blocks, "4-2", "'4-2'"),
+        (parse_dense_blocks, "-1--3", "'-1--3'"),
+    ],
+)
+def test_unreadable_texts_name_the_entry(parse, text: str, entry: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert entry in str(caught.value)
+    assert caught.value.field.startswith(parse.__name__.removeprefix("parse_"))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 8.0, 12.0])
+@pytest.mark.parametrize("percent", [0.0, 0.05, 0.1, 0.5, 0.875, 0.999, 1.0])
+def test_percent_of_sigma_inverts_percent_to_sigma(shift: float, percent: float) -> None:
+    percent_to_sigma = flow_sigma(shift)
+    assert percent_of_sigma(percent_to_sigma(percent), percent_to_sigma) == pytest.approx(
+        percent, abs=1e-9
+    )
+
+
+def test_percent_of_sigma_outside_the_range() -> None:
+    percent_to_sigma = flow_sigma(5.0)
+    assert percent_of_sigma(1e9, percent_to_sigma) == pytest.approx(0.0, abs=1e-9)
+    assert percent_of_sigma(-1.0, percent_to_sigma) == 1.0
+
+
+def test_activity_agrees_with_the_rule_of_core() -> None:
+    """Active while sigma_end <= sigma <= sigma_start."""
+    percent_to_sigma = flow_sigma(8.0)
+    schedule = SparsitySchedule(0.5, 0.5, "constant", 0.15, 0.7)
+    sigma_start, sigma_end = percent_to_sigma(0.15), percent_to_sigma(0.7)
+    for index in range(1, 200):
+        sigma = index / 200
+        percent = percent_of_sigma(sigma, percent_to_sigma)
+        is_active = schedule.sparsity_at(percent, None, None)[0] is not None
+        assert is_active == (sigma_end <= sigma <= sigma_start)
+
+
+SIGMAS = [1.0, 0.9, 0.7, 0.4, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("sigma", "step"),
+    [
+        (1.5, 0),
+        (1.0, 0),
+        (0.95, 0),  # between two entries: a midpoint of dpm_2 or dpmpp_sde
+        (0.9, 1),
+        (0.9 * (1 + 1e-7), 1),
+        (0.5, 2),
+        (0.4, 3),
+        (0.1, 3),
+        (0.0, 3),  # the end of the last step is no step of its own
+    ],
+)
+def test_step_of_sigma(sigma: float, step: int) -> None:
+    assert step_of_sigma(sigma, SIGMAS) == step
