@@ -12,10 +12,9 @@ from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
 from .launch import launch
 from .selfcheck import NoKernelError, trusted_tile
-from .tables import index_tables
 from .tiles import Tile
 
-__all__ = ["NoKernelError", "rectified_attention_op", "release_tables"]
+__all__ = ["NoKernelError", "rectified_attention_op"]
 
 
 def rectified_attention_op(
@@ -31,11 +30,6 @@ def rectified_attention_op(
         config.sparsity, config.q_block, config.kv_block, config.top_p,
         config.rectification, config.order, config.neighbours, config.min_blocks, keep_mask,
     )  # fmt: skip
-
-
-def release_tables() -> None:
-    """Free the index tables that are kept on the GPU between calls."""
-    index_tables.cache_clear()
 
 
 @torch.library.custom_op("rspa::rectified_attention", mutates_args=())

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..rspa_core import SparseConfig, backend_status, rectified_attention
+from ..rspa_core import SparseConfig, backend_status, rectified_attention, release_tables
 from ..rspa_core.schedule import (
     DenseBlocks,
     SparsitySchedule,
@@ -112,6 +112,7 @@ class SparseAttentionPatch:
         """ON_CLEANUP: the sampling run is over, also after an error or an interruption."""
         self.report.finish_run(self._model_name)
         self._reset()
+        release_tables()
 
     def __call__(
         self,

@@ -3,7 +3,7 @@
 from . import metrics
 from .attention import AttentionStats, dense_attention, rectified_attention
 from .config import ConfigError, SparseConfig
-from .dispatch import BackendStatus, BackendUnavailable, backend_status
+from .dispatch import BackendStatus, BackendUnavailable, backend_status, release_tables
 from .layout import TokenLayout
 from .order import block_neighbours, inverse_order, token_order
 from .schedule import (
@@ -34,5 +34,6 @@ __all__ = [
     "parse_dense_steps",
     "parse_steps",
     "rectified_attention",
+    "release_tables",
     "token_order",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -61,6 +62,14 @@ def triton_missing_reason() -> str | None:
         "Triton is not installed: 'pip install triton' on Linux, 'pip install triton-windows' on "
         "Windows (portable: python_embeded\\python.exe -m pip install triton-windows)"
     )
+
+
+def release_tables() -> None:
+    """Free the index tables that the kernels keep on the GPU between calls."""
+    package = __package__.rpartition(".")[0]
+    tables = sys.modules.get(f"{package}.kernels.tables")  # only if they were ever used
+    if tables is not None:
+        tables.index_tables.cache_clear()
 
 
 def run_reference(

@@ -41,3 +41,14 @@ def test_compiled_graph_calls_the_op_unopened(device: torch.device) -> None:
     expected = 2 * rectified_attention(q, k, v, CASE.layout, CASE.config, backend="triton")
     compiled = torch.compile(twice, backend="eager", fullgraph=True)
     assert torch.equal(compiled(q, k, v), expected)
+
+
+def test_index_tables_are_released(device: torch.device) -> None:
+    from rectified_spaattn.kernels.tables import index_tables
+    from rectified_spaattn.rspa_core import release_tables
+
+    q, k, v = CASE.inputs(torch.float32, device, 2)
+    rectified_attention(q, k, v, CASE.layout, CASE.config, backend="triton")
+    assert index_tables.cache_info().currsize > 0
+    release_tables()
+    assert index_tables.cache_info().currsize == 0
