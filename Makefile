@@ -51,7 +51,7 @@ lint: $(STAMP)
 	$(BIN)/comfy --skip-prompt --no-enable-telemetry node validate
 
 format: $(STAMP)
-	$(BIN)/ruff check --fix .
+	-$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:

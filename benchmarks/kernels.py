@@ -90,7 +90,7 @@ def _shape(
         "dense cudnn": lambda: _sdpa(SDPBackend.CUDNN_ATTENTION)(q, k, v),
         "dense flash": lambda: _sdpa(SDPBackend.FLASH_ATTENTION)(q, k, v),
     }
-    rows: dict[str, dict[str, object]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for blocks in arguments.blocks:
         q_block, kv_block = map(int, blocks.split("x"))
         for rectification in arguments.rectification:
@@ -110,7 +110,7 @@ def _shape(
     records = []
     for label, timing in timings.items():
         row = rows.get(label, {})
-        density = float(row.get("density", 1.0))
+        density = row.get("density", 1.0)
         ideal = dense * density
         print(
             f"{label:26} {timing.median * 1e3:8.2f} {density:8.3f} {dense / timing.median:8.2f} "
@@ -141,7 +141,7 @@ def _sparse_call(
 
 def _check(
     q: Tensor, k: Tensor, v: Tensor, exact: Tensor, layout: TokenLayout, config: SparseConfig
-) -> dict[str, object]:
+) -> dict[str, float]:
     """Compare with the reference on some heads, and with dense attention on all."""
     heads = slice(0, min(CHECKED_HEADS, q.shape[1]))
     torch.cuda.reset_peak_memory_stats()

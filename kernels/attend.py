@@ -147,19 +147,17 @@ def attend_kernel(
         acc, highest, total = _absorb(acc, highest, total, scores, unit, v, PRECISION)
 
     # At most two ragged blocks: the end of the video and the end of the context.
-    ragged_video = video_length % KV_BLOCK
-    if ragged_video > 0 and (is_video == 0) | (tl.load(ragged_kept + row) > 0):
-        acc, highest, total = _ragged_block(
-            acc, highest, total, q_tile, k_base, v_base, (num_k - 1) * KV_BLOCK,
-            ragged_video, unit, DP, TILE_N, PRECISION,
-        )  # fmt: skip
-    ragged_context = context_length % KV_BLOCK
-    if ragged_context > 0:
-        acc, highest, total = _ragged_block(
-            acc, highest, total, q_tile, k_base, v_base,
-            (num_k + context_length // KV_BLOCK) * KV_BLOCK,
-            ragged_context, unit, DP, TILE_N, PRECISION,
-        )  # fmt: skip
+    # A length of 0 skips one: loops, because a branch with results rules out warp specialisation.
+    kept = (is_video == 0) | (tl.load(ragged_kept + row) > 0)
+    acc, highest, total = _ragged_block(
+        acc, highest, total, q_tile, k_base, v_base, (num_k - 1) * KV_BLOCK,
+        tl.where(kept, video_length % KV_BLOCK, 0), unit, DP, TILE_N, PRECISION,
+    )  # fmt: skip
+    acc, highest, total = _ragged_block(
+        acc, highest, total, q_tile, k_base, v_base,
+        (num_k + context_length // KV_BLOCK) * KV_BLOCK,
+        context_length % KV_BLOCK, unit, DP, TILE_N, PRECISION,
+    )  # fmt: skip
 
     if RECTIFICATION == "precise":
         scaled_q = q_tile.to(tl.float32) * scale
@@ -183,9 +181,9 @@ def attend_kernel(
             acc, highest, total = _absorb(acc, highest, total, scores, LOG2E, v, PRECISION)
 
     result = acc / total[:, None]
-    if RECTIFICATION == "paper" and is_video:
-        result = result * tl.load(rectify_scale + row)
-        result += tl.load(compensation + row * DP + cols)[None, :]
+    if RECTIFICATION == "paper":
+        result *= tl.load(rectify_scale + row, mask=is_video, other=1.0)
+        result += tl.load(compensation + row * DP + cols, mask=is_video, other=0.0)[None, :]
     out_rows = (batch * length + token) * num_heads + head_in_batch
     out_offsets = out_rows[:, None] * D + cols[None, :]
     tl.store(out + out_offsets, result.to(out.dtype.element_ty), mask=stored)

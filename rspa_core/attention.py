@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -37,6 +38,32 @@ class AttentionStats:
     def block_mask(self) -> Tensor:
         """Critical set `[B, H, NQ, NK]` bool over video blocks in token order."""
         return self._block_mask()
+
+
+@overload
+def rectified_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: TokenLayout,
+    config: SparseConfig,
+    *,
+    backend: str = "auto",
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def rectified_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: TokenLayout,
+    config: SparseConfig,
+    *,
+    backend: str = "auto",
+    return_stats: Literal[True],
+) -> tuple[Tensor, AttentionStats]: ...
 
 
 def rectified_attention(

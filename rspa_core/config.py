@@ -23,17 +23,19 @@ class ConfigError(ValueError):
 
 def check_number(field: str, value: object, low: float, high: float) -> None:
     """Raise `ConfigError` unless `value` is a finite real number in [low, high]."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
-        raise ConfigError(field, value, f"a number from {low:g} to {high:g}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if math.isfinite(value) and low <= value <= high:
+            return
+    raise ConfigError(field, value, f"a number from {low:g} to {high:g}")
 
 
 def check_integer(field: str, value: object, low: int, high: int | None = None) -> None:
     """Raise `ConfigError` unless `value` is an int in [low, high]; no upper bound if None."""
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or value < low or (high is not None and value > high):
-        upper = "or more" if high is None else f"to {high}"
-        raise ConfigError(field, value, f"a whole number, {low} {upper}")
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value >= low and (high is None or value <= high):
+            return
+    upper = "or more" if high is None else f"to {high}"
+    raise ConfigError(field, value, f"a whole number, {low} {upper}")
 
 
 def check_choice(field: str, value: object, choices: tuple[object, ...]) -> None:

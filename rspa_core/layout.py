@@ -55,6 +55,7 @@ class TokenLayout:
 
 def check_grid(grid: object) -> None:
     """Raise `ConfigError` unless `grid` is three whole numbers of 1 or more."""
-    valid = isinstance(grid, tuple) and len(grid) == 3
-    if not valid or not all(type(size) is int and size >= 1 for size in grid):
-        raise ConfigError("grid", grid, "a tuple (T, H, W) of three whole numbers, 1 or more")
+    if isinstance(grid, tuple) and len(grid) == 3:
+        if all(type(size) is int and size >= 1 for size in grid):
+            return
+    raise ConfigError("grid", grid, "a tuple (T, H, W) of three whole numbers, 1 or more")
