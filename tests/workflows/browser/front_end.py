@@ -1,0 +1,174 @@
+"""Drives ComfyUI's own web front end in headless Chromium."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, Route, TimeoutError, sync_playwright
+
+CHROMIUM_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+VIEWPORT = {"width": 1600, "height": 1000}
+# Time for widgets to lay themselves out after a graph has been loaded.
+SETTLE_MS = 2500
+
+# Everything the checks need to know about the graph as the front end understood it.
+INSPECT = """() => {
+  const root = app.rootGraph ?? app.graph;
+  const graphs = [["", root], ...[...root.subgraphs.values()].map(s => [s.name, s])];
+  const describe = (graph, node) => ({
+    graph, id: String(node.id), type: node.type, title: node.title,
+    known: Boolean(node.isSubgraphNode?.()) || node.type in LiteGraph.registered_node_types,
+    has_errors: Boolean(node.has_errors),
+    box: [node.pos[0], node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT,
+          node.size[0], node.size[1] + LiteGraph.NODE_TITLE_HEIGHT],
+    widgets: Object.fromEntries((node.widgets ?? []).map(w => [w.name, w.value])),
+    linked: (node.inputs ?? []).filter(i => i.link != null).map(i => i.name),
+  });
+  return graphs.flatMap(([name, graph]) => graph.nodes.map(node => describe(name, node)));
+}"""
+
+# Text of whatever asks for attention: dialogs, toasts, and the error overlay beside the run button.
+MESSAGES = """() => [...document.querySelectorAll(
+    '[role=dialog], .p-dialog, .p-toast-message, [data-testid*=error], [data-testid*=missing]')]
+  .filter(e => e.offsetParent !== null || getComputedStyle(e).position === 'fixed')
+  .map(e => e.innerText.trim()).filter(Boolean)"""
+
+CARDS = """dialog => [...dialog.querySelectorAll('[data-testid^=template-workflow-]')].map(
+  card => ({title: card.innerText.trim(), width: card.querySelector('img')?.naturalWidth ?? 0})
+)"""
+
+PICTURE_WIDTHS = """ids => ids.map(
+  id => app.rootGraph.getNodeById(id)?.imgs?.[0]?.naturalWidth ?? 0
+)"""
+PICTURED = f"ids => ({PICTURE_WIDTHS})(ids).every(width => width > 0)"
+
+# Canvas extent of the graph on show, then the view that puts it in the upper left corner.
+EXTENT = """() => {
+  const nodes = app.canvas.graph.nodes;
+  const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1]));
+  const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0]));
+  const bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1]));
+  return [left, top - 90, right, bottom];
+}"""
+SHOW = """([scale, left, top]) => {
+  app.canvas.ds.scale = scale;
+  app.canvas.ds.offset = [30 - left, 30 - top];
+  app.canvas.setDirty(true, true);
+}"""
+FOCUS = "on => { app.extensionManager.focusMode = on; }"
+# Below this the canvas leaves out text.
+READABLE_SCALE = 0.75
+
+
+class FrontEnd:
+    """One browser page on a running ComfyUI."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page = page
+        self.address = address
+
+    def open(self) -> None:
+        """Open the page and wait until graphs can be loaded."""
+        self.page.goto(self.address)
+        self.page.wait_for_function(
+            "() => Boolean(window.app?.graph && window.app?.extensionManager && "
+            "window.LiteGraph?.registered_node_types?.KSampler)",
+            timeout=120_000,
+        )
+        self.page.wait_for_timeout(SETTLE_MS)
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Load a UI-format workflow as if its file had been dropped on the page."""
+        self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+        self.page.wait_for_timeout(SETTLE_MS)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Every node of the loaded workflow, subgraphs included."""
+        return self.page.evaluate(INSPECT)
+
+    def messages(self) -> list[str]:
+        """What dialogs, toasts and error panels say now."""
+        return self.page.evaluate(MESSAGES)
+
+    def prompt(self) -> dict[str, Any]:
+        """The API format of the loaded workflow, subgraphs flattened: what *Run* would send."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def run(self, node_ids: list[str]) -> list[int]:
+        """Run only these output nodes of the root graph; the width of the picture each shows."""
+        if not node_ids:
+            return []
+        self.page.evaluate("ids => app.queuePrompt(0, 1, ids)", node_ids)
+        with contextlib.suppress(TimeoutError):
+            self.page.wait_for_function(PICTURED, arg=node_ids, timeout=30_000)
+        return self.page.evaluate(PICTURE_WIDTHS, node_ids)
+
+    def open_subgraph(self, name: str) -> None:
+        """Show the inside of the subgraph called `name`."""
+        self.page.evaluate(
+            """name => {
+              const root = app.rootGraph ?? app.graph;
+              const host = root.nodes.find(n => n.isSubgraphNode?.() && n.subgraph.name === name);
+              app.canvas.openSubgraph(host.subgraph, host);
+            }""",
+            name,
+        )
+        self.page.wait_for_timeout(SETTLE_MS)
+
+    def screenshot(self, path: Path) -> None:
+        """A picture of the whole graph on show, in a window as large as legible text needs."""
+        left, top, right, bottom = self.page.evaluate(EXTENT)
+        size = {
+            "width": int((right - left + 60) * READABLE_SCALE),
+            "height": int((bottom - top + 60) * READABLE_SCALE),
+        }
+        self.page.evaluate(FOCUS, True)
+        self.page.set_viewport_size(size)
+        self.page.wait_for_timeout(500)
+        self.page.evaluate(SHOW, [READABLE_SCALE, left, top])
+        self.page.wait_for_timeout(800)
+        self.page.screenshot(path=path)
+        self.page.set_viewport_size(VIEWPORT)
+
+    def template_cards(self, pack: str) -> list[dict[str, Any]]:
+        """Open the template browser on `pack`; title and picture width of each card it shows."""
+        self.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_text(pack, exact=True).first.click()
+        self.page.wait_for_timeout(SETTLE_MS)
+        return dialog.evaluate(CARDS)
+
+
+@contextlib.contextmanager
+def opened(address: str, chromium: str) -> Iterator[FrontEnd]:
+    """A `FrontEnd` on `address` in the browser `chromium` (path of its program)."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
+        try:
+            page = browser.new_page(viewport=VIEWPORT)
+            page.route("**/*", lambda route: _only_local(route, address))
+            front_end = FrontEnd(page, address)
+            front_end.open()
+            yield front_end
+        finally:
+            browser.close()
+
+
+def _only_local(route: Route, address: str) -> None:
+    """The front end asks model hosts for file sizes; a check needs nothing from outside."""
+    if route.request.url.startswith((address, "data:", "blob:")):
+        route.continue_()
+    else:
+        route.abort()

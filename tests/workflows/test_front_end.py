@@ -1,0 +1,195 @@
+"""The example workflows in a real ComfyUI and its real front end, in headless Chromium.
+
+Needs a ComfyUI folder (`COMFYUI_DIR`) with a virtual environment that has its requirements and
+playwright, and Chromium; skipped with the reason where one is missing. `browser/check.py` does the
+work in that environment and writes a report; the tests judge the report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Json = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "workflows"
+STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
+PACK = "rectified-spaattn"
+LOADERS = {"UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader", "CLIPVisionLoader"}
+MODEL_NODES = LOADERS | {"LoraLoaderModelOnly"}
+CHECK_SECONDS = 600
+
+pytestmark = pytest.mark.timeout(CHECK_SECONDS + 60)
+each_stem = pytest.mark.parametrize("stem", STEMS)
+
+
+def browser() -> str | None:
+    """Path of a Chromium, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def comfyui() -> tuple[Path, Path] | str:
+    """ComfyUI's folder and its Python, or the reason why the browser check cannot run."""
+    folder = Path(os.environ.get("COMFYUI_DIR") or "~/comfy/ComfyUI").expanduser()
+    if not (folder / "main.py").is_file():
+        return f"no ComfyUI at {folder} (set COMFYUI_DIR)"
+    pythons = [folder / ".venv" / name for name in ("bin/python", "Scripts/python.exe")]
+    python = next((path for path in pythons if path.exists()), None)
+    if python is None:
+        return f"{folder} has no .venv with a Python interpreter"
+    probe = [str(python), "-c", "import playwright, comfyui_frontend_package"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        return f"{python} lacks playwright or ComfyUI's requirements"
+    if browser() is None:
+        return "no Chromium on the path"
+    return folder, python
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Json:
+    """What `browser/check.py` found, plus the folder of its files under "folder"."""
+    found = comfyui()
+    if isinstance(found, str):
+        pytest.skip(found)
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    out = shared / "front_end_check"
+    finished = out / "finished.json"
+    try:
+        out.mkdir()
+    except FileExistsError:  # another test process is at it
+        deadline = time.monotonic() + CHECK_SECONDS
+        while not finished.exists() and time.monotonic() < deadline:
+            time.sleep(1)
+    else:
+        outcome = run_check(*found, out)
+        partial = out / "partial.json"
+        partial.write_text(json.dumps(outcome), encoding="utf-8")
+        partial.rename(finished)
+    returncode, error_text = json.loads(finished.read_text(encoding="utf-8"))
+    assert returncode == 0, error_text
+    return json.loads((out / "report.json").read_text(encoding="utf-8")) | {"folder": str(out)}
+
+
+def run_check(folder: Path, python: Path, out: Path) -> tuple[int, str]:
+    """Return code and last words of `browser/check.py`, which writes its files to `out`."""
+    script = Path(__file__).parent / "browser" / "check.py"
+    command = [python, script, "--comfyui", folder, "--out", out, "--chromium", browser()]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    try:
+        result = subprocess.run(
+            [str(part) for part in command],
+            capture_output=True,
+            text=True,
+            timeout=CHECK_SECONDS,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return 1, f"no report after {CHECK_SECONDS} s"
+    return result.returncode, result.stderr[-4000:]
+
+
+def test_template_browser_lists_the_workflows_and_nothing_else(report: Json) -> None:
+    assert sorted(report["templates"][PACK]) == STEMS
+
+
+def test_template_browser_gets_workflows_and_thumbnails(report: Json) -> None:
+    types = {".json": "application/json", ".jpg": "image/jpeg"}
+    for stem in STEMS:
+        for suffix, expected in types.items():
+            status, content_type, size = report["files"][stem + suffix]
+            assert (status, content_type) == (200, expected)
+            assert size == (FOLDER / f"{stem}{suffix}").stat().st_size
+
+
+def test_template_browser_shows_every_thumbnail(report: Json) -> None:
+    shown = {card["title"].splitlines()[-1]: card["width"] for card in report["cards"]}
+    assert shown == dict.fromkeys(STEMS, 640)
+
+
+@each_stem
+def test_front_end_knows_every_node(report: Json, stem: str) -> None:
+    assert report["workflows"][stem]["unknown"] == []
+
+
+@each_stem
+def test_front_end_has_nothing_to_complain_about(report: Json, stem: str) -> None:
+    """Model files are in place by name here, so any message would be about the workflow."""
+    entry = report["workflows"][stem]
+    assert entry["messages"] == []
+    assert entry["marked"] == []
+
+
+@each_stem
+def test_no_node_covers_another(report: Json, stem: str) -> None:
+    assert report["workflows"][stem]["overlaps"] == []
+
+
+@each_stem
+def test_front_end_shows_the_values_of_the_file(report: Json, stem: str) -> None:
+    workflow = json.loads((FOLDER / f"{stem}.json").read_text(encoding="utf-8"))
+    graphs = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+    stored = {str(node["id"]): node for graph in graphs for node in graph["nodes"]}
+    ours = report["workflows"][stem]["ours"]
+    assert ours
+    for node in ours:
+        order = report["widget_order"][node["type"]]
+        expected = dict(zip(order, stored[node["id"]]["widgets_values"], strict=True))
+        # The status line is a widget too; it is not an input.
+        shown = {name: value for name, value in node["widgets"].items() if name in expected}
+        assert shown == expected
+
+
+@each_stem
+def test_api_file_is_what_run_would_send(report: Json, stem: str) -> None:
+    stored = json.loads((FOLDER / "api" / f"{stem}.json").read_text(encoding="utf-8"))
+    assert report["workflows"][stem]["prompt"] == stored
+
+
+@each_stem
+def test_server_misses_nothing_but_model_files(report: Json, stem: str) -> None:
+    errors = report["workflows"][stem]["errors_without_models"]
+    assert errors
+    for node, kind, _, value in errors:
+        assert node in MODEL_NODES
+        assert kind == "value_not_in_list"
+        assert value.endswith(".safetensors")
+
+
+@each_stem
+def test_server_accepts_the_prompt_once_models_are_there(report: Json, stem: str) -> None:
+    assert report["workflows"][stem]["errors_with_models"] == []
+
+
+@each_stem
+def test_schedules_draw_their_preview(report: Json, stem: str) -> None:
+    for width in report["workflows"][stem]["previews"]:
+        assert width > 0
+
+
+@each_stem
+def test_comfy_cli_finds_the_api_file_valid(report: Json, stem: str) -> None:
+    program = Path(sys.executable).with_name("comfy")
+    if not program.exists():
+        pytest.skip("comfy-cli is not installed")
+    info = Path(report["folder"]) / "object_info.json"
+    command = [program, "--skip-prompt", "--no-enable-telemetry", "workflow", "validate"]
+    command += ["--workflow", FOLDER / "api" / f"{stem}.json", "--input", info]
+    result = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
+    data = json.loads(result.stdout)["data"]
+    assert (data["valid"], data["error_count"], data["warning_count"]) == (True, 0, 0)

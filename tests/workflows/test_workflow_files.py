@@ -1,0 +1,291 @@
+"""The example workflows as files: whole graphs, sound values, a thumbnail and an API form each.
+
+Needs no ComfyUI. `test_front_end.py` looks at the same files through ComfyUI itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from rectified_spaattn.rspa_core.schedule import (
+    CURVES,
+    SparsitySchedule,
+    parse_dense_blocks,
+    parse_dense_steps,
+    parse_steps,
+)
+
+Json = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "workflows"
+STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
+
+BOUNDARY = {-10, -20}  # a subgraph's own inputs and outputs, where a node id would stand
+MAX_THUMBNAIL_BYTES = 150_000
+SCHEDULE_TYPE = "RSPA_SCHEDULE"
+
+# Widgets in the order in which files store their values: name, and what is allowed.
+ATTENTION = {
+    "enabled": (True, False),
+    "sparsity": (0.0, 0.98),
+    "block_size": ("128", "64"),
+    "start_percent": (0.0, 1.0),
+    "end_percent": (0.0, 1.0),
+    "rectification": ("paper", "precise", "none"),
+    "token_order": ("gilbert", "tile", "raster"),
+    "top_p": (0.0, 1.0),
+    "dense_blocks": parse_dense_blocks,
+    "min_tokens": (0, 1_000_000),
+    "verbose": (True, False),
+}
+SCHEDULE = {
+    "start_sparsity": (0.0, 0.98),
+    "end_sparsity": (0.0, 0.98),
+    "curve": CURVES,
+    "start_percent": (0.0, 1.0),
+    "end_percent": (0.0, 1.0),
+    "steps": parse_steps,
+    "dense_steps": parse_dense_steps,
+    "preview_steps": (1, 200),
+}
+WIDGETS = {"RectifiedSpaAttn": ATTENTION, "RectifiedSpaAttnSchedule": SCHEDULE}
+LOADERS = {"UNETLoader", "LoraLoaderModelOnly"}
+SAMPLERS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced"}
+
+each_stem = pytest.mark.parametrize("stem", STEMS)
+
+
+def read(stem: str) -> Json:
+    return json.loads((FOLDER / f"{stem}.json").read_text(encoding="utf-8"))
+
+
+def read_api(stem: str) -> Json:
+    return json.loads((FOLDER / "api" / f"{stem}.json").read_text(encoding="utf-8"))
+
+
+def graphs(workflow: Json) -> list[Json]:
+    """The root graph, then the subgraphs."""
+    return [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+
+
+def links(graph: Json) -> list[Json]:
+    """Links as objects: files store lists in the root graph and objects in subgraphs."""
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    return [
+        dict(zip(names, link, strict=True)) if isinstance(link, list) else link
+        for link in graph["links"]
+    ]
+
+
+def our_nodes(workflow: Json) -> Iterator[Json]:
+    for graph in graphs(workflow):
+        yield from (node for node in graph["nodes"] if node["type"] in WIDGETS)
+
+
+def values(node: Json) -> Json:
+    """Widget values of one of our nodes by name."""
+    return dict(zip(WIDGETS[node["type"]], node["widgets_values"], strict=True))
+
+
+def source_end(graph: Json, nodes: dict[int, Json], link: Json) -> Json:
+    """The output, or the subgraph's input, at which a link starts."""
+    if link["origin_id"] == -10:
+        return graph["inputs"][link["origin_slot"]]
+    return nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
+
+
+def target_end(graph: Json, nodes: dict[int, Json], link: Json) -> Json:
+    """The input, or the subgraph's output, at which a link ends."""
+    if link["target_id"] == -20:
+        return graph["outputs"][link["target_slot"]]
+    return nodes[link["target_id"]]["inputs"][link["target_slot"]]
+
+
+def test_there_are_workflows() -> None:
+    assert len(STEMS) == 7
+
+
+@each_stem
+def test_format(stem: str) -> None:
+    workflow = read(stem)
+
+    assert workflow["version"] == 0.4
+    assert workflow["extra"]["built_from"]
+    ids = [node["id"] for graph in graphs(workflow) for node in graph["nodes"]]
+    assert len(ids) == len(set(ids))
+    assert max(ids) == workflow["last_node_id"]
+    link_ids = [[link["id"] for link in links(graph)] for graph in graphs(workflow)]
+    for of_one_graph in link_ids:
+        assert len(of_one_graph) == len(set(of_one_graph))
+    assert max(map(max, link_ids)) == workflow["last_link_id"]
+
+
+@each_stem
+def test_links_have_two_ends_of_one_type(stem: str) -> None:
+    for graph in graphs(read(stem)):
+        nodes = {node["id"]: node for node in graph["nodes"]}
+        for link in links(graph):
+            assert {link["origin_id"], link["target_id"]} <= nodes.keys() | BOUNDARY, link
+            source = source_end(graph, nodes, link)
+            target = target_end(graph, nodes, link)
+            assert link["id"] in (source.get("links") or source.get("linkIds") or []), link
+            target_links = target.get("linkIds") or [target.get("link")]
+            assert link["id"] in target_links, link
+            for end in (source, target):
+                assert "*" in (end["type"], link["type"]) or types_meet(end, link), (end, link)
+
+
+def types_meet(end: Json, link: Json) -> bool:
+    """Types agree; a switch may list several, or pass on whatever type it was given."""
+    kinds = set(end["type"].split(","))
+    return link["type"] in kinds or bool({"COMFY_MATCHTYPE_V3"} & (kinds | {link["type"]}))
+
+
+@each_stem
+def test_every_end_names_a_link(stem: str) -> None:
+    for graph in graphs(read(stem)):
+        known = {link["id"] for link in links(graph)}
+        for node in graph["nodes"]:
+            named = {entry["link"] for entry in node.get("inputs", []) if entry.get("link")}
+            for entry in node.get("outputs", []):
+                named |= set(entry.get("links") or [])
+            assert named <= known, (node["id"], named - known)
+
+
+@each_stem
+def test_values_of_our_nodes(stem: str) -> None:
+    for node in our_nodes(read(stem)):
+        for name, value in values(node).items():
+            allowed = WIDGETS[node["type"]][name]
+            if callable(allowed):
+                allowed(value)
+            elif isinstance(allowed[0], bool | str):
+                assert value in allowed, (name, value)
+            else:
+                assert not isinstance(value, bool)
+                assert allowed[0] <= value <= allowed[1], (name, value)
+
+
+@each_stem
+def test_our_nodes_are_marked_as_ours(stem: str) -> None:
+    version = re.search(
+        r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert version is not None
+    for node in our_nodes(read(stem)):
+        assert node["properties"]["cnr_id"] == "rectified-spaattn"
+        assert node["properties"]["ver"] == version[1]
+
+
+@each_stem
+def test_note_says_what_to_try(stem: str) -> None:
+    notes = [node for node in read(stem)["nodes"] if node["type"] == "MarkdownNote"]
+    (ours,) = (note for note in notes if "Rectified SpaAttn" in note.get("title", ""))
+    assert "### Then try" in ours["widgets_values"][0]
+
+
+@each_stem
+def test_seeds_are_fixed(stem: str) -> None:
+    """A comparison with and without the node needs the same noise twice."""
+    text = json.dumps([graph["nodes"] for graph in graphs(read(stem))])
+    assert '"randomize"' not in text
+
+
+@each_stem
+def test_thumbnail(stem: str) -> None:
+    path = FOLDER / f"{stem}.jpg"
+    assert path.stat().st_size < MAX_THUMBNAIL_BYTES
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG"
+        assert picture.size == (640, 640)
+
+
+def test_nothing_is_left_over() -> None:
+    """Pictures and API files belong to workflows: ComfyUI lists every .json of the folder."""
+    assert sorted(path.stem for path in FOLDER.glob("*.jpg")) == STEMS
+    assert sorted(path.stem for path in (FOLDER / "api").glob("*")) == STEMS
+
+
+def upstream(prompt: Json, node_id: str, name: str) -> Iterator[str]:
+    """Ids of the nodes before the input `name` of a node, nearest first, along model links."""
+    value = prompt[node_id]["inputs"].get(name)
+    if not isinstance(value, list):
+        return
+    yield value[0]
+    for before in ("model", "guider", "on_true", "on_false"):
+        yield from upstream(prompt, value[0], before)
+
+
+@each_stem
+def test_api_file_has_our_node_between_loader_and_sampler(stem: str) -> None:
+    prompt = read_api(stem)
+    samplers = [key for key, node in prompt.items() if node["class_type"] in SAMPLERS]
+    assert samplers
+    for sampler in samplers:
+        name = "guider" if "guider" in prompt[sampler]["inputs"] else "model"
+        kinds = [prompt[key]["class_type"] for key in upstream(prompt, sampler, name)]
+        assert kinds.count("RectifiedSpaAttn") == 1, kinds
+        position = kinds.index("RectifiedSpaAttn")
+        assert LOADERS & set(kinds[position:]), kinds
+        assert not LOADERS & set(kinds[:position]), kinds
+
+
+@each_stem
+def test_api_file_has_the_values_of_the_workflow(stem: str) -> None:
+    prompt = read_api(stem)
+    for node in our_nodes(read(stem)):
+        (inputs,) = (
+            entry["inputs"]
+            for key, entry in prompt.items()
+            if key.split(":")[-1] == str(node["id"]) and entry["class_type"] == node["type"]
+        )
+        linked = {name for name, value in inputs.items() if isinstance(value, list)}
+        for name, value in values(node).items():
+            assert name in linked or inputs[name] == value, name
+
+
+@each_stem
+def test_files_name_no_place_of_one_machine(stem: str) -> None:
+    for text in (json.dumps(read(stem)), json.dumps(read_api(stem))):
+        assert not re.search(r'"(/|~|[A-Za-z]:\\\\)', text)
+        assert "localhost" not in text
+
+
+@each_stem
+def test_thumbnail_shows_the_steps_of_the_workflow(
+    stem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The strip of steps on the picture is what the nodes are set to."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    specs = importlib.import_module("workflow_builder.specs").SPECS
+    (picture,) = (spec.picture for spec in specs if spec.stem == stem)
+    workflow = read(stem)
+    schedules = [node for node in our_nodes(workflow) if node["type"] != "RectifiedSpaAttn"]
+    count = len(picture.steps)
+    if not schedules:
+        (node,) = our_nodes(workflow)
+        set_to = values(node)
+        percents = set_to["start_percent"], set_to["end_percent"]
+        shown = steps(SparsitySchedule(set_to["sparsity"], 0.0, "constant", *percents), count)
+    else:
+        shown = []
+        for node in schedules:
+            set_to = values(node)
+            preview = set_to.pop("preview_steps")
+            lists = parse_steps(set_to.pop("steps")), parse_dense_steps(set_to.pop("dense_steps"))
+            shown += steps(SparsitySchedule(*set_to.values(), *lists), preview)
+    assert shown == pytest.approx(list(picture.steps))
+
+
+def steps(schedule: SparsitySchedule, count: int) -> list[float | None]:
+    """Sparsity of each of `count` steps, which ComfyUI's simple scheduler spaces evenly."""
+    return [schedule.sparsity_at(step / count, step, count)[0] for step in range(count)]
