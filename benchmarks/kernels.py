@@ -2,6 +2,9 @@
 
     python -m rectified_spaattn.benchmarks.kernels --shape wan-720p --sparsity 0.75 0.85 0.9
 
+`--tiles 128,8,3,tma 64,8,2` times these launch configurations (keys per step, warps, stages, tensor
+descriptors, most registers) instead of the one from the table of this GPU.
+
 Dense attention (cuDNN and flash of torch's SDPA) and Rectified SpaAttn run side by side on the
 same q, k, v. A time is printed only after the output has matched the fp32 reference; the error
 against dense attention is printed next to it. The share of each stage comes from the CUDA
@@ -14,6 +17,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -22,6 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rectified_spaattn.benchmarks.synthetic import KINDS, synthetic_qkv
 from rectified_spaattn.benchmarks.timing import measure_interleaved
+from rectified_spaattn.kernels.launch import launch
+from rectified_spaattn.kernels.tiles import Tile
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
 
 
@@ -75,10 +81,18 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rectification", nargs="+", default=["paper", "precise", "none"])
     parser.add_argument("--kind", choices=KINDS, default="mixed", help="kind of attention head")
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="bfloat16")
+    parser.add_argument("--tiles", nargs="+", type=_tile, default=[None])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stages", action="store_true", help="also print the time per kernel")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser.parse_args()
+
+
+def _tile(text: str) -> Tile:
+    keys, warps, stages, *rest = text.split(",")
+    tma = "tma" in rest
+    registers = [int(part) for part in rest if part != "tma"]
+    return Tile(int(keys), int(warps), int(stages), tma, *registers)
 
 
 def _shape(
@@ -94,26 +108,29 @@ def _shape(
     for blocks in arguments.blocks:
         q_block, kv_block = map(int, blocks.split("x"))
         for rectification in arguments.rectification:
-            for sparsity in arguments.sparsity:
+            for sparsity, tile in product(arguments.sparsity, arguments.tiles):
                 config = SparseConfig(sparsity, q_block, kv_block, rectification=rectification)
                 label = f"{rectification} {blocks} {sparsity:g}"
-                rows[label] = _check(q, k, v, exact, shape.layout, config)
+                if tile is not None:
+                    label += f" {','.join(map(str, tile))}"
+                call = _sparse_call(q, k, v, shape.layout, config, tile)
+                rows[label] = _check(q, k, v, exact, shape.layout, config, call)
                 if rows[label]["correct"]:
-                    calls[label] = _sparse_call(q, k, v, shape.layout, config)
+                    calls[label] = call
                 else:
                     print(f"{label}: WRONG, not timed: {rows[label]}", flush=True)
     timings = measure_interleaved(calls, q.device, rounds=arguments.rounds)
     dense = timings["dense cudnn"].median
     tokens = f"{shape.layout.length:,} tokens, {shape.heads} heads, {arguments.dtype}"
     print(f"\n{name}: {tokens}, heads: {arguments.kind}, {torch.cuda.get_device_name()}")
-    print(f"{'variant':26} {'ms':>8} {'density':>8} {'x dense':>8} {'/ideal':>7} {'rel L2':>8}")
+    print(f"{'variant':40} {'ms':>8} {'density':>8} {'x dense':>8} {'/ideal':>7} {'rel L2':>8}")
     records = []
     for label, timing in timings.items():
         row = rows.get(label, {})
         density = row.get("density", 1.0)
         ideal = dense * density
         print(
-            f"{label:26} {timing.median * 1e3:8.2f} {density:8.3f} {dense / timing.median:8.2f} "
+            f"{label:40} {timing.median * 1e3:8.2f} {density:8.3f} {dense / timing.median:8.2f} "
             f"{timing.median / ideal:7.2f} {row.get('error', 0.0):8.4f}"
             f"   vs reference {row.get('difference', 0.0):.1e}, +{row.get('mib', 0):.0f} MiB",
             flush=True,
@@ -134,19 +151,28 @@ def _sdpa(backend: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _sparse_call(
-    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
-) -> Callable[[], object]:
-    return lambda: rectified_attention(q, k, v, layout, config, backend="triton")
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, tile: Tile | None
+) -> Callable[[], Tensor]:
+    if tile is None:
+        return lambda: rectified_attention(q, k, v, layout, config, backend="triton")
+    return lambda: launch(q, k, v, layout, config, tile, keep_mask=False)[0]
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, exact: Tensor, layout: TokenLayout, config: SparseConfig
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    exact: Tensor,
+    layout: TokenLayout,
+    config: SparseConfig,
+    call: Callable[[], Tensor],
 ) -> dict[str, float]:
     """Compare with the reference on some heads, and with dense attention on all."""
     heads = slice(0, min(CHECKED_HEADS, q.shape[1]))
+    _, stats = rectified_attention(q, k, v, layout, config, backend="triton", return_stats=True)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    out, stats = rectified_attention(q, k, v, layout, config, backend="triton", return_stats=True)
+    out = call()
     mib = (torch.cuda.max_memory_allocated() - before - out.nbytes) / 2**20
     expected, reference = rectified_attention(
         q[:, heads], k[:, heads], v[:, heads], layout, config,

@@ -30,17 +30,26 @@ def _absorb(acc, highest, total, scores, unit, values, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _load_tile(packed, row, DP: tl.constexpr, TILE_N: tl.constexpr, TMA: tl.constexpr):
+    """Rows `row .. row + TILE_N` of a packed tensor, [TILE_N, DP]; `row` is int32."""
+    if TMA:
+        tile = packed.load([row, 0])
+    else:
+        offsets = tl.arange(0, TILE_N)[:, None] * DP + tl.arange(0, DP)[None, :]
+        tile = tl.load(packed + row.to(tl.int64) * DP + offsets)
+    return tile
+
+
+@triton.jit
 def _ragged_block(
     acc, highest, total, q, packed_k, packed_v, first_row, length, unit,
-    DP: tl.constexpr, TILE_N: tl.constexpr, PRECISION: tl.constexpr,
+    DP: tl.constexpr, TILE_N: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attend the first `length` keys of the block that starts at packed row `first_row`."""
     rows = tl.arange(0, TILE_N)
-    cols = tl.arange(0, DP)
     for start in range(0, length, TILE_N):
-        offsets = (first_row + start + rows)[:, None] * DP + cols[None, :]
-        k = tl.load(packed_k + offsets)
-        v = tl.load(packed_v + offsets)
+        k = _load_tile(packed_k, first_row + start, DP, TILE_N, TMA)
+        v = _load_tile(packed_v, first_row + start, DP, TILE_N, TMA)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores = tl.where((start + rows < length)[None, :], scores, float("-inf"))
         acc, highest, total = _absorb(acc, highest, total, scores, unit, v, PRECISION)
@@ -66,8 +75,8 @@ def _ragged_block(
 def attend_kernel(
     q,  # [B, H, N, D], any strides
     q_source,  # [(NCQ + NQ) * Q_BLOCK] int32: token of each row, context rows first, -1 padding
-    packed_k,  # [HC, packed_length, DP]: video blocks, then context blocks, zeros behind each
-    packed_v,
+    packed_k,  # [HC, packed_length, DP]: video blocks, then context blocks, zeros behind each;
+    packed_v,  # with TMA a tensor descriptor of [HC * packed_length, DP] in tiles of TILE_N rows
     kv_indices,  # [HC * NQ * width + NK + NCK] int32; the end lists all full blocks
     list_lengths,  # [HC, NQ] int32
     ragged_kept,  # [HC, NQ] int32
@@ -103,6 +112,7 @@ def attend_kernel(
     TILE_N: tl.constexpr,
     TAIL_TILE: tl.constexpr,
     TAIL_STAGES: tl.constexpr,
+    TMA: tl.constexpr,
     RECTIFICATION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -115,7 +125,6 @@ def attend_kernel(
     head_in_batch = (first_head + head) % num_heads
     row = head * num_q + tl.maximum(q_block, 0)
     cols = tl.arange(0, DP)
-    tile_rows = tl.arange(0, TILE_N)
 
     token = tl.load(q_source + block * Q_BLOCK + tl.arange(0, Q_BLOCK)).to(tl.int64)
     stored = (token >= 0)[:, None] & (cols < D)[None, :]
@@ -123,8 +132,7 @@ def attend_kernel(
     q_base = q + batch * stride_b + head_in_batch * stride_h
     q_tile = tl.load(q_base + q_offsets, mask=stored, other=0.0)  # [Q_BLOCK, DP]
 
-    k_base = packed_k + head * packed_length * DP
-    v_base = packed_v + head * packed_length * DP
+    head_row = (head * packed_length).to(tl.int32)  # of this chunk's heads: far below 2^31
     unit = scale * LOG2E  # from raw scores to exponents of 2
     acc = tl.zeros([Q_BLOCK, DP], tl.float32)
     highest = tl.full([Q_BLOCK], float("-inf"), tl.float32)
@@ -138,25 +146,25 @@ def attend_kernel(
     num_tiles = num_entries * TILES
     entry = tl.load(entries, mask=num_entries > 0, other=0)
     for i in range(0, num_tiles):
-        first_row = entry * KV_BLOCK + (i % TILES) * TILE_N
+        first_row = head_row + entry * KV_BLOCK + (i % TILES) * TILE_N
         entry = tl.load(entries + (i + 1) // TILES, mask=i + 1 < num_tiles, other=0)
-        offsets = (first_row + tile_rows)[:, None] * DP + cols[None, :]
-        k = tl.load(k_base + offsets)  # [TILE_N, DP]
-        v = tl.load(v_base + offsets)
+        k = _load_tile(packed_k, first_row, DP, TILE_N, TMA)
+        v = _load_tile(packed_v, first_row, DP, TILE_N, TMA)
         scores = tl.dot(q_tile, tl.trans(k), input_precision=PRECISION)
         acc, highest, total = _absorb(acc, highest, total, scores, unit, v, PRECISION)
 
     # At most two ragged blocks: the end of the video and the end of the context.
-    # A length of 0 skips one: loops, because a branch with results rules out warp specialisation.
+    # A length of 0 skips one.
     kept = (is_video == 0) | (tl.load(ragged_kept + row) > 0)
+    last_video = head_row + (num_k - 1) * KV_BLOCK
+    last_context = head_row + (num_k + context_length // KV_BLOCK) * KV_BLOCK
     acc, highest, total = _ragged_block(
-        acc, highest, total, q_tile, k_base, v_base, (num_k - 1) * KV_BLOCK,
-        tl.where(kept, video_length % KV_BLOCK, 0), unit, DP, TILE_N, PRECISION,
+        acc, highest, total, q_tile, packed_k, packed_v, last_video,
+        tl.where(kept, video_length % KV_BLOCK, 0), unit, DP, TILE_N, TMA, PRECISION,
     )  # fmt: skip
     acc, highest, total = _ragged_block(
-        acc, highest, total, q_tile, k_base, v_base,
-        (num_k + context_length // KV_BLOCK) * KV_BLOCK,
-        context_length % KV_BLOCK, unit, DP, TILE_N, PRECISION,
+        acc, highest, total, q_tile, packed_k, packed_v, last_context,
+        context_length % KV_BLOCK, unit, DP, TILE_N, TMA, PRECISION,
     )  # fmt: skip
 
     if RECTIFICATION == "precise":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -16,15 +18,16 @@ from .pool import pool_kernel
 from .score import context_lse_kernel, score_kernel
 from .select import select_kernel
 from .tables import IndexTables, index_tables
-from .tiles import Tile
+from .tiles import Tile, score_precision
 
 WORKSPACE_BYTES = 512 * 1024**2
 """Scratch memory one call may take: heads are processed in as many chunks as that needs."""
 
 _DEVIATION = {"paper": "mean_abs_dev", "precise": "variance", "none": "none"}
+# With three tf32 products per fp32 product, or one fused multiply-add each: both keep fp32's
+# precision. Wider steps spill registers on some architecture.
 _SCORE_TILE = 64
 _SCORE_STEP = 16
-_CONTEXT_TILE = 32
 # Small enough for the tail to fit into the shared memory that the main loop has left behind.
 _TAIL_TILE = 32
 _TAIL_STAGES = 2
@@ -213,20 +216,21 @@ def _score(
     logits = q_pool.mean.new_empty((chunk.count, sizes.num_q, sizes.num_k))
     paper = config.rectification == "paper"
     accepted = torch.empty_like(logits, dtype=torch.int8) if paper else None
+    precision = score_precision(logits.device)
     tiles = [triton.cdiv(blocks, _SCORE_TILE) for blocks in (sizes.num_q, sizes.num_k)]
     score_kernel[(*tiles, chunk.count)](
         q_pool.mean, q_pool.deviation, k_pool.mean, k_pool.deviation, logits, accepted,
         sizes.num_q, sizes.num_k, sizes.video_length, scale, TAIL_VARIANCE_CAP,
         DP=sizes.padded_dim, KV_BLOCK=config.kv_block, TILE=_SCORE_TILE, STEP=_SCORE_STEP,
-        RECTIFICATION=config.rectification, num_warps=8,
+        RECTIFICATION=config.rectification, PRECISION=precision, num_warps=8,
     )  # fmt: skip
     if not sizes.context_length:
         return logits, accepted, None
     context_lse = q_pool.mean.new_empty((chunk.count, sizes.num_q))
-    context_lse_kernel[(triton.cdiv(sizes.num_q, _CONTEXT_TILE), chunk.count)](
+    context_lse_kernel[(tiles[0], chunk.count)](
         q_pool.mean, k_pool.packed, context_lse, sizes.num_q, sizes.packed_length,
         sizes.num_k * config.kv_block, sizes.context_length, scale,
-        DP=sizes.padded_dim, TILE=_CONTEXT_TILE, num_warps=4,
+        DP=sizes.padded_dim, TILE=_SCORE_TILE, STEP=_SCORE_STEP, PRECISION=precision, num_warps=4,
     )  # fmt: skip
     return logits, accepted, context_lse
 
@@ -298,8 +302,12 @@ def _attend(
 ) -> None:
     # Full fp32 products where the input is fp32; 16-bit inputs have one precision only.
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    packed_k, packed_v = k_pool.packed, v_pool.packed
+    if tile.tma:
+        packed_k, packed_v = (_descriptor(x, tile.tile_n) for x in (packed_k, packed_v))
+    limits = {"maxnreg": tile.max_registers} if tile.max_registers else {}
     attend_kernel[(sizes.num_context_q + sizes.num_q, chunk.count)](
-        q, tables.q_source, k_pool.packed, v_pool.packed,
+        q, tables.q_source, packed_k, packed_v,
         selection.kv_indices, selection.list_lengths, selection.ragged_kept,
         selection.rectify_scale, compensation, selection.critical,
         k_pool.tail_mean, k_pool.tail_deviation, v_pool.tail_mean, result.out,
@@ -308,7 +316,20 @@ def _attend(
         sizes.width, chunk.count * sizes.num_q * sizes.width, len(tables.all_blocks),
         *q.stride(), sizes.head_dim**-0.5, TAIL_VARIANCE_CAP,
         D=sizes.head_dim, DP=sizes.padded_dim, Q_BLOCK=config.q_block, KV_BLOCK=config.kv_block,
-        TILE_N=tile.tile_n, TAIL_TILE=_TAIL_TILE, TAIL_STAGES=_TAIL_STAGES,
+        TILE_N=tile.tile_n, TAIL_TILE=_TAIL_TILE, TAIL_STAGES=_TAIL_STAGES, TMA=tile.tma,
         RECTIFICATION=config.rectification, PRECISION=precision,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, **limits,
     )  # fmt: skip
+
+
+def has_descriptors() -> bool:
+    """Whether this Triton can pass tensor descriptors to a kernel (3.4 and newer)."""
+    return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+
+
+def _descriptor(packed: Tensor, rows: int) -> Any:
+    """Tensor descriptor of `packed [HC, L, DP]` as `[HC * L, DP]` in tiles of `rows` rows."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    flat = packed.flatten(0, 1)
+    return TensorDescriptor.from_tensor(flat, [rows, flat.shape[-1]])

@@ -55,7 +55,7 @@ def _op(
     )
     if q.device.type == "cpu":
         # The interpreter has no registers or shared memory to run out of.
-        tile = Tile(min(64, kv_block), 4, 1)
+        tile = Tile(64, 4, 1)
         return launch(q, k, v, layout, config, tile, keep_mask)
     with torch.cuda.device(q.device):
         tile = trusted_tile(q.device, q.dtype, q.shape[-1], q_block, kv_block, rectification)

@@ -36,6 +36,7 @@ def score_kernel(
     TILE: tl.constexpr,
     STEP: tl.constexpr,  # channels per step, divides DP
     RECTIFICATION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     head = tl.program_id(2).to(tl.int64)
     q_index = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -48,22 +49,22 @@ def score_kernel(
     raw = tl.zeros([TILE, TILE], tl.float32)  # q̄·k̄
     second = tl.zeros([TILE, TILE], tl.float32)  # Σ q̄² var, or the first pooling error term
     third = tl.zeros([TILE, TILE], tl.float32)  # the second pooling error term
-    # A few channels at a time: fp32 products run in registers and would spill with all of them.
+    # A few channels at a time: with all of them the operands would spill.
     for start in range(0, DP, STEP):
         cols = start + tl.arange(0, STEP)
         q_offsets = q_rows + cols[None, :]
         k_offsets = k_rows + cols[:, None]
         q = tl.load(q_mean + q_offsets, mask=q_inside, other=0.0)  # [TILE, STEP]
         k = tl.load(k_mean + k_offsets, mask=k_inside, other=0.0)  # [STEP, TILE]
-        raw = tl.dot(q, k, raw, input_precision="ieee")
+        raw = tl.dot(q, k, raw, input_precision=PRECISION)
         if RECTIFICATION == "precise":
             variance = tl.load(k_deviation + k_offsets, mask=k_inside, other=0.0)
-            second = tl.dot(q * q, variance, second, input_precision="ieee")
+            second = tl.dot(q * q, variance, second, input_precision=PRECISION)
         if RECTIFICATION == "paper":
             q_dev = tl.load(q_deviation + q_offsets, mask=q_inside, other=0.0)
             k_dev = tl.load(k_deviation + k_offsets, mask=k_inside, other=0.0)
-            second = tl.dot(q_dev, k, second, input_precision="ieee")
-            third = tl.dot(q, k_dev, third, input_precision="ieee")
+            second = tl.dot(q_dev, k, second, input_precision=PRECISION)
+            third = tl.dot(q, k_dev, third, input_precision=PRECISION)
 
     length = tl.minimum(video_length - k_index * KV_BLOCK, KV_BLOCK)
     # Columns behind the last block have no length; they are not stored.
@@ -97,25 +98,26 @@ def context_lse_kernel(
     scale,
     DP: tl.constexpr,
     TILE: tl.constexpr,
+    STEP: tl.constexpr,  # channels per step, divides DP
+    PRECISION: tl.constexpr,
 ):
     head = tl.program_id(1).to(tl.int64)
     q_index = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    cols = tl.arange(0, DP)
     q_inside = q_index < num_q
-    q = tl.load(
-        q_mean + (head * num_q + q_index)[:, None] * DP + cols[None, :],
-        mask=q_inside[:, None],
-        other=0.0,
-    )
+    q_rows = (head * num_q + q_index)[:, None] * DP
     highest = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
     for start in range(0, context_length, TILE):
         k_index = start + tl.arange(0, TILE)
         k_inside = k_index < context_length
-        row = head * packed_length + context_start + k_index
-        k = tl.load(packed_k + row[:, None] * DP + cols[None, :], mask=k_inside[:, None], other=0.0)
-        scores = scale * tl.dot(q, tl.trans(k.to(tl.float32)), input_precision="ieee")
-        scores = tl.where(k_inside[None, :], scores, float("-inf"))
+        k_rows = (head * packed_length + context_start + k_index)[None, :] * DP
+        raw = tl.zeros([TILE, TILE], tl.float32)
+        for channel in range(0, DP, STEP):
+            cols = channel + tl.arange(0, STEP)
+            q = tl.load(q_mean + q_rows + cols[None, :], mask=q_inside[:, None], other=0.0)
+            k = tl.load(packed_k + k_rows + cols[:, None], mask=k_inside[None, :], other=0.0)
+            raw = tl.dot(q, k.to(tl.float32), raw, input_precision=PRECISION)
+        scores = tl.where(k_inside[None, :], scale * raw, float("-inf"))
         new_highest = tl.maximum(highest, tl.max(scores, 1))
         total = total * tl.exp(highest - new_highest)
         total += tl.sum(tl.exp(scores - new_highest[:, None]), 1)

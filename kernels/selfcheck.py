@@ -10,12 +10,13 @@ import logging
 from functools import lru_cache
 
 import torch
+import triton
 
 from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.metrics import relative_l2
 from ..rspa_core.reference import reference_attention
-from .launch import launch
+from .launch import has_descriptors, launch
 from .tiles import Tile, tile_candidates
 
 # 16-bit rounding of inputs, weights and output stays below 1e-2; a wrong tile is off by 1.
@@ -50,7 +51,13 @@ def trusted_tile(
     capability = (properties.major, properties.minor)
     config = SparseConfig(0.6, q_block, kv_block, rectification=rectification)
     candidates = tile_candidates(
-        capability, properties.shared_memory_per_block_optin, dtype, head_dim, q_block
+        capability,
+        properties.shared_memory_per_block_optin,
+        dtype,
+        triton.next_power_of_2(head_dim),
+        q_block,
+        kv_block,
+        has_descriptors(),
     )
     logger.info("Rectified SpaAttn: compiling kernels once for %s", properties.name)
     problem = "no tile fits into its shared memory"

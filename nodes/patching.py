@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..rspa_core import SparseConfig, backend_status, rectified_attention, release_tables
@@ -36,6 +37,8 @@ KEY = "rectified_spaattn"
 """Names our wrapper and callbacks on a model, so that a second node replaces the first."""
 
 OVERRIDE = "optimized_attention_override"
+COMPILE_KEY = "torch.compile"
+"""Names the wrapper of ComfyUI's compile node."""
 NON_FINITE = "non-finite values, forward repeated dense"
 
 
@@ -101,6 +104,7 @@ class SparseAttentionPatch:
 
     def _reset(self) -> None:
         self._failures = RunFailures()
+        self._attention_was_seen = False
         self._sample_sigmas: tuple[Any, list[float]] = (None, [])
 
     def on_pre_run(self, patcher: Any) -> None:
@@ -145,6 +149,12 @@ class SparseAttentionPatch:
             return executor(x, t, c_concat, c_crossattn, control, inner, **conds), tally
 
         output, tally = run(plan)
+        if self._is_bypassed_by_compiled_code(plan, tally, executor.class_obj, options):
+            self.report.warn_once(
+                "the model was compiled in a run without this node: compiling it again"
+            )
+            torch.compiler.reset()
+            output, tally = run(plan)
         density_sum = 0.0
         if tally.sparse:
             density_sum, is_finite = tally.finish(output)
@@ -194,6 +204,24 @@ class SparseAttentionPatch:
             values = [] if sigmas is None else sigmas.tolist()
             self._sample_sigmas = (sigmas, values)
         return values
+
+    def _is_bypassed_by_compiled_code(
+        self, plan: ForwardPlan, tally: ForwardTally, base_model: Any, options: Mapping[str, Any]
+    ) -> bool:
+        """Whether compiled code that knows of no override has run instead; asked once per run.
+
+        ComfyUI's compile node drops the guards on transformer_options, so code that was compiled
+        before this node was added is used again and never looks for an override.
+        """
+        if plan.config is None or self._attention_was_seen:
+            return False
+        # Only the first sparse forward tells: a step cache may answer later ones by itself.
+        self._attention_was_seen = True
+        if tally.seen or tally.other_lengths:
+            return False
+        wrappers = options.get("wrappers", {}).get("apply_model", {})
+        modules = getattr(base_model.diffusion_model, "modules", tuple)
+        return COMPILE_KEY in wrappers or any(hasattr(part, "_orig_mod") for part in modules())
 
     def _repeat_dense(
         self, run: Callable[[ForwardPlan], tuple[Any, ForwardTally]], plan: ForwardPlan

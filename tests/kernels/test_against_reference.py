@@ -111,3 +111,19 @@ def test_heads_in_chunks(device: torch.device, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(launch, "WORKSPACE_BYTES", 1)
     chunked = rectified_attention(q, k, v, case.layout, case.config, backend="triton")
     assert torch.equal(together, chunked)
+
+
+@pytest.mark.parametrize("tile_n", [32, 64])
+def test_tiles_and_descriptors_give_one_result(tile_n: int, device: torch.device) -> None:
+    """Keys through pointers or tensor descriptors, in tiles of any length."""
+    from rectified_spaattn.kernels.launch import has_descriptors, launch
+    from rectified_spaattn.kernels.tiles import Tile
+
+    if not has_descriptors():
+        pytest.skip("this Triton cannot pass tensor descriptors to a kernel (3.4 and newer can)")
+    case = Case((3, 5, 11), SparseConfig(0.6, 128, 64), context=(30, 70), heads=2)
+    q, k, v = case.inputs(torch.float16, device, 10)
+    expected = rectified_attention(q, k, v, case.layout, case.config, backend="reference")
+    for tma in (False, True):
+        out, _, _ = launch(q, k, v, case.layout, case.config, Tile(tile_n, 4, 1, tma), False)
+        assert metrics.relative_l2(out, expected) < TOLERANCE[torch.float16]

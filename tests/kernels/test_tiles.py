@@ -18,27 +18,36 @@ SHARED_MEMORY = {
 }
 
 
-@pytest.mark.parametrize("q_block", [64, 128])
+@pytest.mark.parametrize("has_descriptors", [False, True], ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("blocks", [(128, 128), (128, 64), (64, 64)], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("capability", SHARED_MEMORY, ids=str)
 def test_every_chip_has_a_tile_that_fits(
-    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, q_block: int
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    head_dim: int,
+    blocks: tuple[int, int],
+    has_descriptors: bool,
 ) -> None:
     from rectified_spaattn.kernels.tiles import tile_bytes, tile_candidates
 
     limit = SHARED_MEMORY[capability]
-    tiles = tile_candidates(capability, limit, dtype, head_dim, q_block)
+    q_block, kv_block = blocks
+    tiles = tile_candidates(capability, limit, dtype, head_dim, q_block, kv_block, has_descriptors)
     assert tiles
     for tile in tiles:
         assert tile_bytes(tile, dtype, head_dim, q_block) <= limit
-        assert 64 % tile.tile_n == 0
+        assert kv_block % tile.tile_n == 0
+        assert has_descriptors or not tile.tma
+        # Only the bulk copy engine of Hopper is worth the descriptors.
+        assert capability[0] == 9 or not tile.tma
 
 
 def test_nothing_is_offered_that_does_not_fit() -> None:
     from rectified_spaattn.kernels.tiles import tile_candidates
 
-    assert tile_candidates((9, 0), 1024, torch.bfloat16, 128, 128) == []
+    assert tile_candidates((9, 0), 1024, torch.bfloat16, 128, 128, 128, True) == []
 
 
 def test_old_gpu_and_wrong_heads_have_a_reason() -> None:

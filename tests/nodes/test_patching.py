@@ -384,3 +384,40 @@ def test_install_replaces_an_earlier_node_and_leaves_the_input_alone(
         ("on_pre_run", KEY): [new.on_pre_run],
         ("on_cleanup", KEY): [new.on_cleanup],
     }
+
+
+def forward_that_misses_the_override_once(blocks: int) -> Callable[..., Any]:
+    """A model whose first forward runs code that was compiled without an override."""
+    forward = wan_forward(blocks)
+    calls = []
+
+    def run_forward(x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        calls.append(options)
+        return x if len(calls) == 1 else forward(x, options)
+
+    return run_forward
+
+
+def test_code_compiled_without_the_node_is_compiled_again() -> None:
+    patch = make_patch()
+    executor = make_executor(forward=forward_that_misses_the_override_once(BLOCKS))
+    run(patch, executor, wrappers={"apply_model": {"torch.compile": [object()]}})
+    assert len(executor.options) == 2
+    assert rows(patch) == {0: (BLOCKS, 0)}
+
+
+def test_a_model_that_is_not_compiled_is_not_run_again() -> None:
+    patch = make_patch()
+    executor = make_executor(forward=forward_that_misses_the_override_once(BLOCKS))
+    run(patch, executor)
+    assert len(executor.options) == 1
+
+
+def test_a_forward_that_a_step_cache_answers_is_not_run_again() -> None:
+    """Only the first sparse forward of a run tells whether attention is bypassed."""
+    patch = make_patch()
+    compiled = {"apply_model": {"torch.compile": [object()]}}
+    run(patch, make_executor(), wrappers=compiled)
+    executor = make_executor(forward=lambda x, options: x)
+    run(patch, executor, sigma=0.5, wrappers=compiled)
+    assert len(executor.options) == 1

@@ -1,0 +1,59 @@
+"""What must not run sparse stays dense, to the last bit, and the report says why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .graphs import SCENES, STEPS, chain, model_node, rectified, sampled
+
+
+@pytest.mark.parametrize("name", ["wan21_t2v", "wan22_i2v_a14b", "hunyuan_t2v", "hunyuan15_i2v"])
+def test_too_few_tokens(comfy, name):
+    scene = SCENES[name]
+    run = comfy.run(sampled(scene, rectified(min_tokens=716)))
+
+    assert torch.equal(run.samples, comfy.dense(scene))
+    calls = STEPS * sum(block[2] for block in scene.model.attention_blocks)
+    for report in run.reports:
+        assert report["sparse"] == 0
+        assert report["density"] is None
+        assert report["reasons"] == {"715 video tokens, below min_tokens 716": calls}
+
+
+@pytest.mark.parametrize("name", ["hunyuan_t2v", "hunyuan15_t2v"])
+def test_masked_attention(comfy, name):
+    """A text mask that ComfyUI hands to every attention call."""
+    scene = SCENES[name]
+    extras = {**scene.extras, "attention_mask": [scene.text_tokens, 9]}
+    if name == "hunyuan15_t2v":
+        del extras["conditioning_byt5small"]  # the core's mask covers the text alone
+    dense = comfy.dense(scene, extras=extras)
+    run = comfy.run(sampled(scene, rectified(), extras=extras))
+
+    assert not torch.equal(dense, comfy.dense(scene))
+    assert torch.equal(run.samples, dense)
+    assert run.report["sparse"] == 0
+    assert run.report["reasons"] == {"attention mask": 4 * STEPS}
+
+
+def test_outside_the_percent_range(comfy):
+    scene = SCENES["wan21_t2v"]
+    run = comfy.run(sampled(scene, rectified(start_percent=0.99)))
+
+    assert torch.equal(run.samples, comfy.dense(scene))
+    assert run.report["sparse"] == 0
+    reason = "schedule: outside start_percent to end_percent"
+    assert run.report["reasons"] == {reason: 2 * STEPS}
+
+
+def test_warns_when_attention_is_never_called(comfy):
+    """A pack that replaces the attention modules altogether: said once, nothing breaks."""
+    scene = SCENES["wan21_t2v"]
+    run = comfy.run(sampled(scene, rectified(dense_blocks="0-1")))
+    assert "installed, but" not in run.log
+
+    bypassed = chain(rectified(), model_node("RSPATestBypassAttention"))
+    bypass = comfy.run(sampled(scene, bypassed))
+    assert bypass.log.count("installed, but no attention call reached it") == 1
+    assert bypass.report["sparse"] == bypass.report["dense"] == 0

@@ -1,0 +1,86 @@
+"""Every model family runs from start to end with our node, and attention really is sparse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rectified_spaattn.rspa_core import SparseConfig
+
+from .expectations import EXACT, check_wholly_sparse, expected_density, relative_error
+from .graphs import SCENES, STEPS, model_node, rectified, sampled
+
+each_scene = pytest.mark.parametrize("scene", SCENES.values(), ids=list(SCENES))
+
+
+@each_scene
+def test_attention_matters(comfy, scene):
+    """Without self-attention the latents are others: the comparisons below are not vacuous."""
+    without = comfy.run(sampled(scene, model_node("RSPATestAttentionOverride", mode="zero")))
+    assert relative_error(without.samples, comfy.dense(scene)) > 0.05
+
+
+@each_scene
+def test_sparse_run(comfy, scene):
+    run = comfy.run(sampled(scene, rectified(sparsity=0.75, block_size="64")))
+
+    config = SparseConfig(sparsity=0.75, q_block=64, kv_block=64)
+    assert len(run.reports) == len(scene.experts)
+    for report in run.reports:
+        check_wholly_sparse(report, scene)
+        assert report["forwards"] == STEPS
+        assert report["density"] == pytest.approx(expected_density(scene.grid, config), abs=1e-5)
+    assert torch.isfinite(run.samples).all()
+    assert relative_error(run.samples, comfy.dense(scene)) > 1e-3
+
+
+@each_scene
+def test_exact_when_every_block_is_kept(comfy, scene):
+    """top_p = 1 keeps all blocks: the sparse path itself must reproduce dense attention."""
+    run = comfy.run(sampled(scene, rectified(top_p=1.0)))
+
+    for report in run.reports:
+        check_wholly_sparse(report, scene)
+        assert report["density"] == pytest.approx(1.0, abs=1e-5)
+    assert relative_error(run.samples, comfy.dense(scene)) < EXACT
+
+
+@each_scene
+def test_sparsity_zero_is_dense(comfy, scene):
+    run = comfy.run(sampled(scene, rectified(sparsity=0.0)))
+
+    for report in run.reports:
+        assert report["sparse"] == 0
+        assert report["reasons"] == {"schedule: sparsity 0": report["dense"]}
+    assert relative_error(run.samples, comfy.dense(scene)) < EXACT
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"block_size": "128"},
+        {"token_order": "raster"},
+        {"token_order": "tile"},
+        {"rectification": "precise"},
+        {"rectification": "none"},
+        {"sparsity": 0.9},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+@pytest.mark.parametrize("name", ["wan21_t2v", "hunyuan_t2v"])
+def test_settings(comfy, name, settings):
+    """Every choice on the node reaches the attention calls and is reported as configured."""
+    scene = SCENES[name]
+    run = comfy.run(sampled(scene, rectified(**settings)))
+
+    block = int(settings.get("block_size", "64"))
+    config = SparseConfig(
+        sparsity=settings.get("sparsity", 0.75),
+        q_block=block,
+        kv_block=block,
+        order=settings.get("token_order", "gilbert"),
+    )
+    check_wholly_sparse(run.report, scene)
+    assert run.report["density"] == pytest.approx(expected_density(scene.grid, config), abs=1e-5)
+    assert torch.isfinite(run.samples).all()
+    assert relative_error(run.samples, comfy.dense(scene)) > 1e-3

@@ -1,0 +1,193 @@
+"""Test-only nodes: conditioning and latents without text encoders or VAEs, latents to disk.
+
+ComfyUI loads this folder as a node pack of its own. Written in the classic node form, which every
+supported ComfyUI accepts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from types import SimpleNamespace
+
+import folder_paths
+import torch
+from safetensors.torch import save_file
+
+CONDITION_KEYS = (
+    "concat_latent_image",
+    "concat_mask",
+    "time_dim_concat",
+    "ref_latent",
+    "conditioning_byt5small",
+    "reference_motion",
+    "pose_video_latent",
+)
+CONDITION_LIST_KEYS = ("reference_latents", "context_latents", "vace_frames", "vace_mask")
+
+
+def _random(shape: list[int], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def extra_conditions(spec: dict, seed: int) -> dict:
+    """Random values for the conditioning keys named in `spec` (tensor keys map to shapes)."""
+    values: dict = {}
+    for index, (key, value) in enumerate(sorted(spec.items())):
+        if key in CONDITION_KEYS:
+            values[key] = _random(value, seed + index + 1)
+        elif key in CONDITION_LIST_KEYS:
+            values[key] = [_random(shape, seed + index + 1) for shape in value]
+        elif key == "clip_vision":
+            states = _random(value, seed + index + 1)
+            values["clip_vision_output"] = SimpleNamespace(
+                last_hidden_state=states, penultimate_hidden_states=states
+            )
+        elif key == "attention_mask":  # [tokens, masked tokens at the end]
+            mask = torch.ones(1, value[0], dtype=torch.long)
+            mask[:, value[0] - value[1] :] = 0
+            values[key] = mask
+        else:
+            values[key] = value
+    return values
+
+
+def conditioning(tokens: int, width: int, seed: int, spec: dict) -> list:
+    """ComfyUI conditioning: one entry of text states [1, tokens, width] and a dictionary."""
+    values = {"pooled_output": _random([1, 768], seed), **extra_conditions(spec, seed)}
+    return [[_random([1, tokens, width], seed), values]]
+
+
+class RSPATestConditioning:
+    """Random text conditioning; `extras` is JSON with further conditioning keys."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "make"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "tokens": ("INT", {"default": 33, "min": 1, "max": 4096}),
+                "width": ("INT", {"default": 64, "min": 1, "max": 8192}),
+                "seed": ("INT", {"default": 0, "min": 0, "max": 2**31}),
+                "extras": ("STRING", {"default": "{}"}),
+            }
+        }
+
+    def make(self, tokens, width, seed, extras):
+        return (conditioning(tokens, width, seed, json.loads(extras)),)
+
+
+class RSPATestLatent:
+    """Latent of the given shape: zeros, or noise for an image-to-image run.
+
+    `nonce` changes nothing but the cache key, so that a repeated graph is really sampled again.
+    """
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "make"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "channels": ("INT", {"default": 16, "min": 1, "max": 256}),
+                "frames": ("INT", {"default": 5, "min": 1, "max": 256}),
+                "height": ("INT", {"default": 22, "min": 1, "max": 256}),
+                "width": ("INT", {"default": 26, "min": 1, "max": 256}),
+                "batch": ("INT", {"default": 1, "min": 1, "max": 8}),
+                "nonce": ("INT", {"default": 0, "min": 0, "max": 2**31}),
+            }
+        }
+
+    def make(self, channels, frames, height, width, batch, nonce):
+        return ({"samples": torch.zeros(batch, channels, frames, height, width)},)
+
+
+class RSPATestSaveLatent:
+    """Write a latent to <output>/<name>.safetensors under the key "samples"."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "save"
+    CATEGORY = "testing"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"latent": ("LATENT",), "name": ("STRING", {"default": "latent"})}}
+
+    def save(self, latent, name):
+        path = os.path.join(folder_paths.get_output_directory(), f"{name}.safetensors")
+        save_file({"samples": latent["samples"].contiguous().cpu()}, path)
+        return {"ui": {"text": [path]}}
+
+
+class RSPATestAttentionOverride:
+    """Install an attention override on the model, as other packs do.
+
+    "zero" drops the result of every self-attention (does attention matter to the latents?);
+    "pass" calls through and logs each call (is a previous override honoured as the dense path?).
+    """
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "mode": (["zero", "pass"],)}}
+
+    def patch(self, model, mode):
+        import logging
+
+        def override(func, *args, **kwargs):
+            out = func(*args, **kwargs)
+            query, key = args[0], args[1]
+            if mode == "pass":
+                logging.info("RSPA_TEST_OVERRIDE %s %s", tuple(query.shape), tuple(key.shape))
+                return out
+            return torch.zeros_like(out) if query.shape == key.shape else out
+
+        patched = model.clone()
+        options = patched.model_options["transformer_options"] = dict(
+            patched.model_options.get("transformer_options", {})
+        )
+        options["optimized_attention_override"] = override
+        return (patched,)
+
+
+class RSPATestBypassAttention:
+    """Replace Wan's self-attention modules, as packs do that bypass ComfyUI's attention."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def patch(self, model):
+        patched = model.clone()
+        for index in range(len(model.model.diffusion_model.blocks)):
+            for name in ("self_attn", "cross_attn"):
+                patched.add_object_patch(
+                    f"diffusion_model.blocks.{index}.{name}.forward",
+                    lambda x, *args, **kwargs: torch.zeros_like(x),
+                )
+        return (patched,)
+
+
+NODE_CLASS_MAPPINGS = {
+    node.__name__: node
+    for node in (
+        RSPATestConditioning,
+        RSPATestLatent,
+        RSPATestSaveLatent,
+        RSPATestAttentionOverride,
+        RSPATestBypassAttention,
+    )
+}

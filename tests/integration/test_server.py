@@ -1,0 +1,110 @@
+"""What a user sees of the pack in ComfyUI: nodes, help, status line, errors, interruption."""
+
+from __future__ import annotations
+
+import urllib.request
+
+import pytest
+
+from .comfy_server import PACK_FOLDER, GraphError
+from .expectations import check_wholly_sparse
+from .graphs import SCENES, STEPS, rectified, sampled
+from .status_listener import StatusListener
+
+WAN = SCENES["wan21_t2v"]
+# Saved workflows store widget values by position: this order never changes, new inputs go last.
+INPUTS = {
+    "RectifiedSpaAttn": [
+        "model",
+        "enabled",
+        "sparsity",
+        "block_size",
+        "start_percent",
+        "end_percent",
+        "schedule",
+        "rectification",
+        "token_order",
+        "top_p",
+        "dense_blocks",
+        "min_tokens",
+        "verbose",
+    ],
+    "RectifiedSpaAttnSchedule": [
+        "start_sparsity",
+        "end_sparsity",
+        "curve",
+        "start_percent",
+        "end_percent",
+        "steps",
+        "dense_steps",
+        "preview_steps",
+    ],
+}
+
+
+def test_pack_loads(comfy):
+    assert "IMPORT FAILED" not in comfy.server.log()
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_node_is_described(comfy, name):
+    info = comfy.object_info(name)
+    assert PACK_FOLDER in info["python_module"]
+    inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
+    # ComfyUI sends required and optional inputs apart; within each the order is ours.
+    for group in ("required", "optional"):
+        sent = list(info["input"].get(group, {}))
+        assert sent == [field for field in INPUTS[name] if field in sent]
+    assert set(inputs) == set(INPUTS[name])
+    for field, (_, options) in inputs.items():
+        assert options.get("tooltip"), field
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_help_page_is_served(comfy, name):
+    url = f"{comfy.server.url}/extensions/{PACK_FOLDER}/docs/{name}.md"
+    with urllib.request.urlopen(url, timeout=10) as page:
+        assert page.status == 200
+        assert page.read().decode().lstrip().startswith("#")
+
+
+def test_status_line(comfy):
+    """The node shows what ran, on itself and nowhere else, and ends with the final counts."""
+    nodes = sampled(WAN, rectified())
+    (node_id,) = [key for key, node in nodes.items() if node["class_type"] == "RectifiedSpaAttn"]
+    with StatusListener(comfy.server.url) as listener:
+        run = comfy.run(nodes)
+
+    assert {node for node, _ in listener.texts} == {node_id}
+    last = listener.texts[-1][1]
+    assert last.startswith(f"sparse {2 * STEPS} / dense 0")
+    assert f"density {run.report['density']:.2f}" in last
+
+
+def test_one_summary_line_per_run(comfy):
+    """Without `verbose` a run leaves one line in the log."""
+    run = comfy.run(sampled(WAN, rectified(verbose=False)))
+    assert run.reports == []
+    assert run.log.count("Rectified SpaAttn") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dense_blocks": "first"}, "dense_blocks, entry 1 = 'first' is not allowed"),
+        ({"start_percent": 0.8, "end_percent": 0.2}, "start_percent = 0.8 is not allowed"),
+    ],
+)
+def test_settings_that_make_no_sense(comfy, settings, message):
+    """The error on the node names the field, the value and what is allowed."""
+    with pytest.raises(GraphError, match=message):
+        comfy.run(sampled(WAN, rectified(**settings)))
+
+
+def test_interrupted_run(comfy):
+    """Stopping a run half-way leaves nothing behind for the next one."""
+    comfy.server.interrupt_when(sampled(WAN, rectified(), steps=400), seen="step 3 of 400")
+
+    run = comfy.run(sampled(WAN, rectified()))
+    check_wholly_sparse(run.report, WAN)
+    assert run.report["forwards"] == STEPS

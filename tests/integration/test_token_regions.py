@@ -1,0 +1,207 @@
+"""The rows our node takes for the video are the video's, in raster order (see voxel_probe.py)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from . import tiny_models
+from .comfy_server import PROJECT_ROOT, clean_environment
+
+PROBE = Path(__file__).parent / "voxel_probe.py"
+CLIP_IMAGE = [1, 257, tiny_models.WAN_CLIP_WIDTH]
+VISION = [1, 49, tiny_models.HUNYUAN15_VISION_WIDTH]
+BYT5 = [1, 11, tiny_models.BYT5_WIDTH]
+
+
+# Wan variants with many parts of their own, built from ComfyUI's class in this size.
+VARIANT = {
+    "dim": tiny_models.WIDTH,
+    "ffn_dim": tiny_models.WAN_FFN,
+    "num_heads": 2,
+    "num_layers": 2,
+    "in_dim": 16,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with one set of conditions.
+
+    model: a checkpoint of tiny_models, or a class of comfy.ldm.wan.model with its `arguments` on
+    top of VARIANT. before, after: context tokens around the video. extra_frames: tokens along T
+    that conditions add behind the video. current_only: the condition is unknown to the oldest
+    version.
+    """
+
+    model: str
+    latent: tuple[int, int, int]
+    extras: dict = field(default_factory=dict)
+    before: int = 0
+    after: int = 0
+    extra_frames: int = 0
+    text_tokens: int = 21
+    current_only: bool = False
+    arguments: dict = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> tiny_models.TinyModel:
+        return tiny_models.MODELS.get(self.model, tiny_models.MODELS["wan21_t2v"])
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        t, h, w = (-(-n // p) for n, p in zip(self.latent, self.recipe.patch, strict=True))
+        return t + self.extra_frames, h, w
+
+    @property
+    def pokes(self) -> list[tuple[int, int, int]]:
+        """Voxels near both ends and inside.
+
+        Never index 0 of a spatial axis: ComfyUI pads odd sizes circularly, so that such a voxel
+        also reaches the padded patch at the other end.
+        """
+        t, h, w = (size - 1 for size in self.latent)
+        return [(0, 1, 1), (0, 1, w), (t, 1, 1), (t // 2, h // 2, w // 2), (t, h, w)]
+
+    def row(self, voxel: tuple[int, int, int]) -> int:
+        """Row of the patch that holds a voxel, if the video starts behind `before` tokens."""
+        t, h, w = (index // p for index, p in zip(voxel, self.recipe.patch, strict=True))
+        return self.before + (t * self.grid[1] + h) * self.grid[2] + w
+
+    def as_json(self) -> dict:
+        return {
+            "model": self.model,
+            "latent": self.latent,
+            "channels": self.recipe.latent_channels,
+            "text_tokens": self.text_tokens,
+            "width": self.recipe.text_width,
+            "extras": self.extras,
+            "arguments": VARIANT | self.arguments,
+            "pokes": self.pokes,
+        }
+
+
+def _image(latent: tuple[int, int, int], channels: int = 16) -> dict:
+    return {"concat_latent_image": [1, channels, *latent], "concat_mask": [1, 1, *latent]}
+
+
+ODD = (3, 7, 9)
+EVEN = (3, 6, 10)  # HunyuanVideo cannot cut odd sizes into patches; the token grid is still odd
+
+CASES = {
+    "wan21_t2v": Case("wan21_t2v", ODD),
+    "wan21_t2v_even": Case("wan21_t2v", (2, 8, 6)),
+    "wan21_t2v_one_frame": Case("wan21_t2v", (1, 9, 7)),
+    "wan21_i2v": Case("wan21_i2v", ODD, {**_image(ODD), "clip_vision": CLIP_IMAGE}),
+    "wan22_i2v_high": Case("wan22_i2v_high", ODD, _image(ODD)),
+    "wan22_t2v_low": Case("wan22_t2v_low", ODD),
+    "wan22_5b": Case("wan22_5b", ODD),
+    # ComfyUI does not pad the VACE frames: only even sizes work there.
+    "wan_vace": Case(
+        "wan_vace", EVEN, {"vace_frames": [[1, 32, *EVEN]], "vace_mask": [[1, 64, *EVEN]]}
+    ),
+    "wan_phantom": Case("wan21_t2v", ODD, {"time_dim_concat": [1, 16, 2, 7, 9]}, extra_frames=2),
+    "wan_fun_reference": Case(
+        "wan_fun_ref", EVEN, {"reference_latents": [[1, 16, 1, 6, 10]]}, before=15
+    ),
+    "wan_context_latents": Case(
+        "wan21_t2v", ODD, {"context_latents": [[1, 16, 1, 5, 6]]}, after=9, current_only=True
+    ),
+    "wan_humo": Case("HumoWanModel", EVEN, {"reference_latents": [[1, 16, 2, 6, 10]]}, after=30),
+    "wan_s2v": Case("WanModel_S2V", (2, 18, 22)),
+    # Packed motion: 1 frame in 2x2 patches, 2 frames in 4x4 x2, 16 frames in 8x8 x4.
+    "wan_s2v_motion": Case(
+        "WanModel_S2V",
+        (2, 18, 22),
+        {"reference_latents": [[1, 16, 1, 18, 22]], "reference_motion": [1, 16, 19, 18, 22]},
+        after=9 * 11 + (9 * 11 + 4 * 5 + 4 * 2 * 2),
+    ),
+    "wan_scail": Case(
+        "SCAILWanModel",
+        ODD,
+        {"reference_latents": [[1, 16, 1, 7, 9]], "pose_video_latent": [1, 16, 3, 4, 5]},
+        before=4 * 5,
+        after=3 * 2 * 3,
+        current_only=True,
+        arguments={"in_dim": 20},
+    ),
+    "wan_camera": Case("CameraWanModel", EVEN, arguments={"in_dim": 32}),
+    "hunyuan_t2v": Case("hunyuan_t2v", EVEN, before=21),
+    "hunyuan_t2v_long_text": Case("hunyuan_t2v", EVEN, before=150, text_tokens=150),
+    "hunyuan_i2v_concat": Case("hunyuan_i2v", EVEN, _image(EVEN), before=21),
+    "hunyuan_i2v_replace": Case("hunyuan_t2v", EVEN, {"guiding_frame_index": 0}, before=21),
+    "hunyuan_reference": Case(
+        "hunyuan_t2v", EVEN, {"ref_latent": [1, 16, 1, 6, 10]}, before=21 + 15
+    ),
+    "hunyuan15_t2v": Case("hunyuan15", ODD, before=21),
+    "hunyuan15_t2v_byt5": Case("hunyuan15", ODD, {"conditioning_byt5small": BYT5}, before=21 + 11),
+    "hunyuan15_i2v": Case(
+        "hunyuan15",
+        ODD,
+        {**_image(ODD, 32), "clip_vision": VISION, "conditioning_byt5small": BYT5},
+        before=21 + 11 + 49,
+    ),
+}
+
+
+def _adapt_to_oldest(case: Case) -> Case:
+    """Up to ComfyUI 0.13 HunyuanVideo had its text behind the video, references before it."""
+    if not case.model.startswith("hunyuan"):
+        return case
+    reference = 15 if "ref_latent" in case.extras else 0
+    fields = {**case.__dict__, "before": reference, "after": case.before - reference}
+    return Case(**fields)
+
+
+@pytest.fixture(scope="session")
+def probed(checkout, tiny_folder) -> dict[str, tuple[Case, dict]]:
+    """Case and probe result by name, all from one process of this version's Python."""
+    is_oldest = _has_text_last(checkout.folder)
+    cases = {
+        name: _adapt_to_oldest(case) if is_oldest else case
+        for name, case in CASES.items()
+        if not (is_oldest and case.current_only)
+    }
+    command = [str(checkout.python), str(PROBE), str(checkout.folder), str(PROJECT_ROOT)]
+    done = subprocess.run(
+        [*command, str(tiny_folder)],
+        input=json.dumps([case.as_json() for case in cases.values()]),
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        cwd=checkout.folder,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    return {name: (cases[name], result) for name, result in zip(cases, results, strict=True)}
+
+
+def _has_text_last(folder: Path) -> bool:
+    blocks = folder / "comfy" / "ldm" / "hunyuan_video" / "model.py"
+    return "flipped_img_txt" in blocks.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_video_rows(probed, name):
+    if name not in probed:
+        pytest.skip("this ComfyUI does not know the condition")
+    case, result = probed[name]
+
+    video = case.grid[0] * case.grid[1] * case.grid[2]
+    length = case.before + video + case.after
+    assert result["layout"] == {
+        "grid": list(case.grid),
+        "length": length,
+        "video_start": case.before,
+    }
+    assert result["rows"] == length
+    assert result["pokes"] == [[case.row(voxel)] for voxel in case.pokes]
+    # Phantom's subjects are context to the user but further frames of the video to attention.
+    first_own = case.before + case.grid[1] * case.grid[2] * case.latent[0]
+    is_video = range(case.before, first_own if case.extra_frames else case.before + video)
+    assert result["context"] == [row for row in range(length) if row not in is_video]

@@ -1,0 +1,247 @@
+"""Tiny random checkpoints that the stock UNETLoader recognises as video models.
+
+Each recipe lists parameter names and shapes of one public architecture (Wan 2.x, HunyuanVideo,
+HunyuanVideo 1.5), a few hundred channels wide and two blocks deep, so that a sampling step of some
+hundred tokens takes a fraction of a second on a CPU. The head dimension stays 128, as in the real
+models. Modulations and output layers are random, not zero: with the usual zero initialisation the
+latents would not depend on attention at all and every comparison would pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+WIDTH = 256  # two heads of 128
+DEPTH = 2
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _linear(name: str, out_features: int, in_features: int) -> Shapes:
+    return {f"{name}.weight": (out_features, in_features), f"{name}.bias": (out_features,)}
+
+
+def _affine(name: str, features: int) -> Shapes:
+    return {f"{name}.weight": (features,), f"{name}.bias": (features,)}
+
+
+def _conv(name: str, out_channels: int, in_channels: int, patch: tuple[int, ...]) -> Shapes:
+    return {f"{name}.weight": (out_channels, in_channels, *patch), f"{name}.bias": (out_channels,)}
+
+
+# --- Wan -----------------------------------------------------------------------------------------
+
+WAN_TEXT_WIDTH = 4096
+WAN_CLIP_WIDTH = 1280
+WAN_FFN = 256
+WAN_PATCH = (1, 2, 2)
+
+
+def _wan_block(name: str, image_attention: bool) -> Shapes:
+    shapes: Shapes = {f"{name}.modulation": (1, 6, WIDTH)}
+    for attention in ("self_attn", "cross_attn"):
+        for part in ("q", "k", "v", "o"):
+            shapes |= _linear(f"{name}.{attention}.{part}", WIDTH, WIDTH)
+        shapes |= {f"{name}.{attention}.norm_{part}.weight": (WIDTH,) for part in ("q", "k")}
+    if image_attention:
+        shapes |= _linear(f"{name}.cross_attn.k_img", WIDTH, WIDTH)
+        shapes |= _linear(f"{name}.cross_attn.v_img", WIDTH, WIDTH)
+        shapes |= {f"{name}.cross_attn.norm_k_img.weight": (WIDTH,)}
+    shapes |= _affine(f"{name}.norm3", WIDTH)
+    shapes |= _linear(f"{name}.ffn.0", WAN_FFN, WIDTH)
+    shapes |= _linear(f"{name}.ffn.2", WIDTH, WAN_FFN)
+    return shapes
+
+
+def _wan(
+    in_channels: int,
+    out_channels: int = 16,
+    *,
+    clip_image: bool = False,
+    vace_channels: int = 0,
+    reference_channels: int = 0,
+) -> Shapes:
+    shapes = _conv("patch_embedding", WIDTH, in_channels, WAN_PATCH)
+    shapes |= _linear("text_embedding.0", WIDTH, WAN_TEXT_WIDTH)
+    shapes |= _linear("text_embedding.2", WIDTH, WIDTH)
+    shapes |= _linear("time_embedding.0", WIDTH, 256)
+    shapes |= _linear("time_embedding.2", WIDTH, WIDTH)
+    shapes |= _linear("time_projection.1", 6 * WIDTH, WIDTH)
+    for index in range(DEPTH):
+        shapes |= _wan_block(f"blocks.{index}", clip_image)
+    shapes |= {"head.modulation": (1, 2, WIDTH)}
+    shapes |= _linear("head.head", out_channels * 4, WIDTH)
+    if clip_image:
+        shapes |= _affine("img_emb.proj.0", WAN_CLIP_WIDTH)
+        shapes |= _linear("img_emb.proj.1", WAN_CLIP_WIDTH, WAN_CLIP_WIDTH)
+        shapes |= _linear("img_emb.proj.3", WIDTH, WAN_CLIP_WIDTH)
+        shapes |= _affine("img_emb.proj.4", WIDTH)
+    if vace_channels:
+        shapes |= _conv("vace_patch_embedding", WIDTH, vace_channels, WAN_PATCH)
+        shapes |= _wan_block("vace_blocks.0", False)
+        shapes |= _linear("vace_blocks.0.before_proj", WIDTH, WIDTH)
+        shapes |= _linear("vace_blocks.0.after_proj", WIDTH, WIDTH)
+    if reference_channels:
+        shapes |= _conv("ref_conv", WIDTH, reference_channels, WAN_PATCH[1:])
+    return shapes
+
+
+# --- HunyuanVideo --------------------------------------------------------------------------------
+
+HUNYUAN_TEXT_WIDTH = 64
+HUNYUAN_POOLED_WIDTH = 768
+HUNYUAN15_VISION_WIDTH = 1152
+BYT5_WIDTH = 1472
+BYT5_HIDDEN = 2048
+MLP_WIDTH = 4 * WIDTH
+
+
+def _embedder(name: str, in_features: int) -> Shapes:
+    """Two linear layers around an activation: time, guidance and pooled-text embeddings."""
+    return _linear(f"{name}.in_layer", WIDTH, in_features) | _linear(
+        f"{name}.out_layer", WIDTH, WIDTH
+    )
+
+
+def _hunyuan_text_refiner() -> Shapes:
+    shapes = _linear("txt_in.input_embedder", WIDTH, HUNYUAN_TEXT_WIDTH)
+    shapes |= _embedder("txt_in.t_embedder", 256)
+    shapes |= _embedder("txt_in.c_embedder", HUNYUAN_TEXT_WIDTH)
+    for index in range(2):
+        name = f"txt_in.individual_token_refiner.blocks.{index}"
+        shapes |= _affine(f"{name}.norm1", WIDTH) | _affine(f"{name}.norm2", WIDTH)
+        shapes |= _linear(f"{name}.adaLN_modulation.1", 2 * WIDTH, WIDTH)
+        shapes |= _linear(f"{name}.self_attn.qkv", 3 * WIDTH, WIDTH)
+        shapes |= _linear(f"{name}.self_attn.proj", WIDTH, WIDTH)
+        shapes |= _linear(f"{name}.mlp.0", MLP_WIDTH, WIDTH)
+        shapes |= _linear(f"{name}.mlp.2", WIDTH, MLP_WIDTH)
+    return shapes
+
+
+def _hunyuan_blocks() -> Shapes:
+    shapes: Shapes = {}
+    for index in range(DEPTH):
+        for stream in ("img", "txt"):
+            name = f"double_blocks.{index}.{stream}"
+            shapes |= _linear(f"{name}_mod.lin", 6 * WIDTH, WIDTH)
+            shapes |= _linear(f"{name}_attn.qkv", 3 * WIDTH, WIDTH)
+            shapes |= _linear(f"{name}_attn.proj", WIDTH, WIDTH)
+            shapes |= {f"{name}_attn.norm.{part}_norm.scale": (128,) for part in ("query", "key")}
+            shapes |= _linear(f"{name}_mlp.0", MLP_WIDTH, WIDTH)
+            shapes |= _linear(f"{name}_mlp.2", WIDTH, MLP_WIDTH)
+        name = f"single_blocks.{index}"
+        shapes |= _linear(f"{name}.linear1", 3 * WIDTH + MLP_WIDTH, WIDTH)
+        shapes |= _linear(f"{name}.linear2", WIDTH, WIDTH + MLP_WIDTH)
+        shapes |= _linear(f"{name}.modulation.lin", 3 * WIDTH, WIDTH)
+        shapes |= {f"{name}.norm.{part}_norm.scale": (128,) for part in ("query", "key")}
+    return shapes
+
+
+def _hunyuan(in_channels: int, out_channels: int, patch: tuple[int, int, int]) -> Shapes:
+    shapes = _conv("img_in.proj", WIDTH, in_channels, patch)
+    shapes |= _embedder("time_in", 256)
+    shapes |= _hunyuan_text_refiner()
+    shapes |= _hunyuan_blocks()
+    shapes |= _linear("final_layer.adaLN_modulation.1", 2 * WIDTH, WIDTH)
+    shapes |= _linear("final_layer.linear", out_channels * patch[0] * patch[1] * patch[2], WIDTH)
+    return shapes
+
+
+def _hunyuan_v1(in_channels: int, *, guidance: bool) -> Shapes:
+    shapes = _hunyuan(in_channels, 16, (1, 2, 2)) | _embedder("vector_in", HUNYUAN_POOLED_WIDTH)
+    return shapes | (_embedder("guidance_in", 256) if guidance else {})
+
+
+def _hunyuan_v15() -> Shapes:
+    shapes = _hunyuan(65, 32, (1, 1, 1))
+    shapes |= {"cond_type_embedding.weight": (3, WIDTH)}
+    shapes |= _affine("vision_in.proj.0", HUNYUAN15_VISION_WIDTH)
+    shapes |= _linear("vision_in.proj.1", HUNYUAN15_VISION_WIDTH, HUNYUAN15_VISION_WIDTH)
+    shapes |= _linear("vision_in.proj.3", WIDTH, HUNYUAN15_VISION_WIDTH)
+    shapes |= _affine("vision_in.proj.4", WIDTH)
+    shapes |= _affine("byt5_in.layernorm", BYT5_WIDTH)
+    shapes |= _linear("byt5_in.fc1", BYT5_HIDDEN, BYT5_WIDTH)
+    shapes |= _linear("byt5_in.fc2", BYT5_HIDDEN, BYT5_HIDDEN)
+    shapes |= _linear("byt5_in.fc3", WIDTH, BYT5_HIDDEN)
+    return shapes
+
+
+# --- Checkpoints ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A checkpoint recipe and what a test must know about the model behind it.
+
+    patch: latent voxels per token along (T, H, W). attention_blocks: (block type, block index,
+    self-attention calls over the video) of one forward pass, as ComfyUI labels its blocks.
+    text_width: last dimension of the text conditioning.
+    """
+
+    shapes: Shapes
+    latent_channels: int
+    patch: tuple[int, int, int]
+    attention_blocks: tuple[tuple[str, int, int], ...]
+    text_width: int
+    seed: int
+
+
+def _wan_model(shapes: Shapes, seed: int, channels: int = 16, vace: bool = False) -> TinyModel:
+    # The VACE block runs after main block 0 and under its index.
+    blocks = tuple(("double", index, 2 if vace and index == 0 else 1) for index in range(DEPTH))
+    return TinyModel(shapes, channels, WAN_PATCH, blocks, WAN_TEXT_WIDTH, seed)
+
+
+def _hunyuan_model(shapes: Shapes, seed: int, channels: int, patch: int) -> TinyModel:
+    blocks = tuple((kind, index, 1) for kind in ("double", "single") for index in range(DEPTH))
+    return TinyModel(shapes, channels, (1, patch, patch), blocks, HUNYUAN_TEXT_WIDTH, seed)
+
+
+MODELS: dict[str, TinyModel] = {
+    "wan21_t2v": _wan_model(_wan(16), 1),
+    "wan21_i2v": _wan_model(_wan(36, clip_image=True), 2),
+    "wan22_t2v_high": _wan_model(_wan(16), 3),
+    "wan22_t2v_low": _wan_model(_wan(16), 4),
+    "wan22_i2v_high": _wan_model(_wan(36), 5),
+    "wan22_i2v_low": _wan_model(_wan(36), 6),
+    "wan22_5b": _wan_model(_wan(48, 48), 7, channels=48),
+    "wan_vace": _wan_model(_wan(16, vace_channels=96), 8, vace=True),
+    "wan_fun_ref": _wan_model(_wan(48, reference_channels=16), 9),
+    "hunyuan_t2v": _hunyuan_model(_hunyuan_v1(16, guidance=True), 10, 16, 2),
+    "hunyuan_i2v": _hunyuan_model(_hunyuan_v1(33, guidance=False), 11, 16, 2),
+    "hunyuan15": _hunyuan_model(_hunyuan_v15(), 12, 32, 1),
+}
+
+
+def _initial_value(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Random parameters under which activations keep unit scale and attention is not flat."""
+    noise = torch.randn(shape, generator=generator)
+    if "norm_q" in name or "norm_k" in name or "query_norm" in name or "key_norm" in name:
+        # Logits q.k / sqrt(128) then have a standard deviation near 2: some keys matter.
+        return 1.5 + 0.1 * noise
+    if name.endswith("bias"):
+        return 0.1 * noise
+    if name.endswith("modulation"):
+        return 0.7 * noise
+    if len(shape) == 1:
+        return 1.0 + 0.1 * noise
+    fan_in = noise[0].numel()
+    return noise * fan_in**-0.5
+
+
+def random_parameters(shapes: Shapes, seed: int) -> dict[str, torch.Tensor]:
+    """fp32 parameters of the given shapes, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: _initial_value(name, shape, generator) for name, shape in sorted(shapes.items())}
+
+
+def write_checkpoints(folder: Path) -> None:
+    """Write every recipe to `folder`/<name>.safetensors, keeping files that exist already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, model in MODELS.items():
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            save_file(random_parameters(model.shapes, model.seed), path)
