@@ -29,8 +29,8 @@ _DEVIATION = {"paper": "mean_abs_dev", "precise": "variance", "none": "none"}
 _SCORE_TILE = 64
 _SCORE_STEP = 16
 # Small enough for the tail to fit into the shared memory that the main loop has left behind.
-_TAIL_TILE = 32
-_TAIL_STAGES = 2
+TAIL_TILE = 32
+TAIL_STAGES = 2
 
 
 def launch(
@@ -316,7 +316,7 @@ def _attend(
         sizes.width, chunk.count * sizes.num_q * sizes.width, len(tables.all_blocks),
         *q.stride(), sizes.head_dim**-0.5, TAIL_VARIANCE_CAP,
         D=sizes.head_dim, DP=sizes.padded_dim, Q_BLOCK=config.q_block, KV_BLOCK=config.kv_block,
-        TILE_N=tile.tile_n, TAIL_TILE=_TAIL_TILE, TAIL_STAGES=_TAIL_STAGES, TMA=tile.tma,
+        TILE_N=tile.tile_n, TAIL_TILE=TAIL_TILE, TAIL_STAGES=TAIL_STAGES, TMA=tile.tma,
         RECTIFICATION=config.rectification, PRECISION=precision,
         num_warps=tile.num_warps, num_stages=tile.num_stages, **limits,
     )  # fmt: skip

@@ -1,0 +1,121 @@
+"""Compiles the tile table of one architecture without a GPU; run by test_compile.py.
+
+    python compile_tiles.py 90
+
+prints one JSON line per (tile, blocks, rectification): shared memory in bytes, registers per
+thread, bytes spilled. It runs in a process of its own, because the other tests turn Triton's
+interpreter on. ptxas is the one that Triton brings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from rectified_spaattn.kernels.attend import attend_kernel
+from rectified_spaattn.kernels.launch import TAIL_STAGES, TAIL_TILE
+from rectified_spaattn.kernels.tiles import Tile, tile_candidates
+
+SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+HEAD_DIM = 128
+BLOCKS = ((128, 128), (128, 64), (64, 64))
+RECTIFICATIONS = ("paper", "precise")
+UNUSED = {
+    "paper": ("critical", "tail_k", "tail_variance", "tail_v"),
+    "precise": ("rectify_scale", "compensation"),
+}
+
+
+def entries(arch: int) -> Iterator[tuple[Tile, tuple[int, int], str]]:
+    """Every (tile, blocks, rectification) that a GPU of `arch` may be given for bf16 heads."""
+    for blocks in BLOCKS:
+        tiles = tile_candidates(
+            (arch // 10, arch % 10), SHARED_MEMORY[arch], torch.bfloat16, HEAD_DIM, *blocks, True
+        )
+        for tile in tiles:
+            for rectification in RECTIFICATIONS:
+                yield tile, blocks, rectification
+
+
+def compile_entry(
+    arch: int, tile: Tile, blocks: tuple[int, int], rectification: str
+) -> CompiledKernel:
+    """Compile as the launcher would: aligned pointers, the last stride 1."""
+    q_block, kv_block = blocks
+    constants: dict[str, object] = {
+        "stride_d": 1,
+        "D": HEAD_DIM,
+        "DP": HEAD_DIM,
+        "Q_BLOCK": q_block,
+        "KV_BLOCK": kv_block,
+        "TILE_N": tile.tile_n,
+        "TAIL_TILE": TAIL_TILE,
+        "TAIL_STAGES": TAIL_STAGES,
+        "TMA": tile.tma,
+        "RECTIFICATION": rectification,
+        "PRECISION": "tf32",
+    }
+    constants |= dict.fromkeys(UNUSED[rectification])
+    packed = f"tensordesc<bf16[{tile.tile_n}, {HEAD_DIM}]>" if tile.tma else "*bf16"
+    types = {
+        "packed_k": packed, "packed_v": packed, "scale": "fp32", "variance_cap": "fp32",
+        "critical": "*i8", "rectify_scale": "*fp32", "compensation": "*fp32",
+    }  # fmt: skip
+    types |= dict.fromkeys(("q", "tail_k", "tail_variance", "tail_v", "out"), "*bf16")
+    types |= dict.fromkeys(("q_source", "kv_indices", "list_lengths", "ragged_kept"), "*i32")
+    signature = {}
+    attributes = {}
+    for position, name in enumerate(attend_kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else types.get(name, "i32")
+        if signature[name].startswith("*") or name.startswith("stride"):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    if tile.max_registers:
+        options["maxnreg"] = tile.max_registers
+    source = ASTSource(attend_kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def registers_and_spills(ptx: str, arch: int) -> tuple[int, int]:
+    """Registers per thread, and bytes of spill stores and loads, as ptxas reports them."""
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    newest = folder / "ptxas-blackwell"
+    ptxas = newest if arch >= 100 and newest.exists() else folder / "ptxas"
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "kernel.ptx"
+        source.write_text(ptx)
+        name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
+        command = [ptxas, "-v", f"--gpu-name={name}", source, "-o", source.with_suffix(".cubin")]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report).groups()
+    return int(re.search(r"Used (\d+) registers", report)[1]), int(stores) + int(loads)
+
+
+def main(arch: int) -> None:
+    for tile, blocks, rectification in entries(arch):
+        kernel = compile_entry(arch, tile, blocks, rectification)
+        registers, spilled = registers_and_spills(kernel.asm["ptx"], arch)
+        record = {
+            "tile": tile,
+            "blocks": blocks,
+            "rectification": rectification,
+            "shared": kernel.metadata.shared,
+            "limit": SHARED_MEMORY[arch],
+            "registers": registers,
+            "spilled": spilled,
+        }
+        sys.stdout.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
