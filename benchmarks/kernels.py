@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rectified_spaattn.benchmarks.synthetic import KINDS, synthetic_qkv
-from rectified_spaattn.benchmarks.timing import measure_interleaved
-from rectified_spaattn.kernels.launch import launch
-from rectified_spaattn.kernels.tiles import Tile
-from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
+from ..kernels.launch import launch
+from ..kernels.tiles import Tile
+from ..rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
+from .synthetic import KINDS, synthetic_qkv
+from .timing import measure_interleaved
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from unittest import mock
 
 import torch
 
-from rectified_spaattn.benchmarks.synthetic import HEAD_KINDS, synthetic_qkv
-from rectified_spaattn.rspa_core import (
+from ..rspa_core import (
     SparseConfig,
     TokenLayout,
     dense_attention,
@@ -24,6 +23,7 @@ from rectified_spaattn.rspa_core import (
     rectification,
     rectified_attention,
 )
+from .synthetic import HEAD_KINDS, synthetic_qkv
 
 CAPS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, math.inf)
 

@@ -169,7 +169,10 @@ def attend_kernel(
 
     if RECTIFICATION == "precise":
         scaled_q = q_tile.to(tl.float32) * scale
-        squared_q = (scaled_q * scaled_q).to(q_tile.dtype)
+        squared_q = scaled_q * scaled_q
+        if q_tile.dtype == tl.float16:
+            squared_q = tl.minimum(squared_q, 65504.0)  # the largest fp16: inf * 0 would be NaN
+        squared_q = squared_q.to(q_tile.dtype)
         num_tail = tl.where(is_video, num_k, 0)
         tail_rows = tl.arange(0, TAIL_TILE)
         for start in tl.range(0, num_tail, TAIL_TILE, num_stages=TAIL_STAGES):

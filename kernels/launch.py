@@ -41,6 +41,7 @@ def launch(
     config: SparseConfig,
     tile: Tile,
     keep_mask: bool,
+    chunk_heads: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rectified block-sparse attention with one given tile.
 
@@ -49,6 +50,7 @@ def launch(
         layout, config: see there.
         tile: launch configuration of the attention kernel.
         keep_mask: also return the critical set.
+        chunk_heads: heads processed together; None for as many as the workspace holds.
 
     Returns:
         Output `[B, H, N, D]` (stored as `[B, N, H, D]`, so that heads merge without a copy),
@@ -65,7 +67,7 @@ def launch(
         kv_counts=q.new_empty((batch, heads, sizes.num_q), dtype=torch.int32),
         mask=q.new_empty(pairs, dtype=torch.int8),
     )
-    step = sizes.heads_per_chunk(batch * heads, q.element_size())
+    step = chunk_heads or sizes.heads_per_chunk(batch * heads, q.element_size())
     for first in range(0, batch * heads, step):
         chunk = _Chunk(first, min(step, batch * heads - first), heads)
         _run_chunk(q, k, v, config, tile, sizes, tables, chunk, result)
@@ -131,8 +133,10 @@ class _Sizes:
     def heads_per_chunk(self, num_heads: int, element_size: int) -> int:
         """Heads that fit into the workspace together, spread evenly over the chunks."""
         packed = 2 * self.packed_length * self.padded_dim * element_size
-        pairs = self.num_q * self.num_k * 6 + self.num_q * self.width * 4
-        chunks = triton.cdiv(num_heads, max(1, WORKSPACE_BYTES // (packed + pairs)))
+        # Logits, GAPR bit or critical set; means and deviations in fp32, their copies for the tail.
+        pairs = self.num_q * self.num_k * 5 + self.num_q * self.width * 4
+        pooled = (3 * self.num_q + 6 * self.num_k) * self.padded_dim * 4
+        chunks = triton.cdiv(num_heads, max(1, WORKSPACE_BYTES // (packed + pairs + pooled)))
         return triton.cdiv(num_heads, chunks)
 
 
@@ -255,12 +259,9 @@ def _select(
     result: _Result,
 ) -> _Selection:
     rows = (chunk.count, sizes.num_q)
-    first, last = chunk.first, chunk.first + chunk.count
-    critical = None
-    if result.mask.numel():
-        critical = result.mask.view(-1, sizes.num_q, sizes.num_k)[first:last]
-    elif config.rectification == "precise":
-        critical = torch.empty_like(logits, dtype=torch.int8)
+    keep_mask = result.mask.numel() > 0
+    needs_mask = keep_mask or config.rectification == "precise"
+    critical = torch.empty_like(logits, dtype=torch.int8) if needs_mask else None
     kv_indices = logits.new_empty(
         chunk.count * sizes.num_q * sizes.width + len(tables.all_blocks), dtype=torch.int32
     )
@@ -277,13 +278,16 @@ def _select(
     select_kernel[(sizes.num_q, chunk.count)](
         logits, context_lse, accepted, tables.forced, critical, kv_indices,
         selection.list_lengths, selection.ragged_kept,
-        result.kv_counts.view(-1, sizes.num_q)[first:last], selection.rectify_scale,
+        result.kv_counts, selection.rectify_scale, chunk.first,
         sizes.num_q, sizes.num_k, sizes.num_full_k, sizes.num_full_context, sizes.width,
         config.top_k(sizes.num_k), config.top_p,
         HAS_CONTEXT=context_lse is not None, USE_TOP_P=config.top_p > 0,
         WRITE_MASK=critical is not None, RECTIFICATION=config.rectification,
         BLOCK=block, num_warps=4 if block <= 2048 else 8,
     )  # fmt: skip
+    if keep_mask:
+        last = chunk.first + chunk.count
+        result.mask.view(-1, sizes.num_q, sizes.num_k)[chunk.first : last] = critical
     return selection
 
 
@@ -305,11 +309,12 @@ def _attend(
     packed_k, packed_v = k_pool.packed, v_pool.packed
     if tile.tma:
         packed_k, packed_v = (_descriptor(x, tile.tile_n) for x in (packed_k, packed_v))
+    critical = selection.critical if config.rectification == "precise" else None
     limits = {"maxnreg": tile.max_registers} if tile.max_registers else {}
     attend_kernel[(sizes.num_context_q + sizes.num_q, chunk.count)](
         q, tables.q_source, packed_k, packed_v,
         selection.kv_indices, selection.list_lengths, selection.ragged_kept,
-        selection.rectify_scale, compensation, selection.critical,
+        selection.rectify_scale, compensation, critical,
         k_pool.tail_mean, k_pool.tail_deviation, v_pool.tail_mean, result.out,
         chunk.first, chunk.num_heads, sizes.length, sizes.packed_length,
         sizes.num_q, sizes.num_context_q, sizes.num_k, sizes.video_length, sizes.context_length,

@@ -10,6 +10,7 @@ found by bisecting on 31 bits. Specification: rspa_core/selection.py.
 import triton
 import triton.language as tl
 
+HIGHEST_LOGIT = tl.constexpr(1e30)
 FORCED_BITS = tl.constexpr(0x7F800000)  # bits of +inf: above every probability
 
 
@@ -53,6 +54,7 @@ def _blocks_for_mass(probs, bits, top_p, num_k):
         "num_full_context",
         "width",
         "top_k",
+        "first_head",
     ]
 )
 def select_kernel(
@@ -64,8 +66,9 @@ def select_kernel(
     kv_indices,  # [HC, NQ, width] int32, written: full video blocks ascending, full context blocks
     list_lengths,  # [HC, NQ] int32, written: entries of kv_indices
     ragged_kept,  # [HC, NQ] int32, written: 1 if the ragged last video block is critical
-    kv_counts,  # [HC, NQ] int32, written: critical video blocks
+    kv_counts,  # [B * H, NQ] int32, written from row first_head on: critical video blocks
     rectify_scale,  # [HC, NQ] fp32, written if RECTIFICATION == "paper"
+    first_head,
     num_q,
     num_k,
     num_full_k,  # video blocks that are not ragged
@@ -80,20 +83,24 @@ def select_kernel(
     BLOCK: tl.constexpr,  # power of two >= NK
 ):
     q_block = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64) * num_q + q_block
+    head = tl.program_id(1).to(tl.int64)
+    row = head * num_q + q_block
     column = tl.arange(0, BLOCK)
     inside = column < num_k
 
     logit = tl.load(logits + row * num_k + column, mask=inside, other=float("-inf"))
-    highest = tl.max(logit, 0)
+    # A NaN would order above everything and overrun the row; infinities would make NaNs.
+    logit = tl.where(logit == logit, tl.minimum(logit, HIGHEST_LOGIT), float("-inf"))
+    highest = tl.maximum(tl.max(logit, 0), -HIGHEST_LOGIT)
     if HAS_CONTEXT:
         context = tl.load(context_lse + row)
+        context = tl.where(context == context, tl.minimum(context, HIGHEST_LOGIT), float("-inf"))
         highest = tl.maximum(highest, context)
     probs = tl.exp(logit - highest)
     total = tl.sum(probs, 0)
     if HAS_CONTEXT:
         total += tl.exp(context - highest)
-    probs = probs / total
+    probs = probs / tl.maximum(total, 1e-30)
 
     bits = tl.where(inside, probs.to(tl.int32, bitcast=True), -1)
     count = tl.minimum(top_k, num_k)
@@ -118,7 +125,7 @@ def select_kernel(
         tl.store(entry + num_full + index, num_k + index, mask=index < num_full_context)
     tl.store(list_lengths + row, num_full + num_full_context)
     tl.store(ragged_kept + row, count - num_full)
-    tl.store(kv_counts + row, count)
+    tl.store(kv_counts + first_head * num_q + row, count)
     if WRITE_MASK:
         tl.store(critical + row * num_k + column, keep.to(tl.int8), mask=inside)
     if RECTIFICATION == "paper":

@@ -29,7 +29,7 @@ from ..rspa_core.schedule import (
     step_of_sigma,
 )
 from .host import send_status
-from .override import AttentionCalls, ForwardPlan, RunFailures, make_override
+from .override import DENSE_BLOCK, AttentionCalls, ForwardPlan, RunFailures, make_override
 from .run_report import ForwardTally, RunReport, logger
 from .token_regions import token_layout
 
@@ -100,11 +100,12 @@ class SparseAttentionPatch:
         self._attend = attend
         self._status = status
         self._model_name = ""
+        self._has_recompiled = False
         self._reset()
 
     def _reset(self) -> None:
         self._failures = RunFailures()
-        self._attention_was_seen = False
+        self._override_was_called = False
         self._sample_sigmas: tuple[Any, list[float]] = (None, [])
 
     def on_pre_run(self, patcher: Any) -> None:
@@ -114,6 +115,9 @@ class SparseAttentionPatch:
 
     def on_cleanup(self, patcher: Any) -> None:
         """ON_CLEANUP: the sampling run is over, also after an error or an interruption."""
+        if self.settings.dense_blocks.ranges and self.report.sparse:
+            if DENSE_BLOCK not in self.report.reasons:
+                self.report.warn_once("dense_blocks matches no block of this model")
         self.report.finish_run(self._model_name)
         self._reset()
         release_tables()
@@ -151,7 +155,8 @@ class SparseAttentionPatch:
         output, tally = run(plan)
         if self._is_bypassed_by_compiled_code(plan, tally, executor.class_obj, options):
             self.report.warn_once(
-                "the model was compiled in a run without this node: compiling it again"
+                "no attention call came from the compiled model, which may have been compiled "
+                "without this node: compiling it again"
             )
             torch.compiler.reset()
             output, tally = run(plan)
@@ -208,20 +213,20 @@ class SparseAttentionPatch:
     def _is_bypassed_by_compiled_code(
         self, plan: ForwardPlan, tally: ForwardTally, base_model: Any, options: Mapping[str, Any]
     ) -> bool:
-        """Whether compiled code that knows of no override has run instead; asked once per run.
+        """Whether code compiled without this node has run instead of the model's present graph.
 
         ComfyUI's compile node drops the guards on transformer_options, so code that was compiled
-        before this node was added is used again and never looks for an override.
+        before this node was added is used again and never looks for an override. Answers yes once:
+        if compiling again does not help, something else bypasses the override.
         """
-        if plan.config is None or self._attention_was_seen:
-            return False
-        # Only the first sparse forward tells: a step cache may answer later ones by itself.
-        self._attention_was_seen = True
-        if tally.seen or tally.other_lengths:
+        self._override_was_called |= tally.seen or bool(tally.other_lengths)
+        if plan.config is None or self._override_was_called or self._has_recompiled:
             return False
         wrappers = options.get("wrappers", {}).get("apply_model", {})
         modules = getattr(base_model.diffusion_model, "modules", tuple)
-        return COMPILE_KEY in wrappers or any(hasattr(part, "_orig_mod") for part in modules())
+        if COMPILE_KEY in wrappers or any(hasattr(part, "_orig_mod") for part in modules()):
+            self._has_recompiled = True
+        return self._has_recompiled
 
     def _repeat_dense(
         self, run: Callable[[ForwardPlan], tuple[Any, ForwardTally]], plan: ForwardPlan

@@ -36,7 +36,11 @@ class AttentionStats:
         return self.kv_counts.float().mean() / self.num_kv_blocks
 
     def block_mask(self) -> Tensor:
-        """Critical set `[B, H, NQ, NK]` bool over video blocks in token order."""
+        """Critical set `[B, H, NQ, NK]` bool over video blocks in token order, for debugging.
+
+        The kernels do not keep it: it is computed again from the q, k and v of the call, which
+        these statistics hold on to.
+        """
         return self._block_mask()
 
 
@@ -103,7 +107,7 @@ def rectified_attention(
             raise dispatch.BackendUnavailable(status.reason)
         backend = status.name
     run = dispatch.run_reference if backend == "reference" else dispatch.run_triton
-    out, kv_counts, block_mask = run(q, k, v, layout, config, return_stats)
+    out, kv_counts, block_mask = run(q, k, v, layout, config)
     if not return_stats:
         return out
     return out, AttentionStats(kv_counts, layout.num_blocks(config.kv_block), block_mask)

@@ -44,14 +44,22 @@ def backend_status(
         return BackendStatus("reference", "plain torch on the CPU")
     if device.type != "cuda":
         return BackendStatus(None, f"no kernels for devices of type {device.type!r}")
-    reason = triton_missing_reason()
-    if reason is None:
-        from ..kernels.support import unsupported_reason
-
-        reason = unsupported_reason(device, dtype, head_dim, config)
+    reason = kernels_missing_reason(device, dtype, head_dim, config)
     if reason is not None:
         return BackendStatus(None, reason)
     return BackendStatus("triton", "Triton kernels")
+
+
+def kernels_missing_reason(
+    device: torch.device, dtype: torch.dtype, head_dim: int, config: SparseConfig
+) -> str | None:
+    """None where the Triton kernels can take such calls, else one line for the user."""
+    reason = triton_missing_reason()
+    if reason is not None:
+        return reason
+    from ..kernels.support import unsupported_reason
+
+    return unsupported_reason(device, dtype, head_dim, config)
 
 
 def triton_missing_reason() -> str | None:
@@ -73,28 +81,28 @@ def release_tables() -> None:
 
 
 def run_reference(
-    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, keep_mask: bool
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
 ) -> BackendResult:
-    """Run the plain torch reference; the mask is kept in any case."""
+    """Run the plain torch reference."""
     out, critical = reference_attention(q, k, v, layout, config)
     return out, critical.sum(-1, dtype=torch.int32), lambda: critical
 
 
 def run_triton(
-    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, keep_mask: bool
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
 ) -> BackendResult:
-    """Run the Triton kernels; the block mask is only written with `keep_mask`.
+    """Run the Triton kernels. They write no block mask: asking for it runs the call again.
 
     Raises:
         BackendUnavailable: Triton is missing, the GPU is too old, or no tile passed its check.
     """
-    reason = triton_missing_reason()
+    reason = kernels_missing_reason(q.device, q.dtype, q.shape[-1], config)
     if reason is not None:
         raise BackendUnavailable(reason)
     from ..kernels.op import NoKernelError, rectified_attention_op
 
     try:
-        out, kv_counts, mask = rectified_attention_op(q, k, v, layout, config, keep_mask)
+        out, kv_counts, _ = rectified_attention_op(q, k, v, layout, config, False)
     except NoKernelError as error:
         raise BackendUnavailable(str(error)) from error
-    return out, kv_counts, lambda: mask.bool()
+    return out, kv_counts, lambda: rectified_attention_op(q, k, v, layout, config, True)[2].bool()

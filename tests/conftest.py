@@ -16,16 +16,6 @@ if not CUDA:
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device."""
-    if CUDA:
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(skip)
-
-
 @pytest.fixture
 def device() -> torch.device:
     """The device the kernels run on in this test run: CUDA, or the CPU with the interpreter."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from rectified_spaattn.rspa_core import SparseConfig, metrics, rectified_attention
+from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
 
 from .cases import Case
 
@@ -101,16 +101,44 @@ def test_inputs_are_not_written(device: torch.device) -> None:
     assert all(torch.equal(x, copy) for x, copy in zip(tensors, copies, strict=True))
 
 
-def test_heads_in_chunks(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A workspace for one head at a time gives what one for all heads gives."""
-    from rectified_spaattn.kernels import launch
+def test_heads_in_chunks(device: torch.device) -> None:
+    """One head at a time gives what all heads together give."""
+    from rectified_spaattn.kernels.launch import launch
+    from rectified_spaattn.kernels.tiles import Tile
 
     case = Case((1, 9, 15), SparseConfig(0.5, 64, 64), (3, 0), batch=2, heads=3)
-    q, k, v = case.inputs(torch.float32, device, 9)
-    together = rectified_attention(q, k, v, case.layout, case.config, backend="triton")
-    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 1)
-    chunked = rectified_attention(q, k, v, case.layout, case.config, backend="triton")
-    assert torch.equal(together, chunked)
+    arguments = (*case.inputs(torch.float32, device, 9), case.layout, case.config)
+    tile = Tile(32, 4, 1)
+    together = launch(*arguments, tile, True, chunk_heads=6)
+    for chunk_heads in (1, 4):
+        chunked = launch(*arguments, tile, True, chunk_heads=chunk_heads)
+        assert all(torch.equal(x, y) for x, y in zip(together, chunked, strict=True))
+
+
+def test_large_fp16_queries_stay_finite(device: torch.device) -> None:
+    """The squares of the queries in the tail of `precise` exceed fp16."""
+    case = CASES["precise"]
+    q, k, v = case.inputs(torch.float16, device, 11)
+    q[:, :, :5, 0] = 3000.0
+    expected = rectified_attention(q, k, v, case.layout, case.config, backend="reference")
+    out = rectified_attention(q, k, v, case.layout, case.config, backend="triton")
+    assert metrics.relative_l2(out, expected) < TOLERANCE[torch.float16]
+
+
+def test_workspace_stays_in_32_bit_offsets() -> None:
+    """Packed rows are counted in int32: at the largest videos a chunk stays far below 2^31."""
+    from rectified_spaattn.kernels.launch import WORKSPACE_BYTES, _Sizes
+    from rectified_spaattn.kernels.tables import index_tables
+
+    layout = TokenLayout((65, 45, 72), 65 * 45 * 72 + 512, 512)
+    for blocks in (64, 128):
+        config = SparseConfig(0.75, blocks, blocks, rectification="precise")
+        tables = index_tables(layout, "raster", blocks, blocks, False, torch.device("cpu"))
+        q = torch.empty(2, 40, layout.length, 128, dtype=torch.bfloat16, device="meta")
+        sizes = _Sizes.of(q, layout, config, tables)
+        heads = sizes.heads_per_chunk(80, 2)
+        assert heads * sizes.packed_length * sizes.padded_dim < 2**31
+        assert heads * 2 * sizes.packed_length * sizes.padded_dim * 2 < WORKSPACE_BYTES
 
 
 @pytest.mark.parametrize("tile_n", [32, 64])

@@ -18,6 +18,7 @@ ROWS = {
     "one far above": torch.eye(6, 33) * 80,
     "underflow to zero": torch.arange(30.0).repeat(2, 1) * -40,
     "single block": torch.zeros(1, 1),
+    "more than 4096 blocks": torch.randn(1, 4500, generator=torch.Generator().manual_seed(2)),
 }
 
 
@@ -33,7 +34,7 @@ def run_select(logits: Tensor, forced: Tensor, top_k: int, top_p: float) -> tupl
     kv_indices = torch.full((num_q, num_k), -1, dtype=torch.int32, device=device)
     counts = [torch.full((num_q,), -1, dtype=torch.int32, device=device) for _ in range(3)]
     select_kernel[(num_q, 1)](
-        logits.clone(), None, None, forced.to(torch.int8), mask, kv_indices, *counts, None,
+        logits.clone(), None, None, forced.to(torch.int8), mask, kv_indices, *counts, None, 0,
         num_q, num_k, num_k, 0, num_k, top_k, top_p,
         HAS_CONTEXT=False, USE_TOP_P=top_p > 0, WRITE_MASK=True, RECTIFICATION="none",
         BLOCK=triton.next_power_of_2(num_k), num_warps=4,
@@ -70,3 +71,17 @@ def test_selects_what_the_reference_selects(
     for row, entries in zip(mask, kv_indices, strict=True):
         listed = entries[entries >= 0].long()
         assert torch.equal(listed, row.nonzero().flatten())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_rows_that_are_not_finite_stay_within_their_budget(
+    bad: float, device: torch.device
+) -> None:
+    """A broken model must not make a row overrun its neighbours' lists."""
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(3)).to(device)
+    logits[1, 7] = bad
+    logits[2] = bad
+    mask, kv_indices = run_select(logits, torch.zeros_like(logits, dtype=torch.bool), 6, 0.0)
+    assert mask.sum(-1).tolist() == [6, 6, 6]
+    assert (kv_indices >= 0).sum(-1).tolist() == [6, 6, 6]
+    assert mask[1, 7] == (bad == float("inf"))

@@ -48,13 +48,3 @@ def test_nothing_is_offered_that_does_not_fit() -> None:
     from rectified_spaattn.kernels.tiles import tile_candidates
 
     assert tile_candidates((9, 0), 1024, torch.bfloat16, 128, 128, 128, True) == []
-
-
-def test_old_gpu_and_wrong_heads_have_a_reason() -> None:
-    from rectified_spaattn.kernels.support import capability_reason, shape_reason
-
-    assert "7.5" in capability_reason("NVIDIA T4", (7, 5))
-    assert capability_reason("NVIDIA H200", (9, 0)) is None
-    assert "256 channels" in shape_reason(torch.bfloat16, 256)
-    assert "float64" in shape_reason(torch.float64, 128)
-    assert shape_reason(torch.bfloat16, 96) is None

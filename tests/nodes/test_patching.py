@@ -16,53 +16,21 @@ from rectified_spaattn.nodes.patching import (
     NON_FINITE,
     OVERRIDE,
     PatchSettings,
-    SparseAttentionPatch,
     install,
 )
-from rectified_spaattn.rspa_core import SparseConfig, rectified_attention
+from rectified_spaattn.rspa_core import rectified_attention
 from rectified_spaattn.rspa_core.schedule import SparsitySchedule, parse_dense_blocks
 
-from .stand_ins import LATENT, TOKENS, Executor, base_model, wan_forward, wan_model
-
-CONFIG = SparseConfig(q_block=64, kv_block=64)
-SAMPLE_SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
-BLOCKS = 4
-
-
-def make_patch(
-    schedule: SparsitySchedule | None = None, attend: Callable[..., Any] | None = None, **kw: Any
-) -> SparseAttentionPatch:
-    schedule = schedule or SparsitySchedule(0.5, 0.5, "constant")
-    return SparseAttentionPatch(
-        PatchSettings(CONFIG, schedule, **kw), attend or rectified_attention
-    )
-
-
-def make_executor(model: Any = None, forward: Callable[..., Any] | None = None) -> Executor:
-    return Executor(base_model(model or wan_model()), forward or wan_forward(BLOCKS))
-
-
-def run(
-    patch: SparseAttentionPatch,
-    executor: Executor,
-    sigma: float = 1.0,
-    latent: tuple[int, ...] = LATENT,
-    **options: Any,
-) -> torch.Tensor:
-    """One model call of a sampler at `sigma`."""
-    options = {"sigmas": torch.tensor([sigma]), "sample_sigmas": SAMPLE_SIGMAS, **options}
-    x, text = torch.zeros(latent), torch.zeros(1, 77, 64)
-    with torch.no_grad():
-        return patch(executor, x, torch.tensor([sigma]), None, text, None, options)
-
-
-def rows(patch: SparseAttentionPatch) -> dict[int | None, tuple[int, int]]:
-    """(sparse, dense) calls by step."""
-    counts: dict[int | None, tuple[int, int]] = {}
-    for step, _, _, sparse, dense in patch.report.as_dict()["calls"]:
-        before = counts.get(step, (0, 0))
-        counts[step] = (before[0] + sparse, before[1] + dense)
-    return counts
+from .patch_rig import (
+    BLOCKS,
+    CONFIG,
+    SAMPLE_SIGMAS,
+    make_executor,
+    make_patch,
+    rows,
+    run,
+)
+from .stand_ins import LATENT, TOKENS, wan_forward
 
 
 def test_all_steps_are_sparse() -> None:
@@ -386,38 +354,13 @@ def test_install_replaces_an_earlier_node_and_leaves_the_input_alone(
     }
 
 
-def forward_that_misses_the_override_once(blocks: int) -> Callable[..., Any]:
-    """A model whose first forward runs code that was compiled without an override."""
-    forward = wan_forward(blocks)
-    calls = []
-
-    def run_forward(x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        calls.append(options)
-        return x if len(calls) == 1 else forward(x, options)
-
-    return run_forward
-
-
-def test_code_compiled_without_the_node_is_compiled_again() -> None:
-    patch = make_patch()
-    executor = make_executor(forward=forward_that_misses_the_override_once(BLOCKS))
-    run(patch, executor, wrappers={"apply_model": {"torch.compile": [object()]}})
-    assert len(executor.options) == 2
-    assert rows(patch) == {0: (BLOCKS, 0)}
-
-
-def test_a_model_that_is_not_compiled_is_not_run_again() -> None:
-    patch = make_patch()
-    executor = make_executor(forward=forward_that_misses_the_override_once(BLOCKS))
-    run(patch, executor)
-    assert len(executor.options) == 1
-
-
-def test_a_forward_that_a_step_cache_answers_is_not_run_again() -> None:
-    """Only the first sparse forward of a run tells whether attention is bypassed."""
-    patch = make_patch()
-    compiled = {"apply_model": {"torch.compile": [object()]}}
-    run(patch, make_executor(), wrappers=compiled)
-    executor = make_executor(forward=lambda x, options: x)
-    run(patch, executor, sigma=0.5, wrappers=compiled)
-    assert len(executor.options) == 1
+def test_dense_blocks_that_match_nothing_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    patch = make_patch(dense_blocks=parse_dense_blocks("99"))
+    run(patch, make_executor())
+    patch.on_cleanup(None)
+    assert "dense_blocks matches no block of this model" in caplog.text
+    caplog.clear()
+    patch = make_patch(dense_blocks=parse_dense_blocks("0, 99"))
+    run(patch, make_executor())
+    patch.on_cleanup(None)
+    assert "matches no block" not in caplog.text

@@ -1,0 +1,54 @@
+"""The APPLY_MODEL wrapper with stand-ins around it, called like a sampler calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rectified_spaattn.nodes.patching import PatchSettings, SparseAttentionPatch
+from rectified_spaattn.rspa_core import SparseConfig, rectified_attention
+from rectified_spaattn.rspa_core.schedule import SparsitySchedule
+
+from .stand_ins import LATENT, Executor, base_model, wan_forward, wan_model
+
+CONFIG = SparseConfig(q_block=64, kv_block=64)
+SAMPLE_SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+BLOCKS = 4
+
+
+def make_patch(
+    schedule: SparsitySchedule | None = None, attend: Callable[..., Any] | None = None, **kw: Any
+) -> SparseAttentionPatch:
+    schedule = schedule or SparsitySchedule(0.5, 0.5, "constant")
+    return SparseAttentionPatch(
+        PatchSettings(CONFIG, schedule, **kw), attend or rectified_attention
+    )
+
+
+def make_executor(model: Any = None, forward: Callable[..., Any] | None = None) -> Executor:
+    return Executor(base_model(model or wan_model()), forward or wan_forward(BLOCKS))
+
+
+def run(
+    patch: SparseAttentionPatch,
+    executor: Executor,
+    sigma: float = 1.0,
+    latent: tuple[int, ...] = LATENT,
+    **options: Any,
+) -> torch.Tensor:
+    """One model call of a sampler at `sigma`."""
+    options = {"sigmas": torch.tensor([sigma]), "sample_sigmas": SAMPLE_SIGMAS, **options}
+    x, text = torch.zeros(latent), torch.zeros(1, 77, 64)
+    with torch.no_grad():
+        return patch(executor, x, torch.tensor([sigma]), None, text, None, options)
+
+
+def rows(patch: SparseAttentionPatch) -> dict[int | None, tuple[int, int]]:
+    """(sparse, dense) calls by step."""
+    counts: dict[int | None, tuple[int, int]] = {}
+    for step, _, _, sparse, dense in patch.report.as_dict()["calls"]:
+        before = counts.get(step, (0, 0))
+        counts[step] = (before[0] + sparse, before[1] + dense)
+    return counts
