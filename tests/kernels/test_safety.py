@@ -95,8 +95,8 @@ def test_gpus_versions_and_heads_that_are_not_supported_have_a_reason() -> None:
     assert "float64" in shape_reason(torch.float64, 128)
 
 
-def test_heads_that_are_too_small_are_refused_by_the_kernels() -> None:
+def test_heads_that_are_too_small_are_refused_by_the_kernels(device: torch.device) -> None:
     case = Case((2, 5, 9), SparseConfig(0.5, 64, 64), head_dim=8)
-    q, k, v = case.inputs(torch.float32, torch.device("cpu"), 0)
+    q, k, v = case.inputs(torch.float32, device, 0)
     with pytest.raises(BackendUnavailable, match="heads of 8 channels"):
         rectified_attention(q, k, v, case.layout, case.config, backend="triton")
