@@ -39,7 +39,7 @@ demo: $(STAMP)
 	$(BIN)/python -m rectified_spaattn.benchmarks.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(TEST_JOBS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -rs -n $(TEST_JOBS) $(PYTEST_ARGS)
 
 # mypy takes the package name from the folder name, so it looks through a link of the right name.
 lint: $(STAMP)

@@ -168,7 +168,7 @@ def _record_errors(
     }
     shown = heads.index("content") if "content" in heads else 0
     order = token_order(result.grid, config.order).to(out.device)
-    ordered, reference = (x[0, shown, order].float() for x in (out, dense))
+    ordered, reference = (x[0, :, order].float().transpose(0, 1) for x in (out, dense))
     blocks = zip(ordered.split(config.q_block), reference.split(config.q_block), strict=True)
     result.block_error[name] = torch.stack(
         [(part - whole).norm() / whole.norm() for part, whole in blocks]
@@ -256,6 +256,13 @@ def main(argv: list[str] | None = None) -> int:
     backend = _choose_backend(backend_status(device, dtype, HEAD_DIM, next(iter(configs.values()))))
     print(f"inputs    {heads} synthetic heads of kind {args.kind}, head_dim {HEAD_DIM}")
 
+    if backend == "reference":
+        print(
+            "note      the sparse rows run the plain torch reference: it computes only the kept"
+            "\n          blocks but is written to be read, so its time says nothing about the"
+            "\n          Triton kernels: docs/notes/kernels.md has their figures."
+        )
+
     results = []
     for grid in args.grid or (GPU_GRIDS if on_gpu else CPU_GRIDS):
         result = measure_size(grid, heads, configs, device, dtype, backend, args.kind, args.rounds)
@@ -270,12 +277,6 @@ def main(argv: list[str] | None = None) -> int:
         "\nnone = sparse only, paper = IPAR + GAPR (arXiv 2511.19835), precise = pooled tail inside"
         "\nthe softmax; the number is the block size."
     )
-    if backend == "reference":
-        print(
-            "The sparse rows above are the plain torch reference: it computes only the kept blocks"
-            "\nbut is written to be read, so its time says nothing about the Triton kernels. Those"
-            "\nrun on an NVIDIA GPU (compute capability 8.0 or newer): run this demo there."
-        )
     picture = save_figure(results[-1], args.sparsity, args.out)
     print(f"\npicture   {picture}")
     print(f"total     {time.perf_counter() - started:.0f} s")

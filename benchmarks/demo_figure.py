@@ -95,13 +95,13 @@ def _draw_mask(axes: Any, result: SizeResult) -> None:
 
 
 def _draw_block_error(axes: Any, result: SizeResult) -> None:
-    """Panel 2: error of each q-block of the content head, blocks of 128 only."""
+    """Panel 2: error of each q-block over all heads, blocks of 128 only."""
     for name, errors in result.block_error.items():
         if name.endswith(" 128"):
             axes.plot(
                 errors.numpy(), color=COLOURS[name], linewidth=1.4, label=name.removesuffix(" 128")
             )
-    axes.set_title("Error of each q-block, content head, blocks of 128")
+    axes.set_title("Error of each q-block, all heads, blocks of 128")
     axes.set_xlabel("q-block along the token order")
     axes.set_ylabel("relative L2 error against dense")
     axes.set_ylim(bottom=0)
@@ -132,15 +132,15 @@ def _draw_schedule(axes: Any, sparsity: float) -> None:
     """Panel 4: sparsity over the steps for three schedules; 0 where a step runs dense."""
     schedules = {
         f"constant {sparsity:g}": (
-            "#8c8c8c",
+            "#d55e00",
             SparsitySchedule(sparsity, sparsity, "constant", 0.0, 1.0),
         ),
         "linear 0.6 to 0.8, from 10 %": (
-            "#e69f00",
+            "#009e73",
             SparsitySchedule(0.6, 0.8, "linear", 0.1, 1.0),
         ),
         "cosine 0.3 to 0.9, first and last step dense": (
-            "#0072b2",
+            "#cc79a7",
             SparsitySchedule(0.3, 0.9, "cosine", 0.0, 1.0, dense_steps=(0, -1)),
         ),
     }

@@ -6,11 +6,13 @@ wrappers, overrides and clean-up callbacks of a real run. Speed depends on shape
 of kept blocks, which random weights do not change; the relative L2 difference to the dense output
 does depend on them and is information only.
 
-    python -m rectified_spaattn.benchmarks.forward --comfyui ~/ComfyUI --model all \\
-        --density 0.25 0.15 0.10 --json forward.json
+With ComfyUI's own Python (`python` here), after `python -m pip install --no-deps -e .` of the pack:
 
-    python -m rectified_spaattn.benchmarks.forward --comfyui ~/ComfyUI --device cpu --small \\
-        --layers 2                                    # a few hundred tokens: does it run at all?
+    python -P -m rectified_spaattn.benchmarks.forward --comfyui ~/ComfyUI --model all \\
+        --dense default cudnn --density 0.25 0.15 --json forward.json
+
+    python -P -m rectified_spaattn.benchmarks.forward --comfyui ~/ComfyUI --device cpu --small \\
+        --layers 2                                    # about a thousand tokens: does it run at all?
 
 Method: one `CFGGuider.sample` per measurement. Its sampler first runs the model cut down to one
 block of each kind (warm-up: allocator, libraries, the tables a run keeps), then times one whole
@@ -345,6 +347,8 @@ def main() -> int:
     """Measure the models asked for; the exit status is 1 if any variant was refused."""
     options = read_options()
     device = torch.device(options.device)
+    if device.type == "cpu" and not options.small:
+        raise SystemExit("--device cpu: the full models need a GPU, add --small")
     if device.type == "cuda" and device.index is None:  # ComfyUI compares devices with an index
         device = torch.device("cuda", torch.cuda.current_device())
     import_comfyui(options.comfyui, device)

@@ -58,6 +58,8 @@ CHECKED_HEADS = 4
 
 def main() -> None:
     arguments = _parse()
+    if not torch.cuda.is_available():
+        raise SystemExit("this benchmark needs an NVIDIA GPU; make demo runs on a CPU too")
     device = torch.device("cuda")
     dtype = getattr(torch, arguments.dtype)
     records = []

@@ -36,10 +36,14 @@ def second_order_logits(q: Tensor, pooled_k: PooledBlocks) -> Tensor:
     Returns:
         `[..., R, NK]` fp32, in nats.
     """
+    return q.shape[-1] ** -0.5 * (q @ pooled_k.mean.mT) + second_order_bias(q, pooled_k)
+
+
+def second_order_bias(q: Tensor, pooled_k: PooledBlocks) -> Tensor:
+    """What `second_order_logits` adds to the score of `q` with a block's mean key."""
     scale = q.shape[-1] ** -0.5
-    mean_score = scale * (q @ pooled_k.mean.mT)
     variance = 0.5 * scale**2 * (q.square() @ pooled_k.variance.mT)
-    return mean_score + pooled_k.lengths.log() + variance.clamp(max=TAIL_VARIANCE_CAP)
+    return pooled_k.lengths.log() + variance.clamp(max=TAIL_VARIANCE_CAP)
 
 
 def gain_accepted(pooled_q: PooledBlocks, pooled_k: PooledBlocks) -> Tensor:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .config import SparseConfig
 from .layout import TokenLayout
 from .order import inverse_order
 from .pooling import PooledBlocks, block_lengths, pool_blocks, split_blocks
-from .rectification import gain_accepted, paper_rectification, second_order_logits
+from .rectification import gain_accepted, paper_rectification, second_order_bias
 from .selection import forced_blocks, pooled_probs, select_blocks, split_sequence
 
-_CHUNK_BYTES = 1 << 28
-"""Gathered keys of one step of the loop: bounds the memory, does not change the result."""
+_CHUNK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Gathered keys of one step of the loop: bounds the memory, does not change the result. On a CPU
+they stay in its cache, which halves the time; a GPU wants few large steps."""
 
 
 def reference_attention(
@@ -75,7 +77,7 @@ def _attend_head(
         video_out = scale[:, None, None] * video_out + compensation[:, None, :]
 
     out = torch.empty_like(q)
-    context_out = _softmax_attention(context_q, k, v)
+    context_out = _softmax_attention(context_q[None], k[None], v[None])[0]
     out[: layout.video_start] = context_out[: layout.video_start]
     out[layout.video_end :] = context_out[layout.video_start :]
     # Drop the rows behind the last token of a ragged block, then back to raster order.
@@ -85,9 +87,14 @@ def _attend_head(
     return out, critical
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain attention of a few rows, `[R, D]` on `[N, D]`."""
-    return (q.shape[-1] ** -0.5 * (q @ k.mT)).softmax(-1) @ v
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(c q k^T + bias) v in fp32: q `[G, R, D]`, k and v `[G, N, D]`, bias `[G, R, N]`."""
+    # On a GPU the fused kernels may round fp32 products to tf32; on a CPU they do not.
+    backends = [SDPBackend.MATH] if q.is_cuda else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    q, k, v = q[:, None], k[:, None], v[:, None]
+    mask = None if bias is None else bias[:, None]
+    with sdpa_kernel(backends):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0]
 
 
 class _CriticalAttention:
@@ -109,7 +116,7 @@ class _CriticalAttention:
         counts = critical.sum(-1)
         kv_block, head_dim = self.k_blocks.shape[1:]
         per_q_block = int(counts.max()) * kv_block * head_dim * 4
-        step = max(1, _CHUNK_BYTES // per_q_block)
+        step = max(1, _CHUNK_BYTES.get(critical.device.type, 1 << 28) // per_q_block)
         chunks = [
             self._chunk(q_blocks[i : i + step], critical[i : i + step], tail)
             for i in range(0, len(q_blocks), step)
@@ -119,7 +126,6 @@ class _CriticalAttention:
     def _chunk(
         self, q: Tensor, critical: Tensor, tail: tuple[PooledBlocks, Tensor] | None
     ) -> Tensor:
-        scale = q.shape[-1] ** -0.5
         counts = critical.sum(-1)
         # Critical block numbers first, in ascending order; rows with fewer are filled up.
         kv_indices = critical.float().argsort(dim=-1, descending=True, stable=True)
@@ -128,19 +134,31 @@ class _CriticalAttention:
         token = torch.arange(self.k_blocks.shape[1], device=q.device)
         valid = filled[..., None] & (token < self.lengths[kv_indices][..., None])
 
-        keys = self.k_blocks[kv_indices].flatten(1, 2)
-        values = self.v_blocks[kv_indices].flatten(1, 2)
-        scores = scale * (q @ keys.mT)
-        scores = scores.masked_fill(~valid.flatten(1, 2)[:, None, :], float("-inf"))
-        parts = [(scores, values), (scale * (q @ self.context_k.mT), self.context_v)]
+        # One softmax over critical keys, context keys and, with a tail, one key per other block.
+        keys = [self.k_blocks[kv_indices].flatten(1, 2)]
+        values = [self.v_blocks[kv_indices].flatten(1, 2)]
+        no_bias = q.new_zeros(len(q), 1, 1)
+        bias = [torch.where(valid.flatten(1, 2)[:, None, :], no_bias, float("-inf"))]
+        if len(self.context_k):
+            keys.append(self._each(self.context_k, q))
+            values.append(self._each(self.context_v, q))
+            bias.append(no_bias.expand(-1, -1, len(self.context_k)))
         if tail is not None:
             pooled_k, pooled_v = tail
-            estimate = second_order_logits(q, pooled_k)
-            parts.append((estimate.masked_fill(critical[:, None, :], float("-inf")), pooled_v))
+            keys.append(self._each(pooled_k.mean, q))
+            values.append(self._each(pooled_v, q))
+            bias = [part.expand(-1, q.shape[1], -1) for part in bias]
+            estimate = second_order_bias(q, pooled_k)
+            bias.append(estimate.masked_fill(critical[:, None, :], float("-inf")))
+        return _softmax_attention(
+            q, self._joined(keys, 1), self._joined(values, 1), self._joined(bias, 2)
+        )
 
-        weights = torch.cat([part for part, _ in parts], dim=-1).softmax(-1)
-        shares = weights.split([part.shape[-1] for part, _ in parts], dim=-1)
-        out = torch.zeros_like(q)
-        for share, (_, part_values) in zip(shares, parts, strict=True):
-            out += share @ part_values
-        return out
+    @staticmethod
+    def _joined(parts: list[Tensor], dim: int) -> Tensor:
+        return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+
+    @staticmethod
+    def _each(x: Tensor, q: Tensor) -> Tensor:
+        """The same keys or values for every q-block: `[N, D]` to `[NQ, N, D]`, a view."""
+        return x.expand(len(q), -1, -1)
