@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .config import SparseConfig
 from .layout import TokenLayout
@@ -77,7 +76,7 @@ def _attend_head(
         video_out = scale[:, None, None] * video_out + compensation[:, None, :]
 
     out = torch.empty_like(q)
-    context_out = _softmax_attention(context_q[None], k[None], v[None])[0]
+    context_out = attend(context_q[None], k[None], v[None])[0]
     out[: layout.video_start] = context_out[: layout.video_start]
     out[layout.video_end :] = context_out[layout.video_start :]
     # Drop the rows behind the last token of a ragged block, then back to raster order.
@@ -87,14 +86,24 @@ def _attend_head(
     return out, critical
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(c q k^T + bias) v in fp32: q `[G, R, D]`, k and v `[G, N, D]`, bias `[G, R, N]`."""
-    # On a GPU the fused kernels may round fp32 products to tf32; on a CPU they do not.
-    backends = [SDPBackend.MATH] if q.is_cuda else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    q, k, v = q[:, None], k[:, None], v[:, None]
+    # On a GPU the fused kernels may round fp32 products to tf32.
+    run = fused_softmax_attention if q.device.type == "cpu" else softmax_attention
+    return run(q, k, v, bias)
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """The formula of `attend` as it stands."""
+    scores = q.shape[-1] ** -0.5 * (q @ k.mT)
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
+
+
+def fused_softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """The same through torch's SDPA, which never holds all the scores."""
     mask = None if bias is None else bias[:, None]
-    with sdpa_kernel(backends):
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0]
+    q, k, v = q[:, None], k[:, None], v[:, None]
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0]
 
 
 class _CriticalAttention:
@@ -150,9 +159,7 @@ class _CriticalAttention:
             bias = [part.expand(-1, q.shape[1], -1) for part in bias]
             estimate = second_order_bias(q, pooled_k)
             bias.append(estimate.masked_fill(critical[:, None, :], float("-inf")))
-        return _softmax_attention(
-            q, self._joined(keys, 1), self._joined(values, 1), self._joined(bias, 2)
-        )
+        return attend(q, self._joined(keys, 1), self._joined(values, 1), self._joined(bias, 2))
 
     @staticmethod
     def _joined(parts: list[Tensor], dim: int) -> Tensor:

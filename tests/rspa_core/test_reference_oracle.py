@@ -308,6 +308,18 @@ def test_chunks_do_not_change_the_result(
     torch.testing.assert_close(reference(q, k, v, LAYOUT, config), at_once, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rectification", RECTIFICATIONS)
+def test_fused_and_plain_softmax_agree(rectification: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU takes torch's fused attention, a GPU the formula itself."""
+    q, k, v = tensors()
+    config = SparseConfig(sparsity=0.75, q_block=128, kv_block=64, rectification=rectification)
+    fused = reference(q, k, v, LAYOUT, config)
+    monkeypatch.setattr(
+        reference_module, "fused_softmax_attention", reference_module.softmax_attention
+    )
+    assert relative_l2(fused, reference(q, k, v, LAYOUT, config)) < 1e-6
+
+
 def test_dense_attention_is_dense() -> None:
     q, k, v = tensors()
     assert relative_l2(dense_attention(q, k, v), oracle_dense(q, k, v)) < MAX_RELATIVE_L2
