@@ -6,40 +6,13 @@ import urllib.request
 
 import pytest
 
+from ..node_inputs import INPUTS
 from .comfy_server import PACK_FOLDER, GraphError
 from .expectations import check_wholly_sparse
 from .graphs import SCENES, STEPS, rectified, sampled
 from .status_listener import StatusListener
 
 WAN = SCENES["wan21_t2v"]
-# Saved workflows store widget values by position: this order never changes, new inputs go last.
-INPUTS = {
-    "RectifiedSpaAttn": [
-        "model",
-        "enabled",
-        "sparsity",
-        "block_size",
-        "start_percent",
-        "end_percent",
-        "schedule",
-        "rectification",
-        "token_order",
-        "top_p",
-        "dense_blocks",
-        "min_tokens",
-        "verbose",
-    ],
-    "RectifiedSpaAttnSchedule": [
-        "start_sparsity",
-        "end_sparsity",
-        "curve",
-        "start_percent",
-        "end_percent",
-        "steps",
-        "dense_steps",
-        "preview_steps",
-    ],
-}
 
 
 def test_pack_loads(comfy):

@@ -10,36 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ..node_inputs import INPUTS
+
 ROOT = Path(__file__).resolve().parents[2]
 NODES = {"RectifiedSpaAttn": "sparse_attention.py", "RectifiedSpaAttnSchedule": "schedule.py"}
-# Saved workflows store widget values by position: new inputs may only be appended.
-INPUTS = {
-    "RectifiedSpaAttn": [
-        "model",
-        "enabled",
-        "sparsity",
-        "block_size",
-        "start_percent",
-        "end_percent",
-        "schedule",
-        "rectification",
-        "token_order",
-        "top_p",
-        "dense_blocks",
-        "min_tokens",
-        "verbose",
-    ],
-    "RectifiedSpaAttnSchedule": [
-        "start_sparsity",
-        "end_sparsity",
-        "curve",
-        "start_percent",
-        "end_percent",
-        "steps",
-        "dense_steps",
-        "preview_steps",
-    ],
-}
 
 
 def sockets(node_id: str, kind: str) -> list[tuple[str, set[str]]]:

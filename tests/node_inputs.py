@@ -1,0 +1,30 @@
+"""The inputs of every node, in order."""
+
+# Saved workflows store widget values by position: new inputs may only be appended.
+INPUTS = {
+    "RectifiedSpaAttn": [
+        "model",
+        "enabled",
+        "sparsity",
+        "block_size",
+        "start_percent",
+        "end_percent",
+        "schedule",
+        "rectification",
+        "token_order",
+        "top_p",
+        "dense_blocks",
+        "min_tokens",
+        "verbose",
+    ],
+    "RectifiedSpaAttnSchedule": [
+        "start_sparsity",
+        "end_sparsity",
+        "curve",
+        "start_percent",
+        "end_percent",
+        "steps",
+        "dense_steps",
+        "preview_steps",
+    ],
+}
