@@ -102,7 +102,6 @@ class _Sizes:
     num_q: int
     num_k: int
     num_context_q: int
-    num_context_k: int
     num_full_k: int
     num_full_context: int
     packed_length: int
@@ -123,7 +122,6 @@ class _Sizes:
             num_q=layout.num_blocks(config.q_block),
             num_k=num_k,
             num_context_q=triton.cdiv(layout.context_length, config.q_block),
-            num_context_k=triton.cdiv(layout.context_length, config.kv_block),
             num_full_k=num_full_k,
             num_full_context=num_full_context,
             packed_length=len(tables.kv_source),
