@@ -2,8 +2,9 @@
 
     python -m rectified_spaattn.benchmarks.kernels --shape wan-720p --sparsity 0.75 0.85 0.9
 
-`--tiles 128,8,3,tma 64,8,2` times these launch configurations (keys per step, warps, stages, tensor
-descriptors, most registers) instead of the one from the table of this GPU.
+`--tiles 128,8,3,tma 64,8,2 128,8,3,tma,int8` times these launch configurations (keys per step,
+warps, stages, tensor descriptors, int8 products, most registers) instead of the one from the table
+of this GPU.
 
 Dense attention (cuDNN and flash of torch's SDPA) and Rectified SpaAttn run side by side on the
 same q, k, v. A time is printed only after the output has matched the fp32 reference; the error
@@ -81,6 +82,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.75, 0.85, 0.9])
     parser.add_argument("--blocks", nargs="+", default=["128x128"], help="q_block x kv_block")
     parser.add_argument("--rectification", nargs="+", default=["paper", "precise", "none"])
+    parser.add_argument(
+        "--precision", nargs="+", choices=("16-bit", "int8", "auto"), default=["16-bit"]
+    )
     parser.add_argument("--kind", choices=KINDS, default="mixed", help="kind of attention head")
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="bfloat16")
     parser.add_argument("--tiles", nargs="+", type=_tile, default=[None])
@@ -92,9 +96,8 @@ def _parse() -> argparse.Namespace:
 
 def _tile(text: str) -> Tile:
     keys, warps, stages, *rest = text.split(",")
-    tma = "tma" in rest
-    registers = [int(part) for part in rest if part != "tma"]
-    return Tile(int(keys), int(warps), int(stages), tma, *registers)
+    registers = sum(int(part) for part in rest if part.isdigit())
+    return Tile(int(keys), int(warps), int(stages), "tma" in rest, registers, "int8" in rest)
 
 
 def _shape(
@@ -110,9 +113,15 @@ def _shape(
     for blocks in arguments.blocks:
         q_block, kv_block = map(int, blocks.split("x"))
         for rectification in arguments.rectification:
-            for sparsity, tile in product(arguments.sparsity, arguments.tiles):
-                config = SparseConfig(sparsity, q_block, kv_block, rectification=rectification)
-                label = f"{rectification} {blocks} {sparsity:g}"
+            for sparsity, precision, tile in product(
+                arguments.sparsity, arguments.precision, arguments.tiles
+            ):
+                if tile is not None:
+                    precision = "int8" if tile.int8 else "16-bit"
+                config = SparseConfig(
+                    sparsity, q_block, kv_block, rectification=rectification, precision=precision
+                )
+                label = f"{rectification} {blocks} {sparsity:g} {precision}"
                 if tile is not None:
                     label += f" {','.join(map(str, tile))}"
                 call = _sparse_call(q, k, v, shape.layout, config, tile)

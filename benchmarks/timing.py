@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+LEAD_CYCLES = 5_000_000
+"""Clock cycles of the work in front of a timed call, about 3 ms."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -29,18 +32,21 @@ def measure_interleaved(
     *,
     rounds: int = 5,
     warm_up: int = 1,
+    host_time: bool = False,
     after_call: Callable[[str], None] | None = None,
 ) -> dict[str, Timing]:
     """Time `calls` in turn: each round runs every one of them once.
 
     Clock changes, heat and other load then hit all candidates alike, and the median drops what hits
-    a single call. On a GPU the time is taken between CUDA events around the call.
+    a single call. On a GPU the time is taken between CUDA events around the call, behind other
+    work: as in a model, the call is launched while the layers before it are still running.
 
     Args:
         calls: name to function without arguments; the result is dropped.
         device: where the calls compute.
         rounds: timed calls of each candidate.
         warm_up: untimed calls of each candidate before the first round (compilation, caches).
+        host_time: let the GPU wait idle for the call instead, so that its launch counts, too.
         after_call: called with the candidate's name after every call, for progress bars.
 
     Returns:
@@ -54,7 +60,7 @@ def measure_interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(warm_up + rounds):
         for name, call in calls.items():
-            elapsed = _time_call(call, device)
+            elapsed = _time_call(call, device, host_time)
             if index >= warm_up:
                 seconds[name].append(elapsed)
             if after_call is not None:
@@ -65,8 +71,8 @@ def measure_interleaved(
     }
 
 
-def _time_call(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that one call takes on the device, launch overhead included."""
+def _time_call(call: Callable[[], object], device: torch.device, host_time: bool) -> float:
+    """Seconds that one call takes on the device."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -74,6 +80,8 @@ def _time_call(call: Callable[[], object], device: torch.device) -> float:
     with torch.cuda.device(device):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
+        if not host_time:
+            torch.cuda._sleep(LEAD_CYCLES)
         begin.record()
         call()
         end.record()

@@ -3,10 +3,11 @@
     none      O_r = softmax_{keys in C_i, context}(c q_r·k) V
     paper     O_r = R_i * softmax_{keys in C_i, context}(c q_r·k) V + compensation_i
     precise   every block j not in C_i is one more key of the same softmax, with value v̄_j and
-              logit c q_r·k̄_j + ln n_j + min(½ c² Σ_d q_rd² var_k,jd, cap)
+              logit c q_r·k̄_j + ln n_j + min(w_r S_ij, cap),  w_r = |q_r|² / <|q|²>_i
 
 Softmax in fp32 with exp2, scale applied to the scores and not rounded into q. Rows are read and
-stored through the token order, so nothing is permuted outside. Specification:
+stored through the token order, so nothing is permuted outside. With int8 keys the queries are
+rounded here, and the sums of their products are exact integers. Specification:
 rspa_core/reference.py; arXiv 2511.19835 for R and the compensation.
 """
 
@@ -14,19 +15,53 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# The bits of 1.5 * 2^23: an integer below 2^22 added to them gives the bits of a float that is as
+# much larger. A sum of int8 products that starts here is a float without any conversion.
+INTEGER_BITS = tl.constexpr(0x4B400000)
+INTEGER_FLOAT = tl.constexpr(12582912.0)
 
 
 @triton.jit
-def _absorb(acc, highest, total, scores, unit, values, PRECISION: tl.constexpr):
-    """One step of the online softmax: scores [M, N], `unit` brings them to log2, values [N, DP]."""
+def _absorb(acc, highest, total, scores, unit, values, INT8: tl.constexpr, PRECISION: tl.constexpr):
+    """One step of the online softmax: scores [M, N], `unit` brings them to log2, values [N, DP].
+
+    With INT8 the scores are `INTEGER_FLOAT` too large, and `unit` is one number per row.
+    """
     # Scaling after the maximum leaves one fused multiply-add per score.
-    new_highest = tl.maximum(highest, tl.max(scores, 1) * unit)
+    if INT8:
+        new_highest = tl.maximum(highest, (tl.max(scores, 1) - INTEGER_FLOAT) * unit)
+        offset = INTEGER_FLOAT * unit + new_highest
+        probs = tl.exp2(scores * unit[:, None] - offset[:, None])
+    else:
+        new_highest = tl.maximum(highest, tl.max(scores, 1) * unit)
+        probs = tl.exp2(scores * unit - new_highest[:, None])
     rescale = tl.exp2(highest - new_highest)
-    probs = tl.exp2(scores * unit - new_highest[:, None])
     total = total * rescale + tl.sum(probs, 1)
     acc = acc * rescale[:, None]
     acc = tl.dot(probs.to(values.dtype), values, acc, input_precision=PRECISION)
     return acc, new_highest, total
+
+
+@triton.jit
+def _scores(q, k, INT8: tl.constexpr, PRECISION: tl.constexpr):
+    """Raw scores [M, N] of q [M, DP] with k [N, DP], fp32; with INT8 `INTEGER_FLOAT` too large."""
+    if INT8:
+        start = tl.full([q.shape[0], k.shape[0]], INTEGER_BITS, tl.int32)
+        sums = tl.dot(q, tl.trans(k), start, out_dtype=tl.int32)
+        scores = sums.to(tl.float32, bitcast=True)
+    else:
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    return scores
+
+
+@triton.jit
+def _unit(row_unit, key_scale, kv_block, INT8: tl.constexpr):
+    """What brings raw scores with keys of `kv_block` to log2: a number, with INT8 one per row."""
+    unit = row_unit
+    if INT8:
+        unit = row_unit * tl.load(key_scale + kv_block)
+        unit = tl.where(unit == 0.0, 1e-30, unit)  # 0 * -inf would be NaN
+    return unit
 
 
 @triton.jit
@@ -43,16 +78,17 @@ def _load_tile(packed, row, DP: tl.constexpr, TILE_N: tl.constexpr, TMA: tl.cons
 @triton.jit
 def _ragged_block(
     acc, highest, total, q, packed_k, packed_v, first_row, length, unit,
-    DP: tl.constexpr, TILE_N: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    DP: tl.constexpr, TILE_N: tl.constexpr, TMA: tl.constexpr, INT8: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attend the first `length` keys of the block that starts at packed row `first_row`."""
     rows = tl.arange(0, TILE_N)
     for start in range(0, length, TILE_N):
         k = _load_tile(packed_k, first_row + start, DP, TILE_N, TMA)
         v = _load_tile(packed_v, first_row + start, DP, TILE_N, TMA)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = _scores(q, k, INT8, PRECISION)
         scores = tl.where((start + rows < length)[None, :], scores, float("-inf"))
-        acc, highest, total = _absorb(acc, highest, total, scores, unit, v, PRECISION)
+        acc, highest, total = _absorb(acc, highest, total, scores, unit, v, INT8, PRECISION)
     return acc, highest, total
 
 
@@ -62,6 +98,7 @@ def _ragged_block(
         "num_heads",
         "length",
         "packed_length",
+        "tail_length",
         "num_q",
         "num_context_q",
         "num_k",
@@ -77,20 +114,21 @@ def attend_kernel(
     q_source,  # [(NCQ + NQ) * Q_BLOCK] int32: token of each row, context rows first, -1 padding
     packed_k,  # [HC, packed_length, DP]: video blocks, then context blocks, zeros behind each;
     packed_v,  # with TMA a tensor descriptor of [HC * packed_length, DP] in tiles of TILE_N rows
+    k_scale,  # [HC, packed_length / KV_BLOCK] fp32: what one step of int8 keys is worth, INT8
     kv_indices,  # [HC * NQ * width + NK + NCK] int32; the end lists all full blocks
     list_lengths,  # [HC, NQ] int32
     ragged_kept,  # [HC, NQ] int32
     rectify_scale,  # [HC, NQ] fp32, paper
     compensation,  # [HC, NQ, DP] fp32, paper
-    critical,  # [HC, NQ, NK] int8, precise
-    tail_k,  # [HC, NK, DP] dtype of k: block means, precise
-    tail_variance,  # [HC, NK, DP] dtype of k: half the variance, precise
-    tail_v,  # [HC, NK, DP] dtype of v: block means, precise
+    tail_spread,  # [HC, NQ, NK] fp32: S, -inf for critical blocks, precise
+    tail_k,  # [HC, NK, DP] dtype of q and v: block means, precise;
+    tail_v,  # zeros behind the last block, with TMA in tiles of TAIL_N rows
     out,  # [B, N, H, D] contiguous
     first_head,
     num_heads,
     length,  # N
     packed_length,
+    tail_length,  # rows of one head of tail_k and tail_v
     num_q,
     num_context_q,  # q-blocks of context rows; they attend everything
     num_k,
@@ -110,9 +148,9 @@ def attend_kernel(
     Q_BLOCK: tl.constexpr,
     KV_BLOCK: tl.constexpr,
     TILE_N: tl.constexpr,
-    TAIL_TILE: tl.constexpr,
-    TAIL_STAGES: tl.constexpr,
+    TAIL_N: tl.constexpr,
     TMA: tl.constexpr,
+    INT8: tl.constexpr,
     RECTIFICATION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -137,6 +175,24 @@ def attend_kernel(
     acc = tl.zeros([Q_BLOCK, DP], tl.float32)
     highest = tl.full([Q_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([Q_BLOCK], tl.float32)
+    if RECTIFICATION == "precise":
+        squares = q_tile.to(tl.float32)
+        squares = tl.sum(squares * squares, 1)
+        count = tl.sum((token >= 0).to(tl.float32), 0)
+        # 0 * -inf would be NaN.
+        share = tl.maximum(squares / tl.maximum(tl.sum(squares, 0) / count, 1e-30), 1e-30)
+    key_scale = k_scale
+    if INT8:
+        exact = q_tile.to(tl.float32)
+        # The maximum drops NaN; the sum carries it into the scores, where it is seen.
+        largest = tl.max(tl.abs(exact), 1) + 0.0 * tl.sum(exact, 1)
+        steps = 127.0 / tl.maximum(largest, 1e-30)
+        keys_q = tl.floor(exact * steps[:, None] + 0.5).to(tl.int8)
+        row_unit = unit / 127.0 * largest
+        key_scale += head * (packed_length // KV_BLOCK)
+    else:
+        keys_q = q_tile
+        row_unit = unit
 
     # Full blocks: no mask. The next entry is loaded one step ahead, so that the address of the
     # next tile is known when its prefetch is issued.
@@ -147,49 +203,53 @@ def attend_kernel(
     entry = tl.load(entries, mask=num_entries > 0, other=0)
     for i in range(0, num_tiles):
         first_row = head_row + entry * KV_BLOCK + (i % TILES) * TILE_N
+        tile_unit = _unit(row_unit, key_scale, entry, INT8)
         entry = tl.load(entries + (i + 1) // TILES, mask=i + 1 < num_tiles, other=0)
         k = _load_tile(packed_k, first_row, DP, TILE_N, TMA)
         v = _load_tile(packed_v, first_row, DP, TILE_N, TMA)
-        scores = tl.dot(q_tile, tl.trans(k), input_precision=PRECISION)
-        acc, highest, total = _absorb(acc, highest, total, scores, unit, v, PRECISION)
+        scores = _scores(keys_q, k, INT8, PRECISION)
+        acc, highest, total = _absorb(acc, highest, total, scores, tile_unit, v, INT8, PRECISION)
 
     # At most two ragged blocks: the end of the video and the end of the context.
     # A length of 0 skips one.
     kept = (is_video == 0) | (tl.load(ragged_kept + row) > 0)
-    last_video = head_row + (num_k - 1) * KV_BLOCK
-    last_context = head_row + (num_k + context_length // KV_BLOCK) * KV_BLOCK
+    last_context = num_k + context_length // KV_BLOCK
     acc, highest, total = _ragged_block(
-        acc, highest, total, q_tile, packed_k, packed_v, last_video,
-        tl.where(kept, video_length % KV_BLOCK, 0), unit, DP, TILE_N, TMA, PRECISION,
+        acc, highest, total, keys_q, packed_k, packed_v, head_row + (num_k - 1) * KV_BLOCK,
+        tl.where(kept, video_length % KV_BLOCK, 0), _unit(row_unit, key_scale, num_k - 1, INT8),
+        DP, TILE_N, TMA, INT8, PRECISION,
     )  # fmt: skip
+    length_of_last = context_length % KV_BLOCK
+    last_context = tl.where(length_of_last > 0, last_context, 0)  # of no block there is no scale
     acc, highest, total = _ragged_block(
-        acc, highest, total, q_tile, packed_k, packed_v, last_context,
-        context_length % KV_BLOCK, unit, DP, TILE_N, TMA, PRECISION,
+        acc, highest, total, keys_q, packed_k, packed_v, head_row + last_context * KV_BLOCK,
+        length_of_last, _unit(row_unit, key_scale, last_context, INT8),
+        DP, TILE_N, TMA, INT8, PRECISION,
     )  # fmt: skip
 
     if RECTIFICATION == "precise":
-        scaled_q = q_tile.to(tl.float32) * scale
-        squared_q = scaled_q * scaled_q
-        if q_tile.dtype == tl.float16:
-            squared_q = tl.minimum(squared_q, 65504.0)  # the largest fp16: inf * 0 would be NaN
-        squared_q = squared_q.to(q_tile.dtype)
+        if INT8:
+            # Read again rather than kept in registers through the loop.
+            q_tile = tl.load(
+                q_base + q_offsets, mask=stored, other=0.0, eviction_policy="evict_first"
+            )
+        cap = variance_cap * LOG2E
+        share *= LOG2E
+        spread_row = tail_spread + row * num_k
+        full_size = tl.log2(KV_BLOCK * 1.0)
+        last_size = tl.log2((video_length - (num_k - 1) * KV_BLOCK).to(tl.float32))
+        tail_row = (head * tail_length).to(tl.int32)
         num_tail = tl.where(is_video, num_k, 0)
-        tail_rows = tl.arange(0, TAIL_TILE)
-        for start in tl.range(0, num_tail, TAIL_TILE, num_stages=TAIL_STAGES):
-            index = start + tail_rows
-            inside = index < num_k
-            offsets = (head * num_k + index)[:, None] * DP + cols[None, :]
-            k = tl.load(tail_k + offsets, mask=inside[:, None], other=0.0)
-            variance = tl.load(tail_variance + offsets, mask=inside[:, None], other=0.0)
-            v = tl.load(tail_v + offsets, mask=inside[:, None], other=0.0)
-            is_critical = tl.load(critical + row * num_k + index, mask=inside, other=1)
-            size = tl.minimum(video_length - index * KV_BLOCK, KV_BLOCK)
-            bias = tl.log(tl.maximum(size, 1).to(tl.float32))
-            bias = tl.where(is_critical == 0, bias, float("-inf"))
-            second = tl.dot(squared_q, tl.trans(variance), input_precision=PRECISION)
-            scores = tl.dot(q_tile, tl.trans(k), input_precision=PRECISION) * scale
-            scores += tl.minimum(second, variance_cap) + bias[None, :]
-            acc, highest, total = _absorb(acc, highest, total, scores, LOG2E, v, PRECISION)
+        for start in tl.range(0, num_tail, TAIL_N, num_stages=2):
+            index = start + tl.arange(0, TAIL_N)
+            spread = tl.load(spread_row + index, mask=index < num_k, other=float("-inf"))
+            k = _load_tile(tail_k, tail_row + start, DP, TAIL_N, TMA)
+            v = _load_tile(tail_v, tail_row + start, DP, TAIL_N, TMA)
+            size = tl.where(index == num_k - 1, last_size, full_size)
+            bias = share[:, None] * spread[None, :] + size[None, :]
+            bias = tl.minimum(bias, (size + cap)[None, :])
+            scores = _scores(q_tile, k, False, PRECISION) * unit + bias
+            acc, highest, total = _absorb(acc, highest, total, scores, 1.0, v, False, PRECISION)
 
     result = acc / total[:, None]
     if RECTIFICATION == "paper":

@@ -28,7 +28,8 @@ def rectified_attention_op(
     return _op(
         q, k, v, layout.grid, layout.video_start,
         config.sparsity, config.q_block, config.kv_block, config.top_p,
-        config.rectification, config.order, config.neighbours, config.min_blocks, keep_mask,
+        config.rectification, config.order, config.neighbours, config.min_blocks,
+        config.precision, keep_mask,
     )  # fmt: skip
 
 
@@ -47,18 +48,21 @@ def _op(
     order: str,
     neighbours: bool,
     min_blocks: int,
+    precision: str,
     keep_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = TokenLayout(tuple(grid), q.shape[-2], video_start)  # type: ignore[arg-type]
     config = SparseConfig(
-        sparsity, q_block, kv_block, top_p, rectification, order, neighbours, min_blocks
+        sparsity, q_block, kv_block, top_p, rectification, order, neighbours, min_blocks, precision
     )
     if q.device.type == "cpu":
         # The interpreter has no registers or shared memory to run out of.
-        tile = Tile(64, 4, 1)
+        tile = Tile(64, 4, 1, int8=precision == "int8")
         return launch(q, k, v, layout, config, tile, keep_mask)
     with torch.cuda.device(q.device):
-        tile = trusted_tile(q.device, q.dtype, q.shape[-1], q_block, kv_block, rectification)
+        tile = trusted_tile(
+            q.device, q.dtype, q.shape[-1], q_block, kv_block, rectification, precision
+        )
         return launch(q, k, v, layout, config, tile, keep_mask)
 
 
@@ -77,6 +81,7 @@ def _op_shapes(
     order: str,
     neighbours: bool,
     min_blocks: int,
+    precision: str,
     keep_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, length, head_dim = q.shape

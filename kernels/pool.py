@@ -1,13 +1,23 @@
 """Pool and pack: one read of a tensor gives its block statistics and its copy in token order.
 
     mean_j = 1/n_j Σ_{t in j} x_t          mean_abs_dev_j = 1/n_j Σ |x_t - mean_j|
-                                           variance_j     = 1/n_j Σ (x_t - mean_j)²
+    variance_j = 1/n_j Σ (x_t - mean_j)²   mean_square_j  = 1/n_j Σ x_t²
 
-over the true n_j tokens of block j, in fp32. Specification: rspa_core/pooling.py.
+over the true n_j tokens of block j, in fp32; optionally the copy is rounded to int8. Specification:
+rspa_core/pooling.py and rspa_core/quantisation.py.
 """
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _store_split(high, low, offsets, value, HAS_LOW: tl.constexpr):
+    """Store fp32 `value` as the sum of two numbers of the dtype of `high`, or as one."""
+    rounded = value.to(high.dtype.element_ty)
+    tl.store(high + offsets, rounded)
+    if HAS_LOW:
+        tl.store(low + offsets, (value - rounded.to(tl.float32)).to(low.dtype.element_ty))
 
 
 @triton.jit(
@@ -16,20 +26,25 @@ import triton.language as tl
         "num_heads",
         "num_blocks",
         "num_video_blocks",
+        "tail_length",
     ]
 )
 def pool_kernel(
     x,  # [B, H, N, D], any strides
     source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding
-    packed,  # [HC, NB * BLOCK, DP] dtype of x, written if PACK
-    mean,  # [HC, NV, DP] fp32
-    deviation,  # [HC, NV, DP] fp32, written if DEVIATION != "none"
-    tail_mean,  # [HC, NV, DP] dtype of x, written if TAIL
-    tail_deviation,  # [HC, NV, DP] dtype of x, half the variance, written if TAIL and variance
+    shift,  # [B * H, D] fp32, taken off before rounding and off tail_mean, read if INT8
+    packed,  # [HC, NB * BLOCK, DP] dtype of x or int8, written if PACK
+    packed_scale,  # [HC, NB] fp32, written if PACK and INT8
+    mean,  # [HC, NV, DP] fp32 or, with mean_low, 16 bits: mean + mean_low is the mean
+    mean_low,  # or None
+    spread,  # [HC, NV, DP] like mean, written if STATISTIC != "none"
+    spread_low,  # or None
+    tail_mean,  # [HC, tail_length, DP] dtype of x, the first NV rows written if TAIL
     first_head,
     num_heads,
     num_blocks,
     num_video_blocks,
+    tail_length,
     stride_b,
     stride_h,
     stride_n,
@@ -38,11 +53,15 @@ def pool_kernel(
     DP: tl.constexpr,  # D padded to a power of two; the padding is zero everywhere
     BLOCK: tl.constexpr,
     PACK: tl.constexpr,
-    DEVIATION: tl.constexpr,  # "none" | "mean_abs_dev" | "variance"
+    INT8: tl.constexpr,
+    STATISTIC: tl.constexpr,  # "none" | "mean_abs_dev" | "variance" | "mean_square"
     TAIL: tl.constexpr,
+    MEAN_LOW: tl.constexpr,
+    SPREAD_LOW: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
+    # Heads of one token lie beside each other in memory: programs that run together share pages.
+    head = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
     batch_head = first_head + head
     rows = tl.arange(0, BLOCK)
     cols = tl.arange(0, DP)
@@ -53,9 +72,20 @@ def pool_kernel(
     offsets = token.to(tl.int64)[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
     tile = tl.load(base + offsets, mask=inside, other=0.0)  # [BLOCK, DP]
 
+    if INT8:
+        moved = tl.load(shift + batch_head * D + cols, mask=cols < D, other=0.0)
     if PACK:
         row = (head * num_blocks + block) * BLOCK + rows
-        tl.store(packed + row[:, None] * DP + cols[None, :], tile)
+        packed_offsets = row[:, None] * DP + cols[None, :]
+        if INT8:
+            centred = tl.where(inside, tile.to(tl.float32) - moved[None, :], 0.0)
+            # The maximum drops NaN; the sum carries it into the scale, where it is seen.
+            largest = tl.max(tl.max(tl.abs(centred), 1), 0) + 0.0 * tl.sum(tl.sum(centred, 1), 0)
+            steps = 127.0 / tl.maximum(largest, 1e-30)
+            tl.store(packed + packed_offsets, tl.floor(centred * steps + 0.5).to(tl.int8))
+            tl.store(packed_scale + head * num_blocks + block, largest / 127.0)
+        else:
+            tl.store(packed + packed_offsets, tile)
 
     # Context blocks are packed but have no statistics: they are never pooled.
     if block < num_video_blocks:
@@ -63,17 +93,20 @@ def pool_kernel(
         count = tl.sum((token >= 0).to(tl.float32), 0)
         average = tl.sum(values, 0) / count  # [DP]
         out = (head * num_video_blocks + block) * DP + cols
-        tl.store(mean + out, average)
+        _store_split(mean, mean_low, out, average, MEAN_LOW)
         if TAIL:
-            tl.store(tail_mean + out, average.to(tail_mean.dtype.element_ty))
-        if DEVIATION != "none":
-            centred = tl.where(inside, values - average[None, :], 0.0)
-            if DEVIATION == "variance":
-                spread = tl.sum(centred * centred, 0) / count
+            tail = average
+            if INT8:
+                tail -= moved
+            tail_row = head * tail_length + block
+            tl.store(tail_mean + tail_row * DP + cols, tail.to(tail_mean.dtype.element_ty))
+        if STATISTIC != "none":
+            if STATISTIC == "mean_square":
+                statistic = tl.sum(values * values, 0) / count
             else:
-                spread = tl.sum(tl.abs(centred), 0) / count
-            tl.store(deviation + out, spread)
-            if TAIL:
-                # 65504: largest fp16; a wider block is capped by the variance term anyway.
-                half = tl.minimum(0.5 * spread, 65504.0)
-                tl.store(tail_deviation + out, half.to(tail_deviation.dtype.element_ty))
+                deviation = tl.where(inside, values - average[None, :], 0.0)
+                if STATISTIC == "variance":
+                    statistic = tl.sum(deviation * deviation, 0) / count
+                else:
+                    statistic = tl.sum(tl.abs(deviation), 0) / count
+            _store_split(spread, spread_low, out, statistic, SPREAD_LOW)

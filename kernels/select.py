@@ -63,6 +63,7 @@ def select_kernel(
     accepted,  # [HC, NQ, NK] int8, read if RECTIFICATION == "paper"
     forced,  # [NQ, NK] int8: blocks that are critical whatever their score
     critical,  # [HC, NQ, NK] int8, written if WRITE_MASK
+    tail_spread,  # [HC, NQ, NK] fp32, precise: -inf takes a critical block out of the tail
     kv_indices,  # [HC, NQ, width] int32, written: full video blocks ascending, full context blocks
     list_lengths,  # [HC, NQ] int32, written: entries of kv_indices
     ragged_kept,  # [HC, NQ] int32, written: 1 if the ragged last video block is critical
@@ -128,6 +129,8 @@ def select_kernel(
     tl.store(kv_counts + first_head * num_q + row, count)
     if WRITE_MASK:
         tl.store(critical + row * num_k + column, keep.to(tl.int8), mask=inside)
+    if RECTIFICATION == "precise":
+        tl.store(tail_spread + row * num_k + column, float("-inf"), mask=keep)
     if RECTIFICATION == "paper":
         gain = tl.load(accepted + row * num_k + column, mask=inside, other=0) != 0
         weights = tl.where(gain & ~keep, probs, 0.0)

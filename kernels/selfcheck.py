@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -17,8 +18,9 @@ from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.metrics import relative_l2
 from ..rspa_core.reference import reference_attention
-from .launch import has_descriptors, launch
-from .tiles import Tile, tile_candidates
+from .launch import launch
+from .stages import has_descriptors
+from .tiles import Tile, resolved_precision, tile_candidates
 
 # 16-bit rounding of inputs, weights and output stays below 1e-2; a wrong tile is off by 1.
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 2e-2, torch.float32: 1e-4}
@@ -42,6 +44,7 @@ def trusted_tile(
     q_block: int,
     kv_block: int,
     rectification: str,
+    precision: str,
 ) -> Tile:
     """First tile of the table that gives the reference's output on `device`.
 
@@ -50,14 +53,16 @@ def trusted_tile(
         torch.OutOfMemoryError: the GPU is too full to tell.
     """
     name = torch.cuda.get_device_name(device)
+    capability = torch.cuda.get_device_capability(device)
     candidates = tile_candidates(
-        torch.cuda.get_device_capability(device),
+        capability,
         triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"],
         dtype,
         triton.next_power_of_2(head_dim),
         q_block,
         kv_block,
         has_descriptors(),
+        int8=resolved_precision(precision, capability) == "int8",
     )
     config = SparseConfig(0.6, q_block, kv_block, rectification=rectification)
     logger.info("Rectified SpaAttn: compiling kernels once for %s", name)
@@ -109,6 +114,7 @@ def error_of(
         torch.randn(1, 2, _LAYOUT.length, head_dim, generator=generator, device=device).to(dtype)
         for _ in range(3)
     )
+    config = replace(config, precision="int8" if tile.int8 else "16-bit")
     expected, _ = reference_attention(q, k, v, _LAYOUT, config)
     # One head at a time: later chunks start at other offsets than the first.
     out, _, _ = launch(q, k, v, _LAYOUT, config, tile, keep_mask=False, chunk_heads=1)

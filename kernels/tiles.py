@@ -21,6 +21,7 @@ class Tile(NamedTuple):
         tma: keys and values come through tensor descriptors (the bulk copy engine).
         max_registers: registers per thread at most, so that two programs share a multiprocessor;
             0 leaves it to the compiler.
+        int8: queries and keys are rounded to int8, see rspa_core/quantisation.py.
     """
 
     tile_n: int
@@ -28,6 +29,12 @@ class Tile(NamedTuple):
     num_stages: int
     tma: bool = False
     max_registers: int = 0
+    int8: bool = False
+
+    @property
+    def tail_n(self) -> int:
+        """Pooled keys per step of the tail, whose bias takes registers beside the scores."""
+        return min(self.tile_n, 64 if self.tma else 32)
 
 
 _POINTERS = (Tile(64, 8, 3), Tile(64, 8, 2), Tile(32, 8, 2), Tile(32, 8, 1))
@@ -46,6 +53,7 @@ def tile_candidates(
     q_block: int,
     kv_block: int,
     has_descriptors: bool,
+    int8: bool = False,
 ) -> list[Tile]:
     """Tiles to try, best first, of those that fit into shared memory.
 
@@ -56,15 +64,19 @@ def tile_candidates(
         head_dim: padded head dimension, 32, 64 or 128.
         q_block, kv_block: block lengths, 64 or 128.
         has_descriptors: whether this Triton can pass tensor descriptors to a kernel.
+        int8: tiles with int8 products first; the others remain as a way out.
     """
     # Half the accumulator: 4 warps hold it without spills.
     small = q_block == 64 or head_dim <= 64
+    rows: tuple[Tile, ...]
     if dtype == torch.float32:
         rows = tuple(row._replace(num_warps=4) if small else row for row in _FULL_PRECISION)
     elif capability[0] == 9:
         rows = _HOPPER_64 if small else _HOPPER_128
     else:
         rows = _POINTERS_64 if small else _POINTERS
+    if int8:
+        rows = tuple(row._replace(int8=True) for row in rows) + rows
     return [
         row
         for row in rows
@@ -76,15 +88,35 @@ def tile_candidates(
 
 def tile_bytes(tile: Tile, dtype: torch.dtype, head_dim: int, q_block: int) -> int:
     """Shared memory that a tile needs: q once, k and v once per pipeline stage."""
-    return (q_block + 2 * tile.tile_n * tile.num_stages) * head_dim * dtype.itemsize
+    key_bytes = 1 if tile.int8 else dtype.itemsize
+    keys = tile.tile_n * tile.num_stages
+    return (q_block * dtype.itemsize + keys * (key_bytes + dtype.itemsize)) * head_dim
 
 
-def score_precision(device: torch.device) -> str:
-    """How the score kernels multiply fp32 on `device`: "tf32x3" on tensor cores, or "ieee".
+def resolved_precision(precision: str, capability: tuple[int, int]) -> str:
+    """What `SparseConfig.precision` means on a GPU of this compute capability."""
+    if precision != "auto":
+        return precision
+    return "16-bit"
 
-    Both keep fp32's precision. The tensor cores spare registers on Hopper only; elsewhere three
-    products at once spill.
-    """
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
-        return "tf32x3"
-    return "ieee"
+
+class ScoreTile(NamedTuple):
+    """Launch configuration of the score kernel: block pairs per program, channels per step."""
+
+    tile_q: int
+    tile_k: int
+    step: int
+    num_warps: int
+    num_stages: int
+
+
+def score_tile(dtype: torch.dtype) -> ScoreTile:
+    """Configuration for statistics in fp32, or in pairs of 16-bit numbers."""
+    if dtype == torch.float32:
+        return ScoreTile(64, 64, 16, 8, 2)
+    return ScoreTile(64, 128, 32, 8, 2)
+
+
+def select_warps(block: int) -> int:
+    """Warps that share a row of `block` logits: few, each step of the bisection waits for all."""
+    return max(1, min(8, block // 1024))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 RECTIFICATIONS = ("paper", "precise", "none")
 ORDERS = ("gilbert", "tile", "raster")
 BLOCK_SIZES = (64, 128)
+PRECISIONS = ("auto", "16-bit", "int8")
 MAX_SPARSITY = 0.98
 
 
@@ -60,6 +61,9 @@ class SparseConfig:
         order: token order along which blocks are cut, "gilbert", "tile" or "raster".
         neighbours: always keep the blocks that touch a q-block in space and time.
         min_blocks: kv-blocks kept at least.
+        precision: of the products of queries with the keys attended exactly: "16-bit" (the dtype
+            of the inputs), "int8" (see quantisation.py) or "auto" (what the kernels choose for the
+            GPU; the reference takes "16-bit").
 
     Raises:
         ConfigError: a field is out of range.
@@ -73,6 +77,7 @@ class SparseConfig:
     order: str = "gilbert"
     neighbours: bool = True
     min_blocks: int = 1
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         check_number("sparsity", self.sparsity, 0.0, MAX_SPARSITY)
@@ -85,6 +90,7 @@ class SparseConfig:
         check_choice("order", self.order, ORDERS)
         check_choice("neighbours", self.neighbours, (True, False))
         check_integer("min_blocks", self.min_blocks, 1)
+        check_choice("precision", self.precision, PRECISIONS)
 
     def top_k(self, num_kv_blocks: int) -> int:
         """Kv-blocks kept per q-block by the sparsity rule, of `num_kv_blocks` video blocks."""

@@ -24,6 +24,20 @@ class PooledBlocks:
     variance: Tensor
     lengths: Tensor
 
+    @property
+    def mean_square(self) -> Tensor:
+        """`[..., NB, D]`, elementwise mean of x²."""
+        return self.mean.square() + self.variance
+
+    def part(self, chosen: slice) -> PooledBlocks:
+        """Statistics of some blocks of one head, `[NB, D]`."""
+        return PooledBlocks(
+            self.mean[chosen],
+            self.mean_abs_dev[chosen],
+            self.variance[chosen],
+            self.lengths[chosen],
+        )
+
 
 def split_blocks(x: Tensor, block: int) -> Tensor:
     """Cut tokens into blocks: `[..., n, D]` to `[..., NB, block, D]`, zeros behind the last token.

@@ -24,26 +24,55 @@ Gaussian estimate grows quadratically and the truth linearly.
 """
 
 
-def second_order_logits(q: Tensor, pooled_k: PooledBlocks) -> Tensor:
-    """Estimated log-sum-exp of the scores of `q` with the keys of every block.
+def variance_term(pooled_q: PooledBlocks, pooled_k: PooledBlocks) -> Tensor:
+    """What the spread of a block's keys adds to its log-sum-exp, in the mean of a q-block's rows.
 
-    t_rj = c q_r·k̄_j + ln n_j + min(½ c² Σ_d q_rd² var_k,jd, cap)
-
-    Args:
-        q: `[..., R, D]` fp32 query rows, or pooled queries.
-        pooled_k: statistics of the kv-blocks, `[..., NK, D]`.
+    S_ij = ½ c² Σ_d <q_d²>_i var_k,jd, the second-order (Gaussian) term, not yet capped.
 
     Returns:
-        `[..., R, NK]` fp32, in nats.
+        `[..., NQ, NK]` fp32, in nats.
     """
-    return q.shape[-1] ** -0.5 * (q @ pooled_k.mean.mT) + second_order_bias(q, pooled_k)
+    scale = pooled_q.mean.shape[-1] ** -0.5
+    return 0.5 * scale**2 * (pooled_q.mean_square @ pooled_k.variance.mT)
 
 
-def second_order_bias(q: Tensor, pooled_k: PooledBlocks) -> Tensor:
-    """What `second_order_logits` adds to the score of `q` with a block's mean key."""
-    scale = q.shape[-1] ** -0.5
-    variance = 0.5 * scale**2 * (q.square() @ pooled_k.variance.mT)
-    return pooled_k.lengths.log() + variance.clamp(max=TAIL_VARIANCE_CAP)
+def selection_logits(pooled_q: PooledBlocks, pooled_k: PooledBlocks) -> Tensor:
+    """Estimated log-sum-exp of a q-block's mean query with the keys of every block.
+
+    t_ij = c q̄_i·k̄_j + ln n_j + min(S_ij, cap)
+
+    Returns:
+        `[..., NQ, NK]` fp32, in nats.
+    """
+    first = pooled_q.mean.shape[-1] ** -0.5 * (pooled_q.mean @ pooled_k.mean.mT)
+    return first + pooled_k.lengths.log() + capped(variance_term(pooled_q, pooled_k))
+
+
+def tail_variance_term(rows: Tensor, pooled_q: PooledBlocks, pooled_k: PooledBlocks) -> Tensor:
+    """The variance term for every row of a q-block: w_r S_ij with w_r = |q_r|² / <|q|²>_i.
+
+    The tail puts block j into the softmax of row r with the logit
+
+        t_rj = c q_r·k̄_j + ln n_j + min(w_r S_ij, cap)
+
+    where w_r S_ij stands for the product of all channels, ½ c² Σ_d q_rd² var_k,jd;
+    `benchmarks/tail.py` shows what that costs.
+
+    Args:
+        rows: `[NQ, R, D]` fp32, the rows of the q-blocks.
+        pooled_q, pooled_k: statistics of the q-blocks `[NQ, D]` and the kv-blocks `[NK, D]`.
+
+    Returns:
+        `[NQ, R, NK]` fp32, in nats, not yet capped.
+    """
+    mean_length = pooled_q.mean_square.sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+    share = rows.square().sum(-1, keepdim=True) / mean_length[:, None, None]
+    return share * variance_term(pooled_q, pooled_k)[:, None, :]
+
+
+def capped(spread: Tensor) -> Tensor:
+    """The variance term, bounded."""
+    return spread.clamp(max=TAIL_VARIANCE_CAP)
 
 
 def gain_accepted(pooled_q: PooledBlocks, pooled_k: PooledBlocks) -> Tensor:

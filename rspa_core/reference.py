@@ -6,6 +6,8 @@ critical blocks, so that its cost follows the density and its memory stays bound
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,8 @@ from .config import SparseConfig
 from .layout import TokenLayout
 from .order import inverse_order
 from .pooling import PooledBlocks, block_lengths, pool_blocks, split_blocks
-from .rectification import gain_accepted, paper_rectification, second_order_bias
+from .quantisation import round_keys, round_queries, smoothing_shift
+from .rectification import capped, gain_accepted, paper_rectification, tail_variance_term
 from .selection import forced_blocks, pooled_probs, select_blocks, split_sequence
 
 _CHUNK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -24,7 +27,7 @@ they stay in its cache, which halves the time; a GPU wants few large steps."""
 def reference_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
 ) -> tuple[Tensor, Tensor]:
-    """Rectified block-sparse attention, all arithmetic in fp32.
+    """Rectified block-sparse attention, all arithmetic in fp32 (precision "int8": its rounding).
 
     Context queries attend everything exactly; context keys are attended exactly by every query.
 
@@ -67,18 +70,36 @@ def _attend_head(
     probs = pooled_probs(pooled_q, pooled_k, context_k, config.rectification)
     critical = select_blocks(probs, forced_blocks(layout, config, q.device), config)
 
+    shift = torch.zeros_like(k[0])
+    rounded_q = split_blocks(video_q, config.q_block)
+    tail = None
+    if config.precision == "int8":
+        shift = smoothing_shift(k)
+        rounded_q, context_q = round_queries(rounded_q), round_queries(context_q)
+        video_k = round_keys(video_k, shift, config.kv_block)
+        context_k = round_keys(context_k, shift, config.kv_block)
+    if config.rectification == "precise":
+        tail = _Tail(
+            rows=split_blocks(video_q, config.q_block),
+            pooled_q=pooled_q,
+            pooled_k=pooled_k,
+            keys=pooled_k.mean - shift,
+            values=pooled_v,
+            rounded=config.precision == "int8",
+        )
     sparse = _CriticalAttention(video_k, video_v, context_k, context_v, config)
-    tail = (pooled_k, pooled_v) if config.rectification == "precise" else None
-    video_out = sparse(split_blocks(video_q, config.q_block), critical, tail)
+    video_out = sparse(rounded_q, critical, tail)
     if config.rectification == "paper":
         accepted = gain_accepted(pooled_q, pooled_k)
         scale, compensation = paper_rectification(probs, critical, accepted, pooled_v)
         video_out = scale[:, None, None] * video_out + compensation[:, None, :]
 
     out = torch.empty_like(q)
-    context_out = attend(context_q[None], k[None], v[None])[0]
-    out[: layout.video_start] = context_out[: layout.video_start]
-    out[layout.video_end :] = context_out[layout.video_start :]
+    if layout.context_length:
+        all_k, all_v = torch.cat([video_k, context_k]), torch.cat([video_v, context_v])
+        context_out = attend(context_q[None], all_k[None], all_v[None])[0]
+        out[: layout.video_start] = context_out[: layout.video_start]
+        out[layout.video_end :] = context_out[layout.video_start :]
     # Drop the rows behind the last token of a ragged block, then back to raster order.
     video_out = video_out.flatten(0, 1)[: layout.video_length]
     inverse = inverse_order(layout.grid, config.order).to(q.device)
@@ -106,6 +127,37 @@ def fused_softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0]
 
 
+@dataclass(frozen=True)
+class _Tail:
+    """One weighted key per kv-block, see `rectification.tail_variance_term`; all fp32.
+
+    Attributes:
+        rows: `[NQ, b_q, D]`, queries as they came: only the critical part is rounded to int8.
+        pooled_q, pooled_k: statistics of the q-blocks and of the kv-blocks.
+        keys, values: block means, `[NK, D]`; the keys less the shift that int8 keys have lost.
+        rounded: the scores come from rounded queries; the tail makes up for that.
+    """
+
+    rows: Tensor
+    pooled_q: PooledBlocks
+    pooled_k: PooledBlocks
+    keys: Tensor
+    values: Tensor
+    rounded: bool
+
+    def part(self, chosen: slice) -> _Tail:
+        """The same for some q-blocks."""
+        return replace(self, rows=self.rows[chosen], pooled_q=self.pooled_q.part(chosen))
+
+    def bias(self, q: Tensor, critical: Tensor) -> Tensor:
+        """What makes c q·k̄ the logit of the block, `[NQ, b_q, NK]`; -inf for critical ones."""
+        spread = tail_variance_term(self.rows, self.pooled_q, self.pooled_k)
+        bias = self.pooled_k.lengths.log() + capped(spread)
+        if self.rounded:
+            bias = bias + q.shape[-1] ** -0.5 * (self.rows - q) @ self.keys.mT
+        return bias.masked_fill(critical[:, None, :], float("-inf"))
+
+
 class _CriticalAttention:
     """Attention of q-blocks on critical kv-blocks, all context tokens and, if given, a tail."""
 
@@ -118,23 +170,19 @@ class _CriticalAttention:
         self.context_k = context_k
         self.context_v = context_v
 
-    def __call__(
-        self, q_blocks: Tensor, critical: Tensor, tail: tuple[PooledBlocks, Tensor] | None
-    ) -> Tensor:
+    def __call__(self, q_blocks: Tensor, critical: Tensor, tail: _Tail | None) -> Tensor:
         """`q_blocks [NQ, b_q, D]`, `critical [NQ, NK]` to `[NQ, b_q, D]`, in bounded chunks."""
         counts = critical.sum(-1)
         kv_block, head_dim = self.k_blocks.shape[1:]
         per_q_block = int(counts.max()) * kv_block * head_dim * 4
         step = max(1, _CHUNK_BYTES.get(critical.device.type, 1 << 28) // per_q_block)
         chunks = [
-            self._chunk(q_blocks[i : i + step], critical[i : i + step], tail)
-            for i in range(0, len(q_blocks), step)
+            self._chunk(q_blocks[part], critical[part], tail and tail.part(part))
+            for part in (slice(i, i + step) for i in range(0, len(q_blocks), step))
         ]
         return torch.cat(chunks)
 
-    def _chunk(
-        self, q: Tensor, critical: Tensor, tail: tuple[PooledBlocks, Tensor] | None
-    ) -> Tensor:
+    def _chunk(self, q: Tensor, critical: Tensor, tail: _Tail | None) -> Tensor:
         counts = critical.sum(-1)
         # Critical block numbers first, in ascending order; rows with fewer are filled up.
         kv_indices = critical.float().argsort(dim=-1, descending=True, stable=True)
@@ -153,12 +201,10 @@ class _CriticalAttention:
             values.append(self._each(self.context_v, q))
             bias.append(no_bias.expand(-1, -1, len(self.context_k)))
         if tail is not None:
-            pooled_k, pooled_v = tail
-            keys.append(self._each(pooled_k.mean, q))
-            values.append(self._each(pooled_v, q))
+            keys.append(self._each(tail.keys, q))
+            values.append(self._each(tail.values, q))
             bias = [part.expand(-1, q.shape[1], -1) for part in bias]
-            estimate = second_order_bias(q, pooled_k)
-            bias.append(estimate.masked_fill(critical[:, None, :], float("-inf")))
+            bias.append(tail.bias(q, critical))
         return attend(q, self._joined(keys, 1), self._joined(values, 1), self._joined(bias, 2))
 
     @staticmethod

@@ -9,7 +9,7 @@ from .config import SparseConfig
 from .layout import TokenLayout
 from .order import block_neighbours, token_order
 from .pooling import PooledBlocks, pool_blocks
-from .rectification import second_order_logits
+from .rectification import selection_logits
 
 
 def split_sequence(x: Tensor, layout: TokenLayout, order: str) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def pooled_probs(
 
     P_i. = softmax over [c q̄_i·k̄_j + ln n_j for all j, LSE_t(c q̄_i·k_t) over context tokens t];
     the context column is part of the normalisation and is not returned. The mode `precise` ranks
-    with the second-order score instead, see `second_order_logits`.
+    with the second-order score instead, see `selection_logits`.
 
     Args:
         pooled_q, pooled_k: block statistics, `[..., NQ, D]` and `[..., NK, D]`.
@@ -51,7 +51,7 @@ def pooled_probs(
     q = pooled_q.mean
     scale = q.shape[-1] ** -0.5
     if rectification == "precise":
-        logits = second_order_logits(q, pooled_k)
+        logits = selection_logits(pooled_q, pooled_k)
     else:
         logits = scale * (q @ pooled_k.mean.mT) + pooled_k.lengths.log()
     if context_k.shape[-2]:

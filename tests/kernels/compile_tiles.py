@@ -23,7 +23,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from rectified_spaattn.kernels.attend import attend_kernel
-from rectified_spaattn.kernels.launch import TAIL_STAGES, TAIL_TILE
 from rectified_spaattn.kernels.tiles import Tile, tile_candidates
 
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
@@ -31,7 +30,7 @@ HEAD_DIM = 128
 BLOCKS = ((128, 128), (128, 64), (64, 64))
 RECTIFICATIONS = ("paper", "precise")
 UNUSED = {
-    "paper": ("critical", "tail_k", "tail_variance", "tail_v"),
+    "paper": ("tail_spread", "tail_k", "tail_v"),
     "precise": ("rectify_scale", "compensation"),
 }
 
@@ -40,8 +39,9 @@ def entries(arch: int) -> Iterator[tuple[Tile, tuple[int, int], str]]:
     """Every (tile, blocks, rectification) that a GPU of `arch` may be given for bf16 heads."""
     for blocks in BLOCKS:
         tiles = tile_candidates(
-            (arch // 10, arch % 10), SHARED_MEMORY[arch], torch.bfloat16, HEAD_DIM, *blocks, True
-        )
+            (arch // 10, arch % 10), SHARED_MEMORY[arch], torch.bfloat16, HEAD_DIM, *blocks,
+            has_descriptors=True, int8=True,
+        )  # fmt: skip
         for tile in tiles:
             for rectification in RECTIFICATIONS:
                 yield tile, blocks, rectification
@@ -59,19 +59,24 @@ def compile_entry(
         "Q_BLOCK": q_block,
         "KV_BLOCK": kv_block,
         "TILE_N": tile.tile_n,
-        "TAIL_TILE": TAIL_TILE,
-        "TAIL_STAGES": TAIL_STAGES,
+        "TAIL_N": tile.tail_n,
         "TMA": tile.tma,
+        "INT8": tile.int8,
         "RECTIFICATION": rectification,
         "PRECISION": "tf32",
     }
     constants |= dict.fromkeys(UNUSED[rectification])
-    packed = f"tensordesc<bf16[{tile.tile_n}, {HEAD_DIM}]>" if tile.tma else "*bf16"
+    if not tile.int8:
+        constants["k_scale"] = None
     types = {
-        "packed_k": packed, "packed_v": packed, "scale": "fp32", "variance_cap": "fp32",
-        "critical": "*i8", "rectify_scale": "*fp32", "compensation": "*fp32",
+        "scale": "fp32", "variance_cap": "fp32", "tail_spread": "*fp32", "k_scale": "*fp32",
+        "rectify_scale": "*fp32", "compensation": "*fp32", "q": "*bf16", "out": "*bf16",
     }  # fmt: skip
-    types |= dict.fromkeys(("q", "tail_k", "tail_variance", "tail_v", "out"), "*bf16")
+    for name in ("packed_k", "packed_v", "tail_k", "tail_v"):
+        dtype = "i8" if tile.int8 and name == "packed_k" else "bf16"
+        rows = tile.tail_n if name.startswith("tail") else tile.tile_n
+        block = f"tensordesc<{dtype}[{rows}, {HEAD_DIM}]>"
+        types[name] = block if tile.tma else f"*{dtype}"
     types |= dict.fromkeys(("q_source", "kv_indices", "list_lengths", "ragged_kept"), "*i32")
     signature = {}
     attributes = {}

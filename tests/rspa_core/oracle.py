@@ -135,7 +135,8 @@ def _one_head(
         raw = mean_k @ mean_q[i]
         logits = c * raw + torch.log(length)
         if config.rectification == "precise":
-            spread = 0.5 * c**2 * (var_k @ mean_q[i] ** 2)
+            square = (rows**2).mean(0)
+            spread = 0.5 * c**2 * (var_k @ square)
             logits = logits + spread.clamp(max=TAIL_VARIANCE_CAP)
         if len(k_context):
             context = torch.logsumexp(c * (k_context @ mean_q[i]), dim=0)
@@ -164,7 +165,9 @@ def _one_head(
             out = (1 - weight.sum()) * exact + weight @ mean_v
         else:
             tail = ~critical
-            spread = 0.5 * c**2 * (rows**2 @ var_k[tail].mT)
+            # The block's term, scaled by the row's squared length over its mean in the block.
+            share = (rows**2).sum(1) / (rows**2).sum(1).mean()
+            spread = share[:, None] * spread[tail]
             tail_logits = c * (rows @ mean_k[tail].mT) + torch.log(length[tail])
             tail_logits = tail_logits + spread.clamp(max=TAIL_VARIANCE_CAP)
             result.capped += int((spread > TAIL_VARIANCE_CAP).sum())

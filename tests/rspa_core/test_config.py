@@ -21,6 +21,7 @@ def test_defaults() -> None:
         "order": "gilbert",
         "neighbours": True,
         "min_blocks": 1,
+        "precision": "auto",
     }
 
 

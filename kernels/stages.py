@@ -1,0 +1,326 @@
+"""The four stages of a call over one chunk of heads: each allocates what it leaves and launches."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..rspa_core.config import SparseConfig
+from ..rspa_core.layout import TokenLayout
+from ..rspa_core.rectification import TAIL_VARIANCE_CAP
+from .attend import attend_kernel
+from .pool import pool_kernel
+from .score import context_lse_kernel, score_kernel
+from .select import select_kernel
+from .tables import IndexTables
+from .tiles import Tile, score_tile, select_warps
+
+
+@dataclass(frozen=True)
+class Result:
+    out: Tensor  # [B, N, H, D]
+    kv_counts: Tensor  # [B, H, NQ] int32
+    mask: Tensor  # [B, H, NQ, NK] int8, or empty
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Heads `first .. first + count` of the flattened (batch, head) index."""
+
+    first: int
+    count: int
+    num_heads: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of blocks and row lengths of one call."""
+
+    head_dim: int
+    padded_dim: int
+    length: int
+    video_length: int
+    context_length: int
+    num_q: int
+    num_k: int
+    num_context_q: int
+    num_full_k: int
+    num_full_context: int
+    packed_length: int
+    tail_length: int  # pooled keys of one head, a whole number of tiles
+    width: int  # entries of one row of kv_indices
+
+    @staticmethod
+    def of(
+        q: Tensor, layout: TokenLayout, config: SparseConfig, tables: IndexTables, tile: Tile
+    ) -> Sizes:
+        num_k = layout.num_blocks(config.kv_block)
+        num_full_k = layout.video_length // config.kv_block
+        num_full_context = layout.context_length // config.kv_block
+        kept = num_k if config.top_p > 0 else max(config.top_k(num_k), tables.max_forced)
+        return Sizes(
+            head_dim=q.shape[-1],
+            padded_dim=triton.next_power_of_2(q.shape[-1]),
+            length=layout.length,
+            video_length=layout.video_length,
+            context_length=layout.context_length,
+            num_q=layout.num_blocks(config.q_block),
+            num_k=num_k,
+            num_context_q=triton.cdiv(layout.context_length, config.q_block),
+            num_full_k=num_full_k,
+            num_full_context=num_full_context,
+            packed_length=len(tables.kv_source),
+            tail_length=triton.cdiv(num_k, tile.tail_n) * tile.tail_n,
+            width=min(kept, num_full_k) + num_full_context,
+        )
+
+    def heads_per_chunk(self, num_heads: int, element_size: int, workspace: int) -> int:
+        """Heads that fit into the workspace together, spread evenly over the chunks."""
+        packed = 2 * self.packed_length * self.padded_dim * element_size
+        # Logits, and GAPR bit or variance term; statistics in fp32, their copies for the tail.
+        pairs = self.num_q * self.num_k * 8 + self.num_q * self.width * 4
+        pooled = (2 * self.num_q + 3 * self.num_k + self.tail_length) * self.padded_dim * 4
+        chunks = triton.cdiv(num_heads, max(1, workspace // (packed + pairs + pooled)))
+        return triton.cdiv(num_heads, chunks)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """`[HC, NV, DP]` fp32, or the sum of two tensors of 16 bits: twice the digits of one."""
+
+    high: Tensor
+    low: Tensor | None
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Statistic:
+        high = torch.empty(shape, dtype=dtype, device=device)
+        return Statistic(high, None if dtype == torch.float32 else torch.empty_like(high))
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What one pass over q, k or v leaves behind; None where the mode has no use for it."""
+
+    mean: Statistic
+    spread: Statistic | None
+    packed: Tensor | None  # [HC, packed_length, DP] dtype of the input or int8
+    packed_scale: Tensor | None  # [HC, packed_length / block] fp32, int8
+    tail_mean: Tensor | None  # [HC, tail_length, DP] dtype of the input
+
+
+def pool(
+    x: Tensor,
+    source: Tensor,
+    block: int,
+    num_video_blocks: int,
+    sizes: Sizes,
+    chunk: Chunk,
+    statistic: str,
+    pack: bool = False,
+    tail: bool = False,
+    full_mean: bool = False,
+    shift: Tensor | None = None,
+) -> Pooled:
+    """Pool `x [B, H, N, D]` in blocks of `source`.
+
+    Args:
+        x: q, k or v.
+        source: token of each packed position, see `IndexTables`.
+        block: tokens per block.
+        num_video_blocks: blocks that are pooled; those behind them are only packed.
+        sizes, chunk: see there.
+        statistic: "none", "mean_abs_dev", "variance" or "mean_square".
+        pack: also copy the tokens in the order of `source`.
+        tail: also keep the means for the tail.
+        full_mean: means in fp32 instead of pairs.
+        shift: round the copy to int8 after this has been taken off, `[B, H, D]` fp32.
+    """
+    num_blocks = len(source) // block
+    shape = (chunk.count, num_video_blocks, sizes.padded_dim)
+    mean = Statistic.empty(shape, torch.float32 if full_mean else x.dtype, x.device)
+    spread = None
+    if statistic != "none":
+        # Squares may exceed the range of fp16.
+        squares = torch.bfloat16 if x.is_cuda and x.dtype != torch.float32 else torch.float32
+        dtype = x.dtype if statistic == "mean_abs_dev" else squares
+        spread = Statistic.empty(shape, dtype, x.device)
+    packed = packed_scale = tail_mean = None
+    if pack:
+        packed_shape = (chunk.count, len(source), sizes.padded_dim)
+        packed = x.new_empty(packed_shape, dtype=x.dtype if shift is None else torch.int8)
+    if shift is not None:
+        packed_scale = x.new_empty((chunk.count, num_blocks), dtype=torch.float32)
+    if tail:
+        tail_mean = x.new_zeros((chunk.count, sizes.tail_length, sizes.padded_dim))
+    pool_kernel[(chunk.count, num_blocks)](
+        x, source, shift, packed, packed_scale, mean.high, mean.low,
+        spread and spread.high, spread and spread.low, tail_mean,
+        chunk.first, chunk.num_heads, num_blocks, num_video_blocks, sizes.tail_length, *x.stride(),
+        D=sizes.head_dim, DP=sizes.padded_dim, BLOCK=block, PACK=pack, INT8=shift is not None,
+        STATISTIC=statistic, TAIL=tail, MEAN_LOW=mean.low is not None,
+        SPREAD_LOW=spread is not None and spread.low is not None, num_warps=8,
+    )  # fmt: skip
+    return Pooled(mean, spread, packed, packed_scale, tail_mean)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the pooled blocks say about each other."""
+
+    logits: Tensor  # [HC, NQ, NK] fp32
+    accepted: Tensor | None  # [HC, NQ, NK] int8, paper
+    tail_spread: Tensor | None  # [HC, NQ, NK] fp32, precise
+    context_lse: Tensor | None  # [HC, NQ] fp32, where there is context
+
+
+def score(
+    q_pool: Pooled,
+    k_pool: Pooled,
+    k: Tensor,
+    config: SparseConfig,
+    sizes: Sizes,
+    tables: IndexTables,
+    chunk: Chunk,
+) -> Scores:
+    """Score all block pairs; `k [B, H, N, D]` gives the context tokens, which are not pooled."""
+    q_mean, k_mean, q_spread, k_spread = q_pool.mean, k_pool.mean, q_pool.spread, k_pool.spread
+    pairs = (chunk.count, sizes.num_q, sizes.num_k)
+    logits = torch.empty(pairs, dtype=torch.float32, device=k.device)
+    mode = config.rectification
+    scores = Scores(
+        logits=logits,
+        accepted=torch.empty_like(logits, dtype=torch.int8) if mode == "paper" else None,
+        tail_spread=torch.empty_like(logits) if mode == "precise" else None,
+        context_lse=logits.new_empty(pairs[:2]) if sizes.context_length else None,
+    )
+    scale = sizes.head_dim**-0.5
+    tile = score_tile(q_mean.high.dtype)
+    step = min(tile.step, sizes.padded_dim)
+    tiles = triton.cdiv(sizes.num_q, tile.tile_q), triton.cdiv(sizes.num_k, tile.tile_k)
+    score_kernel[(*tiles, chunk.count)](
+        q_mean.high, q_mean.low, q_spread and q_spread.high, q_spread and q_spread.low,
+        k_mean.high, k_mean.low, k_spread and k_spread.high, k_spread and k_spread.low,
+        logits, scores.accepted, scores.tail_spread,
+        sizes.num_q, sizes.num_k, sizes.video_length, scale, TAIL_VARIANCE_CAP,
+        DP=sizes.padded_dim, KV_BLOCK=config.kv_block,
+        TILE_Q=tile.tile_q, TILE_K=tile.tile_k, STEP=step, RECTIFICATION=mode,
+        MEAN_LOW=q_mean.low is not None,
+        SPREAD_LOW=q_spread is not None and q_spread.low is not None,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    if scores.context_lse is not None:
+        source = tables.kv_source[sizes.num_k * config.kv_block :]
+        context_lse_kernel[(tiles[0], chunk.count)](
+            q_mean.high, q_mean.low, k, source, scores.context_lse,
+            chunk.first, chunk.num_heads, sizes.num_q, sizes.context_length, *k.stride(), scale,
+            D=sizes.head_dim, DP=sizes.padded_dim, TILE=tile.tile_q, STEP=step,
+            MEAN_LOW=q_mean.low is not None, num_warps=4, num_stages=tile.num_stages,
+        )  # fmt: skip
+    return scores
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which blocks every q-block attends exactly, and the rectification factor of `paper`."""
+
+    kv_indices: Tensor  # [HC * NQ * width + all full blocks] int32
+    list_lengths: Tensor  # [HC, NQ] int32
+    ragged_kept: Tensor  # [HC, NQ] int32
+    rectify_scale: Tensor | None  # [HC, NQ] fp32
+
+
+def select(
+    scores: Scores,
+    config: SparseConfig,
+    sizes: Sizes,
+    tables: IndexTables,
+    chunk: Chunk,
+    result: Result,
+) -> Selection:
+    """Choose the critical blocks; overwrites the scores with what the rectification needs."""
+    logits = scores.logits
+    rows = (chunk.count, sizes.num_q)
+    keep_mask = result.mask.numel() > 0
+    critical = torch.empty_like(logits, dtype=torch.int8) if keep_mask else None
+    kv_indices = logits.new_empty(
+        chunk.count * sizes.num_q * sizes.width + len(tables.all_blocks), dtype=torch.int32
+    )
+    kv_indices[chunk.count * sizes.num_q * sizes.width :] = tables.all_blocks
+    selection = Selection(
+        kv_indices=kv_indices,
+        list_lengths=logits.new_empty(rows, dtype=torch.int32),
+        ragged_kept=logits.new_empty(rows, dtype=torch.int32),
+        rectify_scale=logits.new_empty(rows) if config.rectification == "paper" else None,
+    )
+    block = triton.next_power_of_2(sizes.num_k)
+    select_kernel[(sizes.num_q, chunk.count)](
+        logits, scores.context_lse, scores.accepted, tables.forced, critical, scores.tail_spread,
+        kv_indices, selection.list_lengths, selection.ragged_kept,
+        result.kv_counts, selection.rectify_scale, chunk.first,
+        sizes.num_q, sizes.num_k, sizes.num_full_k, sizes.num_full_context, sizes.width,
+        config.top_k(sizes.num_k), config.top_p,
+        HAS_CONTEXT=scores.context_lse is not None, USE_TOP_P=config.top_p > 0,
+        WRITE_MASK=keep_mask, RECTIFICATION=config.rectification,
+        BLOCK=block, num_warps=select_warps(block),
+    )  # fmt: skip
+    if critical is not None:
+        last = chunk.first + chunk.count
+        result.mask.view(-1, sizes.num_q, sizes.num_k)[chunk.first : last] = critical
+    return selection
+
+
+def attend(
+    q: Tensor,
+    k_pool: Pooled,
+    v_pool: Pooled,
+    scores: Scores,
+    selection: Selection,
+    compensation: Tensor | None,
+    config: SparseConfig,
+    tile: Tile,
+    sizes: Sizes,
+    tables: IndexTables,
+    chunk: Chunk,
+    result: Result,
+) -> None:
+    """Attend the selected blocks and write the rows of this chunk's heads into `result.out`."""
+    # Full fp32 products where the input is fp32; 16-bit inputs have one precision only.
+    precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    packed_k, packed_v = k_pool.packed, v_pool.packed
+    tail_k, tail_v = k_pool.tail_mean, v_pool.tail_mean
+    if tile.tma:
+        packed_k, packed_v = (_descriptor(x, tile.tile_n) for x in (packed_k, packed_v))
+        if tail_k is not None:
+            tail_k, tail_v = (_descriptor(x, tile.tail_n) for x in (tail_k, tail_v))
+    limits = {"maxnreg": tile.max_registers} if tile.max_registers else {}
+    attend_kernel[(sizes.num_context_q + sizes.num_q, chunk.count)](
+        q, tables.q_source, packed_k, packed_v, k_pool.packed_scale,
+        selection.kv_indices, selection.list_lengths, selection.ragged_kept,
+        selection.rectify_scale, compensation, scores.tail_spread, tail_k, tail_v, result.out,
+        chunk.first, chunk.num_heads, sizes.length, sizes.packed_length, sizes.tail_length,
+        sizes.num_q, sizes.num_context_q, sizes.num_k, sizes.video_length, sizes.context_length,
+        sizes.width, chunk.count * sizes.num_q * sizes.width, len(tables.all_blocks),
+        *q.stride(), sizes.head_dim**-0.5, TAIL_VARIANCE_CAP,
+        D=sizes.head_dim, DP=sizes.padded_dim, Q_BLOCK=config.q_block, KV_BLOCK=config.kv_block,
+        TILE_N=tile.tile_n, TAIL_N=tile.tail_n, TMA=tile.tma, INT8=tile.int8,
+        RECTIFICATION=config.rectification, PRECISION=precision,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, **limits,
+    )  # fmt: skip
+
+
+def has_descriptors() -> bool:
+    """Whether this Triton can pass tensor descriptors to a kernel (3.4 and newer)."""
+    return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+
+
+def _descriptor(packed: Tensor, rows: int) -> Any:
+    """Tensor descriptor of `packed [HC, L, DP]` as `[HC * L, DP]` in tiles of `rows` rows."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    flat = packed.flatten(0, 1)
+    return TensorDescriptor.from_tensor(flat, [rows, flat.shape[-1]])
