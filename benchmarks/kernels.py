@@ -17,43 +17,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from ..kernels.launch import launch
 from ..kernels.tiles import Tile
 from ..rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
+from .attention_call import SHAPES, TOLERANCE, Shape, print_stages, sdpa
 from .synthetic import KINDS, synthetic_qkv
 from .timing import measure_interleaved
 
-
-@dataclass(frozen=True)
-class Shape:
-    """One attention call of a model: latent grid, heads, context tokens (all behind the video)."""
-
-    grid: tuple[int, int, int]
-    heads: int
-    context: int = 0
-
-    @property
-    def layout(self) -> TokenLayout:
-        video = self.grid[0] * self.grid[1] * self.grid[2]
-        return TokenLayout(self.grid, video + self.context)
-
-
-SHAPES = {
-    "wan-480p": Shape((21, 30, 52), 40),
-    "wan-720p": Shape((21, 45, 80), 40),
-    "wan22-5b": Shape((31, 22, 40), 24),
-    "hunyuan-720p": Shape((33, 45, 80), 24, context=256),
-    "odd": Shape((7, 23, 37), 3, context=77),
-}
-TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 CHECKED_HEADS = 4
 
 
@@ -104,10 +81,10 @@ def _shape(
     name: str, shape: Shape, q: Tensor, k: Tensor, v: Tensor, arguments: argparse.Namespace
 ) -> list[dict[str, object]]:
     """Check, time and print every variant at one shape."""
-    exact = _sdpa(SDPBackend.CUDNN_ATTENTION)(q, k, v)
+    exact = sdpa(SDPBackend.CUDNN_ATTENTION)(q, k, v)
     calls: dict[str, Callable[[], object]] = {
-        "dense cudnn": lambda: _sdpa(SDPBackend.CUDNN_ATTENTION)(q, k, v),
-        "dense flash": lambda: _sdpa(SDPBackend.FLASH_ATTENTION)(q, k, v),
+        "dense cudnn": lambda: sdpa(SDPBackend.CUDNN_ATTENTION)(q, k, v),
+        "dense flash": lambda: sdpa(SDPBackend.FLASH_ATTENTION)(q, k, v),
     }
     rows: dict[str, dict[str, float]] = {}
     for blocks in arguments.blocks:
@@ -149,16 +126,8 @@ def _shape(
         records.append({"shape": name, "variant": label, "ms": timing.median * 1e3, **row})
     if arguments.stages:
         for label in list(calls)[2:]:
-            _print_stages(label, calls[label])
+            print_stages(label, calls[label])
     return records
-
-
-def _sdpa(backend: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
-
-    return call
 
 
 def _sparse_call(
@@ -199,18 +168,6 @@ def _check(
         "mib": mib,
         "correct": difference < TOLERANCE[q.dtype] and bool(out.isfinite().all()),
     }
-
-
-def _print_stages(label: str, call: Callable[[], object]) -> None:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    total: dict[str, float] = {}
-    for event in profile.events():
-        total[event.name] = total.get(event.name, 0.0) + event.device_time / 1e3
-    print(f"stages of {label}:")
-    for kernel, milliseconds in sorted(total.items(), key=lambda item: -item[1])[:9]:
-        print(f"  {milliseconds:8.3f} ms  {kernel[:90]}")
 
 
 if __name__ == "__main__":
