@@ -2,9 +2,9 @@
 
     python -m rectified_spaattn.benchmarks.kernels --shape wan-720p --sparsity 0.75 0.85 0.9
 
-`--tiles 128,8,3,tma 64,8,2 128,8,3,tma,int8` times these launch configurations (keys per step,
-warps, stages, tensor descriptors, int8 products, most registers) instead of the one from the table
-of this GPU.
+`--tiles 128,8,3,tma 64,8,2 128,4,2,specialised` times these launch configurations instead of the
+one from the table of this GPU: keys per step, warps, stages and, in any order, `tma` (tensor
+descriptors), `int8` products, `specialised` warps, most registers.
 
 Dense attention (cuDNN and flash of torch's SDPA) and Rectified SpaAttn run side by side on the
 same q, k, v. A time is printed only after the output has matched the fp32 reference; the error
@@ -74,7 +74,10 @@ def _parse() -> argparse.Namespace:
 def _tile(text: str) -> Tile:
     keys, warps, stages, *rest = text.split(",")
     registers = sum(int(part) for part in rest if part.isdigit())
-    return Tile(int(keys), int(warps), int(stages), "tma" in rest, registers, "int8" in rest)
+    return Tile(
+        int(keys), int(warps), int(stages), "tma" in rest, registers, "int8" in rest,
+        "specialised" in rest,
+    )  # fmt: skip
 
 
 def _shape(

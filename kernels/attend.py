@@ -28,12 +28,10 @@ def _absorb(acc, highest, total, scores, unit, values, INT8: tl.constexpr, PRECI
     With INT8 the scores are `INTEGER_FLOAT` too large, and `unit` is one number per row.
     """
     # Scaling after the maximum leaves one fused multiply-add per score.
+    new_highest = tl.maximum(highest, tl.max(scores, 1) * unit)
     if INT8:
-        new_highest = tl.maximum(highest, (tl.max(scores, 1) - INTEGER_FLOAT) * unit)
-        offset = INTEGER_FLOAT * unit + new_highest
-        probs = tl.exp2(scores * unit[:, None] - offset[:, None])
+        probs = tl.exp2(scores * unit[:, None] - new_highest[:, None])
     else:
-        new_highest = tl.maximum(highest, tl.max(scores, 1) * unit)
         probs = tl.exp2(scores * unit - new_highest[:, None])
     rescale = tl.exp2(highest - new_highest)
     total = total * rescale + tl.sum(probs, 1)
@@ -46,9 +44,7 @@ def _absorb(acc, highest, total, scores, unit, values, INT8: tl.constexpr, PRECI
 def _scores(q, k, INT8: tl.constexpr, PRECISION: tl.constexpr):
     """Raw scores [M, N] of q [M, DP] with k [N, DP], fp32; with INT8 `INTEGER_FLOAT` too large."""
     if INT8:
-        start = tl.full([q.shape[0], k.shape[0]], INTEGER_BITS, tl.int32)
-        sums = tl.dot(q, tl.trans(k), start, out_dtype=tl.int32)
-        scores = sums.to(tl.float32, bitcast=True)
+        scores = tl.dot(q, tl.trans(k), out_dtype=tl.int32).to(tl.float32)
     else:
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     return scores
@@ -120,7 +116,7 @@ def attend_kernel(
     ragged_kept,  # [HC, NQ] int32
     rectify_scale,  # [HC, NQ] fp32, paper
     compensation,  # [HC, NQ, DP] fp32, paper
-    tail_spread,  # [HC, NQ, NK] fp32: S, -inf for critical blocks, precise
+    tail_spread,  # [HC, NQ, NK] fp32: S_ij / <|q|²>_i, -inf for critical blocks, precise
     tail_k,  # [HC, NK, DP] dtype of q and v: block means, precise;
     tail_v,  # zeros behind the last block, with TMA in tiles of TAIL_N rows
     out,  # [B, N, H, D] contiguous
@@ -177,10 +173,8 @@ def attend_kernel(
     total = tl.zeros([Q_BLOCK], tl.float32)
     if RECTIFICATION == "precise":
         squares = q_tile.to(tl.float32)
-        squares = tl.sum(squares * squares, 1)
-        count = tl.sum((token >= 0).to(tl.float32), 0)
-        # 0 * -inf would be NaN.
-        share = tl.maximum(squares / tl.maximum(tl.sum(squares, 0) / count, 1e-30), 1e-30)
+        # Not 0, because 0 * -inf would be NaN.
+        squared_length = tl.maximum(tl.sum(squares * squares, 1), 1e-30) * LOG2E
     key_scale = k_scale
     if INT8:
         exact = q_tile.to(tl.float32)
@@ -234,7 +228,6 @@ def attend_kernel(
                 q_base + q_offsets, mask=stored, other=0.0, eviction_policy="evict_first"
             )
         cap = variance_cap * LOG2E
-        share *= LOG2E
         spread_row = tail_spread + row * num_k
         full_size = tl.log2(KV_BLOCK * 1.0)
         last_size = tl.log2((video_length - (num_k - 1) * KV_BLOCK).to(tl.float32))
@@ -246,7 +239,7 @@ def attend_kernel(
             k = _load_tile(tail_k, tail_row + start, DP, TAIL_N, TMA)
             v = _load_tile(tail_v, tail_row + start, DP, TAIL_N, TMA)
             size = tl.where(index == num_k - 1, last_size, full_size)
-            bias = share[:, None] * spread[None, :] + size[None, :]
+            bias = squared_length[:, None] * spread[None, :] + size[None, :]
             bias = tl.minimum(bias, (size + cap)[None, :])
             scores = _scores(q_tile, k, False, PRECISION) * unit + bias
             acc, highest, total = _absorb(acc, highest, total, scores, 1.0, v, False, PRECISION)

@@ -87,14 +87,13 @@ def _run_chunk(
     )  # fmt: skip
     v_pool = pool(
         v, tables.kv_source, config.kv_block, sizes.num_k, sizes, chunk, "none",
-        pack=True, tail=tail, full_mean=True,
+        pack=True, tail=tail,
     )  # fmt: skip
     scores = score(q_pool, k_pool, k, config, sizes, tables, chunk)
     selection = select(scores, config, sizes, tables, chunk, result)
     compensation = None
-    if config.rectification == "paper":
-        # `select` has replaced the logits by W: C = W v̄.
-        compensation = torch.bmm(scores.logits, v_pool.mean.high)
+    if selection.weights is not None:
+        compensation = torch.bmm(selection.weights, v_pool.mean.high)  # C = W v̄
     attend(
         q, k_pool, v_pool, scores, selection, compensation,
         config, tile, sizes, tables, chunk, result,

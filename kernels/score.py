@@ -52,7 +52,7 @@ def score_kernel(
     k_spread_low,
     logits,  # [HC, NQ, NK] fp32, written
     accepted,  # [HC, NQ, NK] int8, written if RECTIFICATION == "paper"
-    tail_spread,  # [HC, NQ, NK] fp32, S, written if RECTIFICATION == "precise"
+    tail_spread,  # [HC, NQ, NK] fp32, S_ij / <|q|²>_i, written if RECTIFICATION == "precise"
     num_q,
     num_k,
     video_length,
@@ -78,6 +78,7 @@ def score_kernel(
     raw = tl.zeros([TILE_Q, TILE_K], tl.float32)  # q̄·k̄
     second = tl.zeros([TILE_Q, TILE_K], tl.float32)  # Σ <q²> var, or the first pooling error term
     third = tl.zeros([TILE_Q, TILE_K], tl.float32)  # the second pooling error term
+    q_length = tl.zeros([TILE_Q], tl.float32)  # <|q|²>
     # A few channels at a time: with all of them the operands would spill.
     for start in range(0, DP, STEP):
         cols = start + tl.arange(0, STEP)
@@ -91,6 +92,7 @@ def score_kernel(
             k_dev, k_dev_low = _load_pair(k_spread, k_spread_low, k_offsets, k_inside, SPREAD_LOW)
             if RECTIFICATION == "precise":
                 second = _dot_pairs(q_dev, q_dev_low, k_dev, k_dev_low, second, SPREAD_LOW)
+                q_length += tl.sum(q_dev.to(tl.float32), 1)
             else:
                 second = _dot_pairs(q_dev, q_dev_low, k, k_low, second, SPREAD_LOW)
                 third = _dot_pairs(q, q_low, k_dev, k_dev_low, third, SPREAD_LOW)
@@ -103,7 +105,9 @@ def score_kernel(
     if RECTIFICATION == "precise":
         variance_term = 0.5 * scale * scale * second
         logit += tl.minimum(variance_term, variance_cap)
-        tl.store(tail_spread + out, variance_term, mask=stored)
+        # Per unit of |q|²: the tail multiplies it by that of each row.
+        per_length = variance_term / tl.maximum(q_length, 1e-30)[:, None]
+        tl.store(tail_spread + out, per_length, mask=stored)
     if RECTIFICATION == "paper":
         error = tl.abs(second) + tl.abs(third)
         tl.store(accepted + out, (tl.abs(raw) > error).to(tl.int8), mask=stored)

@@ -16,14 +16,15 @@ FORCED_BITS = tl.constexpr(0x7F800000)  # bits of +inf: above every probability
 
 @triton.jit
 def _count_threshold(bits, count):
-    """Largest t with at least `count` entries of `bits` >= t."""
+    """A t with exactly `count` entries of `bits` >= t, or the largest one with more."""
     low = tl.zeros([], tl.int32)
     high = tl.full([], 0x7F800001, tl.int32)
-    for _ in range(31):
+    # Without ties it ends after half of the 31 steps or so: as soon as t is between two entries.
+    while high - low > 1:
         middle = low + (high - low) // 2
-        enough = tl.sum((bits >= middle).to(tl.int32), 0) >= count
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
+        found = tl.sum((bits >= middle).to(tl.int32), 0)
+        low = tl.where(found >= count, middle, low)
+        high = tl.where(found <= count, middle, high)
     return low
 
 
@@ -58,7 +59,7 @@ def _blocks_for_mass(probs, bits, top_p, num_k):
     ]
 )
 def select_kernel(
-    logits,  # [HC, NQ, NK] fp32; overwritten with W if RECTIFICATION == "paper"
+    logits,  # [HC, NQ, NK] fp32
     context_lse,  # [HC, NQ] fp32, read if HAS_CONTEXT
     accepted,  # [HC, NQ, NK] int8, read if RECTIFICATION == "paper"
     forced,  # [NQ, NK] int8: blocks that are critical whatever their score
@@ -67,6 +68,7 @@ def select_kernel(
     kv_indices,  # [HC, NQ, width] int32, written: full video blocks ascending, full context blocks
     list_lengths,  # [HC, NQ] int32, written: entries of kv_indices
     ragged_kept,  # [HC, NQ] int32, written: 1 if the ragged last video block is critical
+    weights,  # [HC, NQ, NK] any float dtype, written if RECTIFICATION == "paper": W
     kv_counts,  # [B * H, NQ] int32, written from row first_head on: critical video blocks
     rectify_scale,  # [HC, NQ] fp32, written if RECTIFICATION == "paper"
     first_head,
@@ -133,6 +135,7 @@ def select_kernel(
         tl.store(tail_spread + row * num_k + column, float("-inf"), mask=keep)
     if RECTIFICATION == "paper":
         gain = tl.load(accepted + row * num_k + column, mask=inside, other=0) != 0
-        weights = tl.where(gain & ~keep, probs, 0.0)
-        tl.store(logits + row * num_k + column, weights, mask=inside)
-        tl.store(rectify_scale + row, 1.0 - tl.sum(weights, 0))
+        weight = tl.where(gain & ~keep, probs, 0.0)
+        rounded = weight.to(weights.dtype.element_ty)
+        tl.store(weights + row * num_k + column, rounded, mask=inside)
+        tl.store(rectify_scale + row, 1.0 - tl.sum(weight, 0))

@@ -19,7 +19,7 @@ from ..rspa_core.layout import TokenLayout
 from ..rspa_core.metrics import relative_l2
 from ..rspa_core.reference import reference_attention
 from .launch import launch
-from .stages import has_descriptors
+from .stages import has_descriptors, has_gluon
 from .tiles import Tile, resolved_precision, tile_candidates
 
 # 16-bit rounding of inputs, weights and output stays below 1e-2; a wrong tile is off by 1.
@@ -62,6 +62,7 @@ def trusted_tile(
         q_block,
         kv_block,
         has_descriptors(),
+        has_gluon(),
         int8=resolved_precision(precision, capability) == "int8",
     )
     config = SparseConfig(0.6, q_block, kv_block, rectification=rectification)

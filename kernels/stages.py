@@ -18,7 +18,10 @@ from .pool import pool_kernel
 from .score import context_lse_kernel, score_kernel
 from .select import select_kernel
 from .tables import IndexTables
-from .tiles import Tile, score_tile, select_warps
+from .tiles import Tile, pool_warps, score_tile, select_warps
+
+GLUON_RELEASES = ((3, 6),)
+"""Releases of Triton with which attend_hopper.py has been run."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,6 @@ def pool(
     statistic: str,
     pack: bool = False,
     tail: bool = False,
-    full_mean: bool = False,
     shift: Tensor | None = None,
 ) -> Pooled:
     """Pool `x [B, H, N, D]` in blocks of `source`.
@@ -137,12 +139,11 @@ def pool(
         statistic: "none", "mean_abs_dev", "variance" or "mean_square".
         pack: also copy the tokens in the order of `source`.
         tail: also keep the means for the tail.
-        full_mean: means in fp32 instead of pairs.
         shift: round the copy to int8 after this has been taken off, `[B, H, D]` fp32.
     """
     num_blocks = len(source) // block
     shape = (chunk.count, num_video_blocks, sizes.padded_dim)
-    mean = Statistic.empty(shape, torch.float32 if full_mean else x.dtype, x.device)
+    mean = Statistic.empty(shape, x.dtype, x.device)
     spread = None
     if statistic != "none":
         # Squares may exceed the range of fp16.
@@ -163,7 +164,8 @@ def pool(
         chunk.first, chunk.num_heads, num_blocks, num_video_blocks, sizes.tail_length, *x.stride(),
         D=sizes.head_dim, DP=sizes.padded_dim, BLOCK=block, PACK=pack, INT8=shift is not None,
         STATISTIC=statistic, TAIL=tail, MEAN_LOW=mean.low is not None,
-        SPREAD_LOW=spread is not None and spread.low is not None, num_warps=8,
+        SPREAD_LOW=spread is not None and spread.low is not None,
+        num_warps=pool_warps(block, shift is not None),
     )  # fmt: skip
     return Pooled(mean, spread, packed, packed_scale, tail_mean)
 
@@ -174,7 +176,7 @@ class Scores:
 
     logits: Tensor  # [HC, NQ, NK] fp32
     accepted: Tensor | None  # [HC, NQ, NK] int8, paper
-    tail_spread: Tensor | None  # [HC, NQ, NK] fp32, precise
+    tail_spread: Tensor | None  # [HC, NQ, NK] fp32: S_ij / <|q|²>_i, precise
     context_lse: Tensor | None  # [HC, NQ] fp32, where there is context
 
 
@@ -232,6 +234,7 @@ class Selection:
     list_lengths: Tensor  # [HC, NQ] int32
     ragged_kept: Tensor  # [HC, NQ] int32
     rectify_scale: Tensor | None  # [HC, NQ] fp32
+    weights: Tensor | None  # [HC, NQ, NK] W in the dtype of the inputs, paper
 
 
 def select(
@@ -242,9 +245,10 @@ def select(
     chunk: Chunk,
     result: Result,
 ) -> Selection:
-    """Choose the critical blocks; overwrites the scores with what the rectification needs."""
+    """Choose the critical blocks, and mark them in the tail's term."""
     logits = scores.logits
     rows = (chunk.count, sizes.num_q)
+    paper = config.rectification == "paper"
     keep_mask = result.mask.numel() > 0
     critical = torch.empty_like(logits, dtype=torch.int8) if keep_mask else None
     kv_indices = logits.new_empty(
@@ -255,12 +259,13 @@ def select(
         kv_indices=kv_indices,
         list_lengths=logits.new_empty(rows, dtype=torch.int32),
         ragged_kept=logits.new_empty(rows, dtype=torch.int32),
-        rectify_scale=logits.new_empty(rows) if config.rectification == "paper" else None,
+        rectify_scale=logits.new_empty(rows) if paper else None,
+        weights=torch.empty_like(logits, dtype=result.out.dtype) if paper else None,
     )
     block = triton.next_power_of_2(sizes.num_k)
     select_kernel[(sizes.num_q, chunk.count)](
         logits, scores.context_lse, scores.accepted, tables.forced, critical, scores.tail_spread,
-        kv_indices, selection.list_lengths, selection.ragged_kept,
+        kv_indices, selection.list_lengths, selection.ragged_kept, selection.weights,
         result.kv_counts, selection.rectify_scale, chunk.first,
         sizes.num_q, sizes.num_k, sizes.num_full_k, sizes.num_full_context, sizes.width,
         config.top_k(sizes.num_k), config.top_p,
@@ -289,16 +294,13 @@ def attend(
     result: Result,
 ) -> None:
     """Attend the selected blocks and write the rows of this chunk's heads into `result.out`."""
-    # Full fp32 products where the input is fp32; 16-bit inputs have one precision only.
-    precision = "ieee" if q.dtype == torch.float32 else "tf32"
     packed_k, packed_v = k_pool.packed, v_pool.packed
     tail_k, tail_v = k_pool.tail_mean, v_pool.tail_mean
-    if tile.tma:
-        packed_k, packed_v = (_descriptor(x, tile.tile_n) for x in (packed_k, packed_v))
+    if tile.tma or tile.specialised:
+        packed_k, packed_v = (_descriptor(x, tile.tile_n, tile) for x in (packed_k, packed_v))
         if tail_k is not None:
-            tail_k, tail_v = (_descriptor(x, tile.tail_n) for x in (tail_k, tail_v))
-    limits = {"maxnreg": tile.max_registers} if tile.max_registers else {}
-    attend_kernel[(sizes.num_context_q + sizes.num_q, chunk.count)](
+            tail_k, tail_v = (_descriptor(x, tile.tail_n, tile) for x in (tail_k, tail_v))
+    arguments = (
         q, tables.q_source, packed_k, packed_v, k_pool.packed_scale,
         selection.kv_indices, selection.list_lengths, selection.ragged_kept,
         selection.rectify_scale, compensation, scores.tail_spread, tail_k, tail_v, result.out,
@@ -306,10 +308,25 @@ def attend(
         sizes.num_q, sizes.num_context_q, sizes.num_k, sizes.video_length, sizes.context_length,
         sizes.width, chunk.count * sizes.num_q * sizes.width, len(tables.all_blocks),
         *q.stride(), sizes.head_dim**-0.5, TAIL_VARIANCE_CAP,
-        D=sizes.head_dim, DP=sizes.padded_dim, Q_BLOCK=config.q_block, KV_BLOCK=config.kv_block,
-        TILE_N=tile.tile_n, TAIL_N=tile.tail_n, TMA=tile.tma, INT8=tile.int8,
-        RECTIFICATION=config.rectification, PRECISION=precision,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **limits,
+    )  # fmt: skip
+    constants: dict[str, Any] = {
+        "D": sizes.head_dim, "DP": sizes.padded_dim, "Q_BLOCK": config.q_block,
+        "KV_BLOCK": config.kv_block, "TILE_N": tile.tile_n, "INT8": tile.int8,
+        "RECTIFICATION": config.rectification, "num_warps": tile.num_warps,
+    }  # fmt: skip
+    if tile.max_registers:
+        constants["maxnreg"] = tile.max_registers
+    grid = (sizes.num_context_q + sizes.num_q, chunk.count)
+    if tile.specialised:
+        from .attend_hopper import attend_hopper_kernel
+
+        attend_hopper_kernel[grid](*arguments, STAGES=tile.num_stages, **constants)
+        return
+    attend_kernel[grid](
+        *arguments, TAIL_N=tile.tail_n, TMA=tile.tma,
+        # Full fp32 products where the input is fp32; 16-bit inputs have one precision only.
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_stages=tile.num_stages, **constants,
     )  # fmt: skip
 
 
@@ -318,9 +335,26 @@ def has_descriptors() -> bool:
     return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
 
 
-def _descriptor(packed: Tensor, rows: int) -> Any:
-    """Tensor descriptor of `packed [HC, L, DP]` as `[HC * L, DP]` in tiles of `rows` rows."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
+def has_gluon() -> bool:
+    """Whether this Triton has run the kernel of attend_hopper.py.
 
+    Gluon changes between releases, and a kernel whose warps wait for each other may hang where it
+    is compiled differently, which no check at first use can catch: only releases that were tried.
+    """
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) in GLUON_RELEASES
+
+
+def _descriptor(packed: Tensor, rows: int, tile: Tile) -> Any:
+    """Tensor descriptor of `packed [HC, L, DP]` as `[HC * L, DP]` in tiles of `rows` rows."""
     flat = packed.flatten(0, 1)
-    return TensorDescriptor.from_tensor(flat, [rows, flat.shape[-1]])
+    shape = [rows, flat.shape[-1]]
+    if not tile.specialised:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        return TensorDescriptor.from_tensor(flat, shape)
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
+
+    dtype = {torch.int8: gl.int8, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
+    layout = gl.NVMMASharedLayout.get_default_for(shape, dtype[packed.dtype])
+    return GluonDescriptor.from_tensor(flat, shape, layout)

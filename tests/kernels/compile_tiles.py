@@ -3,8 +3,9 @@
     python compile_tiles.py 90
 
 prints one JSON line per (tile, blocks, rectification): shared memory in bytes, registers per
-thread, bytes spilled. It runs in a process of its own, because the other tests turn Triton's
-interpreter on. ptxas is the one that Triton brings.
+thread, bytes spilled, and how many instructions of that are inside the loops. It runs in a process
+of its own, because the other tests turn Triton's interpreter on. ptxas is the one that Triton
+brings.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from rectified_spaattn.kernels.attend import attend_kernel
+from rectified_spaattn.kernels.attend_hopper import attend_hopper_kernel
 from rectified_spaattn.kernels.tiles import Tile, tile_candidates
 
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 HEAD_DIM = 128
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 BLOCKS = ((128, 128), (128, 64), (64, 64))
 RECTIFICATIONS = ("paper", "precise")
 UNUSED = {
@@ -40,7 +45,7 @@ def entries(arch: int) -> Iterator[tuple[Tile, tuple[int, int], str]]:
     for blocks in BLOCKS:
         tiles = tile_candidates(
             (arch // 10, arch % 10), SHARED_MEMORY[arch], torch.bfloat16, HEAD_DIM, *blocks,
-            has_descriptors=True, int8=True,
+            has_descriptors=True, has_gluon=True, int8=True,
         )  # fmt: skip
         for tile in tiles:
             for rectification in RECTIFICATIONS:
@@ -59,43 +64,55 @@ def compile_entry(
         "Q_BLOCK": q_block,
         "KV_BLOCK": kv_block,
         "TILE_N": tile.tile_n,
-        "TAIL_N": tile.tail_n,
-        "TMA": tile.tma,
         "INT8": tile.int8,
         "RECTIFICATION": rectification,
-        "PRECISION": "tf32",
     }
+    options = {"num_warps": tile.num_warps}
+    if tile.specialised:
+        kernel, make_source = attend_hopper_kernel, GluonASTSource
+        constants["STAGES"] = tile.num_stages
+    else:
+        kernel, make_source = attend_kernel, ASTSource
+        constants |= {"TAIL_N": tile.tail_n, "TMA": tile.tma, "PRECISION": "tf32"}
+        options["num_stages"] = tile.num_stages
+    if tile.max_registers:
+        options["maxnreg"] = tile.max_registers
     constants |= dict.fromkeys(UNUSED[rectification])
     if not tile.int8:
         constants["k_scale"] = None
     types = {
         "scale": "fp32", "variance_cap": "fp32", "tail_spread": "*fp32", "k_scale": "*fp32",
-        "rectify_scale": "*fp32", "compensation": "*fp32", "q": "*bf16", "out": "*bf16",
+        "rectify_scale": "*fp32", "compensation": "*bf16", "q": "*bf16", "out": "*bf16",
     }  # fmt: skip
     for name in ("packed_k", "packed_v", "tail_k", "tail_v"):
         dtype = "i8" if tile.int8 and name == "packed_k" else "bf16"
         rows = tile.tail_n if name.startswith("tail") else tile.tile_n
-        block = f"tensordesc<{dtype}[{rows}, {HEAD_DIM}]>"
-        types[name] = block if tile.tma else f"*{dtype}"
+        types[name] = tile_type(dtype, rows, tile)
     types |= dict.fromkeys(("q_source", "kv_indices", "list_lengths", "ragged_kept"), "*i32")
     signature = {}
     attributes = {}
-    for position, name in enumerate(attend_kernel.arg_names):
+    for position, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else types.get(name, "i32")
         if signature[name].startswith("*") or name.startswith("stride"):
             attributes[(position,)] = [["tt.divisibility", 16]]
-    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    if tile.max_registers:
-        options["maxnreg"] = tile.max_registers
-    source = ASTSource(attend_kernel, signature, constants, attributes)
+    source = make_source(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def tile_type(dtype: str, rows: int, tile: Tile) -> str:
+    """How a tensor that is read in tiles appears in a kernel's signature."""
+    block = f"{dtype}[{rows}, {HEAD_DIM}]"
+    if tile.specialised:
+        element = gl.int8 if dtype == "i8" else gl.bfloat16
+        layout = gl.NVMMASharedLayout.get_default_for([rows, HEAD_DIM], element)
+        return f"tensordesc<{block},{layout!r}>"
+    return f"tensordesc<{block}>" if tile.tma else f"*{dtype}"
 
 
 def registers_and_spills(ptx: str, arch: int) -> tuple[int, int]:
     """Registers per thread, and bytes of spill stores and loads, as ptxas reports them."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    newest = folder / "ptxas-blackwell"
-    ptxas = newest if arch >= 100 and newest.exists() else folder / "ptxas"
+    newest = BINARIES / "ptxas-blackwell"
+    ptxas = newest if arch >= 100 and newest.exists() else BINARIES / "ptxas"
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "kernel.ptx"
         source.write_text(ptx)
@@ -104,6 +121,27 @@ def registers_and_spills(ptx: str, arch: int) -> tuple[int, int]:
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report).groups()
     return int(re.search(r"Used (\d+) registers", report)[1]), int(stores) + int(loads)
+
+
+def spills_in_loops(cubin: bytes) -> int:
+    """Instructions of local memory inside the loops that multiply."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "kernel.cubin"
+        file.write_bytes(cubin)
+        command = [BINARIES / "cuobjdump", "-sass", file]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code = [
+        (int(address, 16), text)
+        for address, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", listing, re.MULTILINE)
+    ]
+    found = 0
+    for end, text in code:
+        jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < end:
+            body = [line for address, line in code if int(jump[1], 16) <= address <= end]
+            if any("MMA" in line for line in body):
+                found += sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in body)
+    return found
 
 
 def main(arch: int) -> None:
@@ -118,6 +156,7 @@ def main(arch: int) -> None:
             "limit": SHARED_MEMORY[arch],
             "registers": registers,
             "spilled": spilled,
+            "spills_in_loops": spills_in_loops(kernel.asm["cubin"]) if spilled else 0,
         }
         sys.stdout.write(json.dumps(record) + "\n")
 

@@ -1,4 +1,4 @@
-"""Every entry of the tile table compiles for its architecture, fits, and does not spill."""
+"""Every entry of the tile table compiles for its architecture, fits, and its loops do not spill."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ pytest.importorskip("triton", reason="Triton is not installed")
 SCRIPT = Path(__file__).with_name("compile_tiles.py")
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
-# `precise` holds q and its squares in registers beside the accumulator where tensor cores take
-# their first operand from registers. What does not fit is parked around the tail, outside the main
-# loop.
-PRECISE_SPILL_BYTES = 400
+# Before Hopper, where tensor cores take q from registers, what does not fit beside it is parked
+# around the loops: the rounding to int8 before the first, the tail of `precise` behind the last.
+# Inside the loops nothing spills, which is checked below.
+PARKED_BYTES = 400
 
 
 @pytest.mark.timeout(300)
@@ -33,5 +33,6 @@ def test_tile_table(arch: int) -> None:
     assert {tuple(record["blocks"]) for record in records} == {(128, 128), (128, 64), (64, 64)}
     for record in records:
         assert record["shared"] <= record["limit"], record
-        allowed = PRECISE_SPILL_BYTES if record["rectification"] == "precise" else 0
-        assert record["spilled"] <= allowed, record
+        may_park = arch != 90 and (record["tile"][5] or record["rectification"] == "precise")
+        assert record["spilled"] <= (PARKED_BYTES if may_park else 0), record
+        assert record["spills_in_loops"] == 0, record

@@ -34,14 +34,20 @@ def test_every_chip_has_a_tile_that_fits(
 
     limit = SHARED_MEMORY[capability]
     q_block, kv_block = blocks
-    tiles = tile_candidates(capability, limit, dtype, head_dim, q_block, kv_block, has_descriptors)
-    assert tiles
+    tiles = tile_candidates(
+        capability, limit, dtype, head_dim, q_block, kv_block,
+        has_descriptors, has_descriptors, int8=True,
+    )  # fmt: skip
+    assert tiles[0].int8
+    assert not tiles[-1].int8  # the way out
     for tile in tiles:
         assert tile_bytes(tile, dtype, head_dim, q_block) <= limit
         assert kv_block % tile.tile_n == 0
         assert has_descriptors or not tile.tma
         # Only the bulk copy engine of Hopper is worth the descriptors.
-        assert capability[0] == 9 or not tile.tma
+        assert capability[0] == 9 or not (tile.tma or tile.specialised)
+        # More registers than the multiprocessor has left would be waited for without end.
+        assert not tile.specialised or (tile.max_registers == 128) == (q_block == 64)
 
 
 def test_nothing_is_offered_that_does_not_fit() -> None:
