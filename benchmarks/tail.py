@@ -1,12 +1,14 @@
-"""What the tail of `precise` needs: error against dense attention over its parts.
+"""What cheaper arithmetic costs: error over the parts of the tail of `precise`, and of int8.
 
     python -m rectified_spaattn.benchmarks.tail --what cap --grid 21 45 80 --heads 1
     python -m rectified_spaattn.benchmarks.tail --what variance
+    python -m rectified_spaattn.benchmarks.tail --what int8
 
 `cap` varies the most that the variance term may add (`rectification.TAIL_VARIANCE_CAP`).
 `variance` replaces the estimate of that term, w_r S_ij ("separable"), by dearer and cheaper ones;
 the selection of blocks stays the same. Relative L2 error of the reference on synthetic heads, by
-kind of head, and the geometric mean over the kinds.
+kind of head, and the geometric mean over the kinds. `int8` is the difference that rounding queries
+and keys makes to the output, with everything else the same.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import torch
@@ -79,13 +83,26 @@ def variants(what: str) -> Iterator[tuple[str, AbstractContextManager[object]]]:
         for cap in CAPS:
             yield f"{cap:g}", mock.patch.object(rectification, "TAIL_VARIANCE_CAP", cap)
         return
+    if what == "int8":
+        yield "int8", nullcontext()
+        return
     for name, estimate in VARIANCES.items():
         yield name, mock.patch.object(reference, "tail_variance_term", estimate)
 
 
+def all_outputs(
+    inputs: dict[str, tuple[Tensor, Tensor, Tensor]], layout: TokenLayout, config: SparseConfig
+) -> dict[str, Tensor]:
+    """Output of the reference for every kind of head."""
+    return {
+        kind: rectified_attention(*qkv, layout, config, backend="reference")
+        for kind, qkv in inputs.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=("cap", "variance"), required=True)
+    parser.add_argument("--what", choices=("cap", "variance", "int8"), required=True)
     parser.add_argument("--grid", type=int, nargs=3, default=[9, 24, 40])
     parser.add_argument("--heads", type=int, default=2, help="heads of every kind")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.75, 0.9])
@@ -105,15 +122,15 @@ def main() -> None:
         q_block, kv_block = map(int, blocks.split("x"))
         for sparsity in arguments.sparsity:
             config = SparseConfig(sparsity, q_block, kv_block, rectification="precise")
+            outputs = partial(all_outputs, inputs, layout)
+            expected = exact
+            if arguments.what == "int8":
+                expected = outputs(config)
+                config = replace(config, precision="int8")
             for name, context in variants(arguments.what):
                 with context:
-                    errors = [
-                        metrics.relative_l2(
-                            rectified_attention(*qkv, layout, config, backend="reference"),
-                            exact[kind],
-                        )
-                        for kind, qkv in inputs.items()
-                    ]
+                    found = outputs(config)
+                errors = [metrics.relative_l2(found[kind], expected[kind]) for kind in inputs]
                 mean = math.exp(sum(map(math.log, errors)) / len(errors))
                 row = " ".join(f"{error:8.4f}" for error in errors)
                 print(f"{blocks:>8} {sparsity:8g} {name:>10} {row} {mean:7.4f}", flush=True)

@@ -59,7 +59,9 @@ def measure_interleaved(
         raise ValueError(f"rounds = {rounds} is not allowed: 1 or more")
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(warm_up + rounds):
-        for name, call in calls.items():
+        order = list(calls.items())
+        # Every other round backwards, so that nobody always runs on a chip that is still hot.
+        for name, call in order if index % 2 else reversed(order):
             elapsed = _time_call(call, device, host_time)
             if index >= warm_up:
                 seconds[name].append(elapsed)
