@@ -35,7 +35,7 @@ def measure_interleaved(
     host_time: bool = False,
     after_call: Callable[[str], None] | None = None,
 ) -> dict[str, Timing]:
-    """Time `calls` in turn: each round runs every one of them once.
+    """Time `calls` in turn: each round runs every one of them once, every other round backwards.
 
     Clock changes, heat and other load then hit all candidates alike, and the median drops what hits
     a single call. On a GPU the time is taken between CUDA events around the call, behind other
@@ -60,8 +60,8 @@ def measure_interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(warm_up + rounds):
         order = list(calls.items())
-        # Every other round backwards, so that nobody always runs on a chip that is still hot.
-        for name, call in order if index % 2 else reversed(order):
+        # Backwards, so that nobody always runs on a chip that the one before has heated.
+        for name, call in reversed(order) if index % 2 else order:
             elapsed = _time_call(call, device, host_time)
             if index >= warm_up:
                 seconds[name].append(elapsed)

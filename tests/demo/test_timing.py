@@ -15,7 +15,7 @@ def test_candidates_take_turns() -> None:
     reported: list[str] = []
     calls = {name: (lambda name=name: seen.append(name)) for name in ("a", "b")}
     timings = measure_interleaved(calls, CPU, rounds=3, warm_up=1, after_call=reported.append)
-    assert seen == ["a", "b"] * 4
+    assert seen == ["a", "b", "b", "a"] * 2  # every other round backwards
     assert reported == seen
     assert list(timings) == ["a", "b"]
     assert all(timing.rounds == 3 for timing in timings.values())
