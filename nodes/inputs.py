@@ -29,6 +29,7 @@ def patch_settings(
     dense_blocks: str,
     min_tokens: int,
     verbose: bool,
+    precision: str,
     node_id: str | None,
 ) -> PatchSettings:
     """Settings of the RectifiedSpaAttn node; a connected schedule replaces sparsity and percents.
@@ -47,6 +48,7 @@ def patch_settings(
         top_p=top_p,
         rectification=rectification,
         order=token_order,
+        precision=precision,
     )
     if schedule is None:
         schedule = SparsitySchedule(sparsity, sparsity, "constant", start_percent, end_percent)

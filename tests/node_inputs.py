@@ -16,6 +16,7 @@ INPUTS = {
         "dense_blocks",
         "min_tokens",
         "verbose",
+        "precision",
     ],
     "RectifiedSpaAttnSchedule": [
         "start_sparsity",

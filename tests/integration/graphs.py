@@ -117,7 +117,10 @@ def unpatched(graph: Graph, model: Link) -> Link:
 
 
 def rectified(**settings) -> ModelPatch:
-    """Our node with test defaults: no token gate, small blocks, a report in the log."""
+    """Our node with test defaults: no token gate, small blocks, a report in the log.
+
+    As prompts of its first version had it: without `precision`, which came later.
+    """
     inputs = {
         "enabled": True,
         "sparsity": 0.75,

@@ -30,8 +30,9 @@ def node(**change: Any) -> Any:
         "token_order": "gilbert",
         "top_p": 0.0,
         "dense_blocks": "",
-        "min_tokens": 12288,
+        "min_tokens": 8192,
         "verbose": False,
+        "precision": "auto",
         "node_id": None,
     }
     return patch_settings(**(values | change))
@@ -86,6 +87,7 @@ CASES: list[tuple[Callable[..., Any], str, Any, str]] = [
     (node, "dense_blocks", 3, "a text"),
     (node, "min_tokens", -1, "a whole number, 0 to 1000000"),
     (node, "min_tokens", 1.5, "a whole number, 0 to 1000000"),
+    (node, "precision", "fp8", "one of auto, 16-bit, int8"),
     (schedule, "start_sparsity", 0.99, "a number from 0 to 0.98"),
     (schedule, "end_sparsity", -1, "a number from 0 to 0.98"),
     (schedule, "curve", "ease", "one of constant, linear, cosine"),

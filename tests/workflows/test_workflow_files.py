@@ -46,6 +46,7 @@ ATTENTION = {
     "dense_blocks": parse_dense_blocks,
     "min_tokens": (0, 1_000_000),
     "verbose": (True, False),
+    "precision": ("auto", "16-bit", "int8"),
 }
 SCHEDULE = {
     "start_sparsity": (0.0, 0.98),

@@ -24,8 +24,9 @@ ATTENTION_WIDGETS: Mapping[str, Any] = {
     "token_order": "gilbert",
     "top_p": 0.0,
     "dense_blocks": "",
-    "min_tokens": 12288,
+    "min_tokens": 8192,
     "verbose": False,
+    "precision": "auto",
 }
 
 SCHEDULE_WIDGETS: Mapping[str, Any] = {
