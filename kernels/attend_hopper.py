@@ -25,6 +25,8 @@ LOG2E = gl.constexpr(1.4426950408889634)
 # See attend.py: a sum of int8 products that starts from these bits is a float, this much too large.
 INTEGER_BITS = gl.constexpr(0x4B400000)
 INTEGER_FLOAT = gl.constexpr(12582912.0)
+# The barrier of the four warps of a group; its name has changed between releases.
+group_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 # Rows of one group: what four warps multiply at once.
 GROUP_ROWS = gl.constexpr(64)
 
@@ -102,14 +104,17 @@ def _group(
         # The maximum drops NaN; the sum carries it into the scores, where it is seen.
         largest = gl.max(gl.abs(exact), 1) + 0.0 * gl.sum(exact, 1)
         steps = 127.0 / gl.maximum(largest, 1e-30)
-        q_shared.store(gl.floor(exact * steps[:, None] + 0.5).to(gl.int8))
         row_unit = gl.convert_layout(unit / 127.0 * largest, ROW_S)
+        q_shared.store(gl.floor(exact * steps[:, None] + 0.5).to(gl.int8))
         key_scale += head * (packed_length // KV_BLOCK)
         if PRECISE:
             exact_shared.store(q_tile)
     else:
         q_shared.store(q_tile)
+    # Products read the queries of all four warps past the cache of each: every warp makes its own
+    # visible before any warp goes on.
     fence_async_shared()
+    group_barrier()
 
     acc = gl.zeros([GROUP_ROWS, DP], gl.float32, O_LAYOUT)
     highest = gl.full([GROUP_ROWS], float("-inf"), gl.float32, ROW_S)
