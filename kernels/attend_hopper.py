@@ -59,16 +59,19 @@ def _unit(row_unit, key_scale, INT8: gl.constexpr):
 
 @gluon.jit
 def _group(
-    group, q, q_source, k_scale, entries, rectify_scale, compensation, tail_spread, out,
-    q_tiles, exact_tiles, k_ring, v_ring, k_full, v_full, k_empty, v_empty,
-    block, row, is_video, batch, head_in_batch, head, num_heads, length, packed_length, num_k,
-    video_length, num_tiles, ragged_size, context_size, context_block, num_tail,
-    stride_b, stride_h, stride_n, stride_d, scale, variance_cap,
+    group, arguments, stride_d,
     D: gl.constexpr, DP: gl.constexpr, Q_BLOCK: gl.constexpr, KV_BLOCK: gl.constexpr,
     TILE_N: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr, PAPER: gl.constexpr,
     PRECISE: gl.constexpr,
 ):  # fmt: skip
     """Four warps: rows `64 group ... 64 group + 63` of the q-block, from queries to output."""
+    (
+        q, q_source, k_scale, entries, rectify_scale, compensation, tail_spread, out,
+        q_tiles, exact_tiles, k_ring, v_ring, k_full, v_full, k_empty, v_empty,
+        block, row, is_video, batch, head_in_batch, head, num_heads, length, packed_length, num_k,
+        video_length, num_tiles, ragged_size, context_size, context_block, num_tail,
+        stride_b, stride_h, stride_n, scale, variance_cap,
+    ) = arguments  # fmt: skip
     DTYPE: gl.constexpr = v_ring.dtype
     K_STEP: gl.constexpr = 32 if INT8 else 16  # channels of one instruction
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_N, K_STEP])
@@ -321,31 +324,33 @@ def attend_hopper_kernel(
         spreads = tail_spread
         pooled_k = tail_k
         pooled_v = tail_v
+    arguments = (
+        q, q_source, scales, entries, factors, additions, spreads, out,
+        q_tiles, exact_tiles, k_ring, v_ring, k_full, v_full, k_empty, v_empty,
+        block, row, is_video, batch, head_in_batch, head, num_heads, length, packed_length, num_k,
+        video_length, num_tiles, ragged_size, context_size, context_block, num_tail,
+        stride_b, stride_h, stride_n, scale, variance_cap,
+    )  # fmt: skip
+    fetched = (
+        packed_k, packed_v, pooled_k, pooled_v, entries,
+        k_ring, v_ring, k_full, v_full, k_empty, v_empty,
+        head_row, tail_row, num_tiles, ragged_row, ragged_tiles, context_row, context_tiles,
+        num_tail,
+    )  # fmt: skip
+    # Constants, and the stride that is one, stand in the calls themselves: a variable would turn
+    # them into values.
     if GROUPS == 2:
         gl.warp_specialize(
             [
                 (_group, (
-                    0, q, q_source, scales, entries, factors, additions, spreads, out,
-                    q_tiles, exact_tiles, k_ring, v_ring, k_full, v_full, k_empty, v_empty,
-                    block, row, is_video, batch, head_in_batch, head, num_heads, length,
-                    packed_length, num_k, video_length, num_tiles, ragged_size, context_size,
-                    context_block, num_tail, stride_b, stride_h, stride_n, stride_d, scale,
-                    variance_cap, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER, PRECISE,
+                    0, arguments, stride_d, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER,
+                    PRECISE,
                 )),
                 (_group, (
-                    1, q, q_source, scales, entries, factors, additions, spreads, out,
-                    q_tiles, exact_tiles, k_ring, v_ring, k_full, v_full, k_empty, v_empty,
-                    block, row, is_video, batch, head_in_batch, head, num_heads, length,
-                    packed_length, num_k, video_length, num_tiles, ragged_size, context_size,
-                    context_block, num_tail, stride_b, stride_h, stride_n, stride_d, scale,
-                    variance_cap, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER, PRECISE,
+                    1, arguments, stride_d, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER,
+                    PRECISE,
                 )),
-                (fetcher, (
-                    packed_k, packed_v, pooled_k, pooled_v, entries,
-                    k_ring, v_ring, k_full, v_full, k_empty, v_empty,
-                    head_row, tail_row, num_tiles, ragged_row, ragged_tiles, context_row,
-                    context_tiles, num_tail, KV_BLOCK, TILE_N, STAGES, INT8, PRECISE,
-                )),
+                (fetcher, (fetched, KV_BLOCK, TILE_N, STAGES, INT8, PRECISE)),
             ],
             [4, 1],
             [240, 24],
@@ -354,19 +359,10 @@ def attend_hopper_kernel(
         gl.warp_specialize(
             [
                 (_group, (
-                    0, q, q_source, scales, entries, factors, additions, spreads, out,
-                    q_tiles, exact_tiles, k_ring, v_ring, k_full, v_full, k_empty, v_empty,
-                    block, row, is_video, batch, head_in_batch, head, num_heads, length,
-                    packed_length, num_k, video_length, num_tiles, ragged_size, context_size,
-                    context_block, num_tail, stride_b, stride_h, stride_n, stride_d, scale,
-                    variance_cap, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER, PRECISE,
+                    0, arguments, stride_d, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER,
+                    PRECISE,
                 )),
-                (fetcher, (
-                    packed_k, packed_v, pooled_k, pooled_v, entries,
-                    k_ring, v_ring, k_full, v_full, k_empty, v_empty,
-                    head_row, tail_row, num_tiles, ragged_row, ragged_tiles, context_row,
-                    context_tiles, num_tail, KV_BLOCK, TILE_N, STAGES, INT8, PRECISE,
-                )),
+                (fetcher, (fetched, KV_BLOCK, TILE_N, STAGES, INT8, PRECISE)),
             ],
             [1],
             [24],

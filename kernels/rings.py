@@ -20,13 +20,16 @@ def _fetch(tensor, row, ring, full, empty, index, STAGES: gl.constexpr):
 
 @gluon.jit
 def fetcher(
-    packed_k, packed_v, tail_k, tail_v, entries,
-    k_ring, v_ring, k_full, v_full, k_empty, v_empty,
-    head_row, tail_row, num_tiles, ragged_row, ragged_tiles, context_row, context_tiles, num_tail,
-    KV_BLOCK: gl.constexpr, TILE_N: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr,
-    PRECISE: gl.constexpr,
+    arguments, KV_BLOCK: gl.constexpr, TILE_N: gl.constexpr, STAGES: gl.constexpr,
+    INT8: gl.constexpr, PRECISE: gl.constexpr,
 ):  # fmt: skip
     """The fetching warp: full blocks, the two ragged ones, then the pooled keys of the tail."""
+    (
+        packed_k, packed_v, tail_k, tail_v, entries,
+        k_ring, v_ring, k_full, v_full, k_empty, v_empty,
+        head_row, tail_row, num_tiles, ragged_row, ragged_tiles, context_row, context_tiles,
+        num_tail,
+    ) = arguments  # fmt: skip
     TILES: gl.constexpr = KV_BLOCK // TILE_N
     num_attended = num_tiles + ragged_tiles + context_tiles
     entry = gl.load(entries, mask=num_tiles > 0, other=0)

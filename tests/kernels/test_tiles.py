@@ -54,3 +54,62 @@ def test_nothing_is_offered_that_does_not_fit() -> None:
     from rectified_spaattn.kernels.tiles import tile_candidates
 
     assert tile_candidates((9, 0), 1024, torch.bfloat16, 128, 128, 128, True) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [
+        ((8, 0), "16-bit"),
+        ((8, 6), "int8"),
+        ((8, 9), "int8"),
+        ((9, 0), "16-bit"),
+        ((10, 0), "16-bit"),
+        ((12, 0), "int8"),
+        ((12, 1), "int8"),
+    ],
+    ids=str,
+)
+def test_auto_is_int8_on_graphics_cards(capability: tuple[int, int], precision: str) -> None:
+    from rectified_spaattn.kernels.tiles import resolved_precision
+
+    assert resolved_precision("auto", capability) == precision
+    assert resolved_precision("int8", capability) == "int8"
+    assert resolved_precision("16-bit", capability) == "16-bit"
+
+
+def test_specialised_warps_are_offered_where_they_can_run() -> None:
+    """Hopper, 16-bit inputs, wide heads, and a Triton with which they have been run."""
+    from rectified_spaattn.kernels.tiles import tile_candidates
+
+    def first(capability: tuple[int, int], dtype: torch.dtype, head_dim: int, gluon: bool) -> bool:
+        limit = SHARED_MEMORY[capability]
+        return tile_candidates(
+            capability, limit, dtype, head_dim, 128, 128, True, gluon
+        )[0].specialised  # fmt: skip
+
+    assert first((9, 0), torch.bfloat16, 128, True)
+    assert not first((9, 0), torch.bfloat16, 128, False)
+    assert not first((9, 0), torch.float32, 128, True)
+    assert not first((9, 0), torch.float16, 32, True)
+    assert not first((8, 9), torch.float16, 128, True)
+    assert not first((12, 0), torch.float16, 128, True)
+
+
+@pytest.mark.parametrize("blocks", [(128, 128), (128, 64), (64, 64)], ids=str)
+@pytest.mark.parametrize("precision", ["16-bit", "int8"])
+def test_hopper_uses_its_own_kernel(
+    precision: str, blocks: tuple[int, int], device: torch.device
+) -> None:
+    from rectified_spaattn.kernels.selfcheck import trusted_tile
+    from rectified_spaattn.kernels.stages import has_gluon
+
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        pytest.skip("needs a Hopper GPU (H100, H200)")
+    if not has_gluon():
+        pytest.skip("the kernel for Hopper has not been run with this Triton")
+    for rectification in ("paper", "precise", "none"):
+        tile = trusted_tile(
+            torch.device("cuda", 0), torch.bfloat16, 128, *blocks, rectification, precision
+        )
+        assert tile.specialised
+        assert tile.int8 == (precision == "int8")
