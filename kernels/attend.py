@@ -15,17 +15,13 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# The bits of 1.5 * 2^23: an integer below 2^22 added to them gives the bits of a float that is as
-# much larger. A sum of int8 products that starts here is a float without any conversion.
-INTEGER_BITS = tl.constexpr(0x4B400000)
-INTEGER_FLOAT = tl.constexpr(12582912.0)
 
 
 @triton.jit
 def _absorb(acc, highest, total, scores, unit, values, INT8: tl.constexpr, PRECISION: tl.constexpr):
-    """One step of the online softmax: scores [M, N], `unit` brings them to log2, values [N, DP].
+    """One step of the online softmax: scores [M, N], values [N, DP].
 
-    With INT8 the scores are `INTEGER_FLOAT` too large, and `unit` is one number per row.
+    `unit` brings scores to log2: a number, with INT8 one per row.
     """
     # Scaling after the maximum leaves one fused multiply-add per score.
     new_highest = tl.maximum(highest, tl.max(scores, 1) * unit)
@@ -42,7 +38,7 @@ def _absorb(acc, highest, total, scores, unit, values, INT8: tl.constexpr, PRECI
 
 @triton.jit
 def _scores(q, k, INT8: tl.constexpr, PRECISION: tl.constexpr):
-    """Raw scores [M, N] of q [M, DP] with k [N, DP], fp32; with INT8 `INTEGER_FLOAT` too large."""
+    """Raw scores [M, N] of q [M, DP] with k [N, DP], fp32."""
     if INT8:
         scores = tl.dot(q, tl.trans(k), out_dtype=tl.int32).to(tl.float32)
     else:

@@ -22,7 +22,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .rings import fetcher, wait_for_tile
 
 LOG2E = gl.constexpr(1.4426950408889634)
-# See attend.py: a sum of int8 products that starts from these bits is a float, this much too large.
+# The bits of 1.5 * 2^23: an integer below 2^22 added to them gives the bits of a float that is as
+# much larger. A sum of int8 products that starts here is a float without any conversion.
 INTEGER_BITS = gl.constexpr(0x4B400000)
 INTEGER_FLOAT = gl.constexpr(12582912.0)
 # The barrier of the four warps of a group; its name has changed between releases.
