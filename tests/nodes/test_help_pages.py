@@ -37,6 +37,24 @@ def test_input_order(node_id: str) -> None:
     assert [name for name, _ in sockets(node_id, "Input")] == INPUTS[node_id]
 
 
+def test_inputs_added_later_may_be_missing() -> None:
+    """Workflows and prompts saved before an input existed get its default."""
+    inputs = sockets("RectifiedSpaAttn", "Input")
+    first = INPUTS["RectifiedSpaAttn"].index("verbose") + 1
+    assert inputs[first:]
+    assert [name for name, given in inputs[first:] if not {"optional", "default"} <= given] == []
+
+    tree = ast.parse((ROOT / "nodes" / NODES["RectifiedSpaAttn"]).read_text(encoding="utf-8"))
+    (execute,) = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == "execute"
+    )
+    arguments, defaults = execute.args.args, execute.args.defaults
+    has_default = {argument.arg for argument in arguments[len(arguments) - len(defaults) :]}
+    assert {name for name, _ in inputs[first:]} <= has_default
+
+
 @pytest.mark.parametrize("node_id", NODES)
 @pytest.mark.parametrize("kind", ["Input", "Output"])
 def test_every_socket_has_a_tooltip(node_id: str, kind: str) -> None:

@@ -55,7 +55,7 @@ attention blocks (**sparsity** 0.75) and corrects for the rest; the first 3 of 3
 first two layers (**dense_blocks** `0, 1`) stay exact.
 
 The clip is 81 frames at 832x480 = 32,760 tokens. The official template's 33 frames are only \
-14,040: barely enough for sparse attention to pay.
+14,040, where less is gained.
 """)
 
 WAN21_I2V = text("""
@@ -64,7 +64,7 @@ attention blocks (**sparsity** 0.75) and corrects for the rest; the first 2 of 2
 first two layers (**dense_blocks** `0, 1`) stay exact.
 
 The clip is 81 frames at 640x640 = 33,600 tokens. The official template's 33 frames at 512x512 \
-are 9,216: below **min_tokens**, so all of its attention would stay exact.
+are 9,216: little more than **min_tokens**, where less is gained.
 
 Load your own picture in place of the example.
 """)
