@@ -59,7 +59,7 @@ def pool_kernel(
     MEAN_LOW: tl.constexpr,
     SPREAD_LOW: tl.constexpr,
 ):
-    # Heads of one token lie beside each other in memory: programs that run together share pages.
+    # In models the heads of one token lie beside each other in memory: they are read together.
     head = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     batch_head = first_head + head

@@ -1,8 +1,8 @@
 """Static tile table of the attention kernel: nothing is tuned while an artist waits.
 
-With D = 128 and 16-bit inputs every row fits its architecture and `paper` spills no registers;
-tests/kernels/test_compile.py bounds what `precise` spills. Rows are tried in order: the first that
-fits into shared memory and passes its check is used.
+With D = 128 and 16-bit inputs every row fits its architecture and spills no registers inside its
+loops; tests/kernels/test_compile.py checks both and bounds what is parked around them. Rows are
+tried in order: the first that fits into shared memory and passes its check is used.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Tile(NamedTuple):
         tma: keys and values come through tensor descriptors (the bulk copy engine).
         max_registers: registers per thread at most, so that two programs share a multiprocessor;
             0 leaves it to the compiler.
-        specialised: the kernel of attend_hopper.py, which fetches with one warp more and always
-            through descriptors.
         int8: queries and keys are rounded to int8, see rspa_core/quantisation.py.
+        specialised: the kernel of attend_hopper.py, which fetches with one warp more and always
+            through descriptors; `num_warps` are those of one group.
     """
 
     tile_n: int

@@ -199,9 +199,9 @@ def _inputs() -> list[Any]:
             default="auto",
             optional=True,  # prompts saved before it existed stay valid
             advanced=True,
-            tooltip="How the kept part is scored. int8 rounds queries and keys to 8 bits, which "
-            "changes the result by less than half a per cent, far less than sparsity does. auto: "
-            "int8 on RTX 30, 40 and 50 cards, 16-bit on others. Where int8 does not pass its "
-            "check, 16 bits are used.",
+            tooltip="Number format in which the kept parts of the video are compared. int8 is "
+            "coarser, but changes the result far less than sparsity does. auto: int8 on RTX 30, "
+            "40 and 50 cards, 16-bit on others. Where int8 does not pass its check, 16-bit is "
+            "used.",
         ),
     ]
