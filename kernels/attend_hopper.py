@@ -7,6 +7,8 @@ the scores of tile i + 1 are on the tensor cores while the weighted values of ti
 
     scores(i + 1) = q k(i + 1)^T      acc += weights(i) v(i)      weights(i + 1) = exp2(...)
 
+Rows that are bounded, as nearly all are, need no moving maximum: see online_softmax.py.
+
 Arguments and result as in attend.py, whose formulas and notes are not repeated here.
 """
 
@@ -16,46 +18,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     warpgroup_mma,
-    warpgroup_mma_wait,
 )
 
+from .hopper_loops import full_blocks, pooled_keys
+from .online_softmax import INTEGER_BITS, LOG2E, RANGE, RANGE_FP16, online_step, scaling
 from .rings import fetcher, wait_for_tile
 
-LOG2E = gl.constexpr(1.4426950408889634)
-# The bits of 1.5 * 2^23: an integer below 2^22 added to them gives the bits of a float that is as
-# much larger. A sum of int8 products that starts here is a float without any conversion.
-INTEGER_BITS = gl.constexpr(0x4B400000)
-INTEGER_FLOAT = gl.constexpr(12582912.0)
 # The barrier of the four warps of a group; its name has changed between releases.
 group_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 # Rows of one group: what four warps multiply at once.
 GROUP_ROWS = gl.constexpr(64)
-
-
-@gluon.jit
-def _weights(scores, highest, total, unit, INT8: gl.constexpr):
-    """One step of the online softmax: weights, new maximum and sum, and the factor for the old."""
-    if INT8:
-        scores = scores.to(gl.float32, bitcast=True)
-        new_highest = gl.maximum(highest, (gl.max(scores, 1) - INTEGER_FLOAT) * unit)
-        offset = INTEGER_FLOAT * unit + new_highest
-        weights = gl.exp2(scores * unit[:, None] - offset[:, None])
-    else:
-        new_highest = gl.maximum(highest, gl.max(scores, 1) * unit)
-        weights = gl.exp2(scores * unit - new_highest[:, None])
-    rescale = gl.exp2(highest - new_highest)
-    total = total * rescale + gl.sum(weights, 1)
-    return weights, new_highest, total, rescale
-
-
-@gluon.jit
-def _unit(row_unit, key_scale, INT8: gl.constexpr):
-    """What brings raw scores to log2: a number, with INT8 one per row."""
-    unit = row_unit
-    if INT8:
-        unit = row_unit * key_scale
-        unit = gl.where(unit == 0.0, 1e-30, unit)  # 0 * -inf would be NaN
-    return unit
 
 
 @gluon.jit
@@ -67,13 +39,14 @@ def _group(
 ):  # fmt: skip
     """Four warps: rows `64 group ... 64 group + 63` of the q-block, from queries to output."""
     (
-        q, q_source, k_scale, entries, rectify_scale, compensation, tail_spread, out,
-        q_tiles, exact_tiles, k_ring, v_ring, k_full, v_full, k_empty, v_empty,
-        block, row, is_video, batch, head_in_batch, head, num_heads, length, packed_length, num_k,
-        video_length, num_tiles, ragged_size, context_size, context_block, num_tail,
-        stride_b, stride_h, stride_n, scale, variance_cap,
+        q, q_source, k_centre, k_radius, k_scale, entries, rectify_scale, compensation,
+        tail_spread, out, q_tiles, exact_tiles, rings, block, row, is_video, batch, head_in_batch,
+        head, num_heads, length, packed_length, num_k, video_length, num_tiles, ragged_size,
+        context_size, context_block, num_tail, stride_b, stride_h, stride_n, scale, variance_cap,
     ) = arguments  # fmt: skip
+    k_ring, v_ring, k_full, v_full, k_empty, v_empty = rings
     DTYPE: gl.constexpr = v_ring.dtype
+    WIDE: gl.constexpr = v_ring.dtype == gl.bfloat16
     K_STEP: gl.constexpr = 32 if INT8 else 16  # channels of one instruction
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_N, K_STEP])
     T_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_N, 16])
@@ -98,10 +71,14 @@ def _group(
     row_unit = unit
     key_scale = k_scale
     exact = q_tile.to(gl.float32)
-    if PRECISE:
-        # Not 0, because 0 * -inf would be NaN.
-        squared_length = gl.maximum(gl.sum(exact * exact, 1), 1e-30) * LOG2E
-        squared_length = gl.convert_layout(squared_length, ROW_T)
+    squared_length = gl.sum(exact * exact, 1)
+    # Rounding to int8 lengthens a vector by less than a twentieth.
+    bound = gl.sqrt(squared_length) * gl.load(k_radius + head) * (1.1 if INT8 else 1.0)
+    if not INT8:  # int8 keys have lost their centre
+        centre_row = k_centre + (batch * num_heads + head_in_batch) * D
+        centre = gl.load(centre_row + q_cols, mask=q_cols < D, other=0.0)
+        bound += gl.sum(exact * centre[None, :], 1)
+    bound = gl.convert_layout(bound * unit, ROW_S)
     q_shared = q_tiles.index(group)
     exact_shared = exact_tiles.index(group)
     if INT8:
@@ -128,43 +105,37 @@ def _group(
     else:
         start = gl.zeros([GROUP_ROWS, TILE_N], gl.float32, S_LAYOUT)
 
+    bounded = False
     if num_tiles > 0:
         scale_now = 1.0
-        if INT8:
-            scale_now = gl.load(key_scale + gl.load(entries))
-        slot = wait_for_tile(k_full, 0, STAGES)
-        keys = k_ring.index(slot).permute((1, 0))
-        scores = warpgroup_mma(q_shared, keys, start, use_acc=INT8)
-        mbarrier.arrive(k_empty.index(slot), count=1)
-        tile_unit = _unit(row_unit, scale_now, INT8)
-        weights, highest, total, rescale = _weights(scores, highest, total, tile_unit, INT8)
-        w = gl.convert_layout(weights.to(DTYPE), W_LAYOUT)
         scale_next = 1.0
         entry = 0
         if INT8:
             # Two steps ahead: the scores must not wait for a chain of loads.
+            scale_now = gl.load(key_scale + gl.load(entries))
             scale_next = gl.load(
                 key_scale + gl.load(entries + 1 // TILES, mask=num_tiles > 1, other=0)
             )
             entry = gl.load(entries + 2 // TILES, mask=num_tiles > 2, other=0)
-        for tile in range(1, num_tiles):
-            tile_unit = _unit(row_unit, scale_next, INT8)
-            if INT8:
-                scale_next = gl.load(key_scale + entry)
-                entry = gl.load(entries + (tile + 2) // TILES, mask=tile + 2 < num_tiles, other=0)
-            k_slot = wait_for_tile(k_full, tile, STAGES)
-            keys = k_ring.index(k_slot).permute((1, 0))
-            scores = warpgroup_mma(q_shared, keys, start, use_acc=INT8, is_async=True)
-            v_slot = wait_for_tile(v_full, tile - 1, STAGES)
-            acc = warpgroup_mma(w, v_ring.index(v_slot), acc, is_async=True)
-            scores = warpgroup_mma_wait(1, deps=(scores,))
-            mbarrier.arrive(k_empty.index(k_slot), count=1)
-            weights, highest, total, rescale = _weights(scores, highest, total, tile_unit, INT8)
-            next_w = gl.convert_layout(weights.to(DTYPE), W_LAYOUT)
-            acc, w, next_w = warpgroup_mma_wait(0, deps=(acc, w, next_w))
-            mbarrier.arrive(v_empty.index(v_slot), count=1)
-            acc = acc * gl.convert_layout(rescale, ROW_O)[:, None]
-            w = next_w
+        slot = wait_for_tile(k_full, 0, STAGES)
+        keys = k_ring.index(slot).permute((1, 0))
+        scores = warpgroup_mma(q_shared, keys, start, use_acc=INT8)
+        mbarrier.arrive(k_empty.index(slot), count=1)
+        tile_unit = scaling(row_unit, scale_now, INT8)
+        weights, highest, total, rescale = online_step(scores, highest, total, tile_unit, INT8)
+        w = gl.convert_layout(weights.to(DTYPE), W_LAYOUT)
+        bounded = gl.max(bound - highest, 0) < (RANGE if WIDE else RANGE_FP16)
+        state = (acc, w, highest, total)
+        units = (row_unit, scale_next, entry, key_scale, entries)
+        if bounded:
+            state = full_blocks(
+                state, q_shared, start, rings, units, num_tiles, TILES, STAGES, INT8, True
+            )
+        else:
+            state = full_blocks(
+                state, q_shared, start, rings, units, num_tiles, TILES, STAGES, INT8, False
+            )
+        acc, w, highest, total = state
         slot = wait_for_tile(v_full, num_tiles - 1, STAGES)
         acc = warpgroup_mma(w, v_ring.index(slot), acc)
         mbarrier.arrive(v_empty.index(slot), count=1)
@@ -177,7 +148,7 @@ def _group(
         part_scale = 1.0
         if INT8:
             part_scale = gl.load(key_scale + kv_block)
-        part_unit = _unit(row_unit, part_scale, INT8)
+        part_unit = scaling(row_unit, part_scale, INT8)
         for first in range(0, size, TILE_N):
             slot = wait_for_tile(k_full, index, STAGES)
             keys = k_ring.index(slot).permute((1, 0))
@@ -186,7 +157,7 @@ def _group(
             # The bits of -inf, where scores are the bits of floats.
             outside = -8388608 if INT8 else float("-inf")
             scores = gl.where((first + columns < size)[None, :], scores, outside)
-            weights, highest, total, rescale = _weights(scores, highest, total, part_unit, INT8)
+            weights, highest, total, rescale = online_step(scores, highest, total, part_unit, INT8)
             acc = acc * gl.convert_layout(rescale, ROW_O)[:, None]
             w = gl.convert_layout(weights.to(DTYPE), W_LAYOUT)
             slot = wait_for_tile(v_full, index, STAGES)
@@ -194,43 +165,24 @@ def _group(
             mbarrier.arrive(v_empty.index(slot), count=1)
             index += 1
 
-    total = gl.convert_layout(total, ROW_T)
     if PRECISE:
-        highest = gl.convert_layout(highest, ROW_T)
-        spread_row = tail_spread + row * num_k
-        cap = variance_cap * LOG2E
-        full_size = gl.log2(KV_BLOCK * 1.0)
-        last_size = gl.log2((video_length - (num_k - 1) * KV_BLOCK).to(gl.float32))
-        columns = gl.arange(0, TILE_N, gl.SliceLayout(0, T_LAYOUT))
-        zeros = gl.zeros([GROUP_ROWS, TILE_N], gl.float32, T_LAYOUT)
-        # Where tile j of the tail is in its rings, see fetcher.
-        PACE: gl.constexpr = 2 if INT8 else 1
-        AFTER: gl.constexpr = 1 if INT8 else 0
-        t_ring = v_ring
-        t_full = v_full
-        t_empty = v_empty
-        if not INT8:
-            t_ring = k_ring
-            t_full = k_full
-            t_empty = k_empty
-        for tile in range(0, num_tail):
-            number = tile * TILE_N + columns
-            spread = gl.load(spread_row + number, mask=number < num_k, other=float("-inf"))
-            k_slot = wait_for_tile(t_full, index + PACE * tile, STAGES)
-            keys = t_ring.index(k_slot).permute((1, 0))
-            scores = warpgroup_mma(exact_shared, keys, zeros, use_acc=False, is_async=True)
-            scores = warpgroup_mma_wait(0, deps=(scores,))
-            mbarrier.arrive(t_empty.index(k_slot), count=1)
-            log_size = gl.where(number == num_k - 1, last_size, full_size)
-            bias = squared_length[:, None] * spread[None, :] + log_size[None, :]
-            bias = gl.minimum(bias, (log_size + cap)[None, :])
-            scores = scores * unit + bias
-            weights, highest, total, rescale = _weights(scores, highest, total, 1.0, False)
-            acc = acc * gl.convert_layout(rescale, ROW_O)[:, None]
-            w = gl.convert_layout(weights.to(DTYPE), W_LAYOUT)
-            v_slot = wait_for_tile(v_full, index + PACE * tile + AFTER, STAGES)
-            acc = warpgroup_mma(w, v_ring.index(v_slot), acc)
-            mbarrier.arrive(v_empty.index(v_slot), count=1)
+        # Not 0, because 0 * -inf would be NaN.
+        squared_length = gl.maximum(squared_length, 1e-30) * LOG2E
+        squared_length = gl.convert_layout(squared_length, ROW_T)
+        state = (acc, gl.convert_layout(highest, ROW_T), gl.convert_layout(total, ROW_T))
+        blocks = (tail_spread + row * num_k, num_k, video_length)
+        # The bound holds for pooled keys, too, but for their bias: up to 2^13, too much for fp16.
+        if bounded and WIDE:
+            state = pooled_keys(
+                state, exact_shared, squared_length, blocks, rings, index, num_tail, unit,
+                variance_cap, KV_BLOCK, STAGES, INT8, True,
+            )  # fmt: skip
+        else:
+            state = pooled_keys(
+                state, exact_shared, squared_length, blocks, rings, index, num_tail, unit,
+                variance_cap, KV_BLOCK, STAGES, INT8, False,
+            )  # fmt: skip
+        acc, highest, total = state
 
     result = acc / gl.convert_layout(total, ROW_O)[:, None]
     cols = gl.arange(0, DP, gl.SliceLayout(0, O_LAYOUT))
@@ -257,11 +209,15 @@ def attend_hopper_kernel(
     rectify_scale, compensation, tail_spread, tail_k, tail_v, out,
     first_head, num_heads, length, packed_length, tail_length, num_q, num_context_q, num_k,
     video_length, context_length, width, all_blocks_start, num_all_blocks,
-    stride_b, stride_h, stride_n, stride_d, scale, variance_cap,
+    stride_b, stride_h, stride_n, stride_d, scale, variance_cap, k_centre, k_radius,
     D: gl.constexpr, DP: gl.constexpr, Q_BLOCK: gl.constexpr, KV_BLOCK: gl.constexpr,
     TILE_N: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr, RECTIFICATION: gl.constexpr,
 ):  # fmt: skip
-    """Arguments of attend.py; keys and values are always descriptors of TILE_N rows."""
+    """Arguments of attend.py, but keys and values are always descriptors of TILE_N rows.
+
+    Besides them k_centre `[B * H, D]` and k_radius `[HC]`, both fp32: a vector, and the length of
+    the longest key from there.
+    """
     GROUPS: gl.constexpr = Q_BLOCK // GROUP_ROWS
     PAPER: gl.constexpr = RECTIFICATION == "paper"
     PRECISE: gl.constexpr = RECTIFICATION == "precise"
@@ -325,12 +281,12 @@ def attend_hopper_kernel(
         spreads = tail_spread
         pooled_k = tail_k
         pooled_v = tail_v
+    rings = (k_ring, v_ring, k_full, v_full, k_empty, v_empty)
     arguments = (
-        q, q_source, scales, entries, factors, additions, spreads, out,
-        q_tiles, exact_tiles, k_ring, v_ring, k_full, v_full, k_empty, v_empty,
-        block, row, is_video, batch, head_in_batch, head, num_heads, length, packed_length, num_k,
-        video_length, num_tiles, ragged_size, context_size, context_block, num_tail,
-        stride_b, stride_h, stride_n, scale, variance_cap,
+        q, q_source, k_centre, k_radius, scales, entries, factors, additions,
+        spreads, out, q_tiles, exact_tiles, rings, block, row, is_video, batch, head_in_batch,
+        head, num_heads, length, packed_length, num_k, video_length, num_tiles, ragged_size,
+        context_size, context_block, num_tail, stride_b, stride_h, stride_n, scale, variance_cap,
     )  # fmt: skip
     fetched = (
         packed_k, packed_v, pooled_k, pooled_v, entries,

@@ -57,7 +57,7 @@ def launch(
         kv_counts=q.new_empty((batch, heads, sizes.num_q), dtype=torch.int32),
         mask=q.new_empty(pairs, dtype=torch.int8),
     )
-    shift = smoothing_shift(k) if tile.int8 else None
+    shift = smoothing_shift(k) if tile.int8 or tile.specialised else None
     step = chunk_heads or sizes.heads_per_chunk(batch * heads, q.element_size(), WORKSPACE_BYTES)
     for first in range(0, batch * heads, step):
         chunk = Chunk(first, min(step, batch * heads - first), heads)
@@ -83,7 +83,7 @@ def _run_chunk(
     q_pool = pool(q, q_source, config.q_block, sizes.num_q, sizes, chunk, q_statistic)
     k_pool = pool(
         k, tables.kv_source, config.kv_block, sizes.num_k, sizes, chunk, k_statistic,
-        pack=True, tail=tail, shift=shift,
+        pack=True, tail=tail, shift=shift, int8=tile.int8, radius=tile.specialised,
     )  # fmt: skip
     v_pool = pool(
         v, tables.kv_source, config.kv_block, sizes.num_k, sizes, chunk, "none",
@@ -96,5 +96,5 @@ def _run_chunk(
         compensation = torch.bmm(selection.weights, v_pool.mean.high)  # C = W v̄
     attend(
         q, k_pool, v_pool, scores, selection, compensation,
-        config, tile, sizes, tables, chunk, result,
+        config, tile, sizes, tables, chunk, shift, result,
     )  # fmt: skip

@@ -32,7 +32,7 @@ def _store_split(high, low, offsets, value, HAS_LOW: tl.constexpr):
 def pool_kernel(
     x,  # [B, H, N, D], any strides
     source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding
-    shift,  # [B * H, D] fp32, taken off before rounding and off tail_mean, read if INT8
+    shift,  # [B * H, D] fp32, taken off before rounding and off tail_mean, read if INT8 or RADIUS
     packed,  # [HC, NB * BLOCK, DP] dtype of x or int8, written if PACK
     packed_scale,  # [HC, NB] fp32, written if PACK and INT8
     mean,  # [HC, NV, DP] fp32 or, with mean_low, 16 bits: mean + mean_low is the mean
@@ -40,6 +40,7 @@ def pool_kernel(
     spread,  # [HC, NV, DP] like mean, written if STATISTIC != "none"
     spread_low,  # or None
     tail_mean,  # [HC, tail_length, DP] dtype of x, the first NV rows written if TAIL
+    radius,  # [HC, NB] fp32: max |x_t - shift|, written if RADIUS
     first_head,
     num_heads,
     num_blocks,
@@ -56,6 +57,7 @@ def pool_kernel(
     INT8: tl.constexpr,
     STATISTIC: tl.constexpr,  # "none" | "mean_abs_dev" | "variance" | "mean_square"
     TAIL: tl.constexpr,
+    RADIUS: tl.constexpr,
     MEAN_LOW: tl.constexpr,
     SPREAD_LOW: tl.constexpr,
 ):
@@ -72,13 +74,16 @@ def pool_kernel(
     offsets = token.to(tl.int64)[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
     tile = tl.load(base + offsets, mask=inside, other=0.0)  # [BLOCK, DP]
 
-    if INT8:
+    if INT8 or RADIUS:
         moved = tl.load(shift + batch_head * D + cols, mask=cols < D, other=0.0)
+        centred = tl.where(inside, tile.to(tl.float32) - moved[None, :], 0.0)
+    if RADIUS:
+        longest = tl.sqrt(tl.max(tl.sum(centred * centred, 1), 0))
+        tl.store(radius + head * num_blocks + block, longest)
     if PACK:
         row = (head * num_blocks + block) * BLOCK + rows
         packed_offsets = row[:, None] * DP + cols[None, :]
         if INT8:
-            centred = tl.where(inside, tile.to(tl.float32) - moved[None, :], 0.0)
             # The maximum drops NaN; the sum carries it into the scale, where it is seen.
             largest = tl.max(tl.max(tl.abs(centred), 1), 0) + 0.0 * tl.sum(tl.sum(centred, 1), 0)
             steps = 127.0 / tl.maximum(largest, 1e-30)

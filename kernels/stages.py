@@ -114,6 +114,7 @@ class Pooled:
     packed: Tensor | None  # [HC, packed_length, DP] dtype of the input or int8
     packed_scale: Tensor | None  # [HC, packed_length / block] fp32, int8
     tail_mean: Tensor | None  # [HC, tail_length, DP] dtype of the input
+    radius: Tensor | None  # [HC] fp32: largest |x_t - shift|
 
 
 def pool(
@@ -127,6 +128,8 @@ def pool(
     pack: bool = False,
     tail: bool = False,
     shift: Tensor | None = None,
+    int8: bool = False,
+    radius: bool = False,
 ) -> Pooled:
     """Pool `x [B, H, N, D]` in blocks of `source`.
 
@@ -139,7 +142,9 @@ def pool(
         statistic: "none", "mean_abs_dev", "variance" or "mean_square".
         pack: also copy the tokens in the order of `source`.
         tail: also keep the means for the tail.
-        shift: round the copy to int8 after this has been taken off, `[B, H, D]` fp32.
+        shift: a vector per head, `[B, H, D]` fp32, for the two that follow.
+        int8: round the copy to int8 after `shift` has been taken off.
+        radius: also find the largest distance of a token from `shift`.
     """
     num_blocks = len(source) // block
     shape = (chunk.count, num_video_blocks, sizes.padded_dim)
@@ -153,21 +158,25 @@ def pool(
     packed = packed_scale = tail_mean = None
     if pack:
         packed_shape = (chunk.count, len(source), sizes.padded_dim)
-        packed = x.new_empty(packed_shape, dtype=x.dtype if shift is None else torch.int8)
-    if shift is not None:
+        packed = x.new_empty(packed_shape, dtype=torch.int8 if int8 else x.dtype)
+    if int8:
         packed_scale = x.new_empty((chunk.count, num_blocks), dtype=torch.float32)
     if tail:
         tail_mean = x.new_zeros((chunk.count, sizes.tail_length, sizes.padded_dim))
+    distances = None
+    if radius:
+        distances = x.new_empty((chunk.count, num_blocks), dtype=torch.float32)
     pool_kernel[(chunk.count, num_blocks)](
         x, source, shift, packed, packed_scale, mean.high, mean.low,
-        spread and spread.high, spread and spread.low, tail_mean,
+        spread and spread.high, spread and spread.low, tail_mean, distances,
         chunk.first, chunk.num_heads, num_blocks, num_video_blocks, sizes.tail_length, *x.stride(),
-        D=sizes.head_dim, DP=sizes.padded_dim, BLOCK=block, PACK=pack, INT8=shift is not None,
+        D=sizes.head_dim, DP=sizes.padded_dim, BLOCK=block, PACK=pack, INT8=int8, RADIUS=radius,
         STATISTIC=statistic, TAIL=tail, MEAN_LOW=mean.low is not None,
         SPREAD_LOW=spread is not None and spread.low is not None,
-        num_warps=pool_warps(block, shift is not None),
+        num_warps=pool_warps(block, int8),
     )  # fmt: skip
-    return Pooled(mean, spread, packed, packed_scale, tail_mean)
+    farthest = None if distances is None else distances.amax(1)
+    return Pooled(mean, spread, packed, packed_scale, tail_mean, farthest)
 
 
 @dataclass(frozen=True)
@@ -291,6 +300,7 @@ def attend(
     sizes: Sizes,
     tables: IndexTables,
     chunk: Chunk,
+    shift: Tensor | None,
     result: Result,
 ) -> None:
     """Attend the selected blocks and write the rows of this chunk's heads into `result.out`."""
@@ -320,7 +330,9 @@ def attend(
     if tile.specialised:
         from .attend_hopper import attend_hopper_kernel
 
-        attend_hopper_kernel[grid](*arguments, STAGES=tile.num_stages, **constants)
+        attend_hopper_kernel[grid](
+            *arguments, shift, k_pool.radius, STAGES=tile.num_stages, **constants
+        )
         return
     attend_kernel[grid](
         *arguments, TAIL_N=tile.tail_n, TMA=tile.tma,

@@ -82,7 +82,8 @@ def compile_entry(
         constants["k_scale"] = None
     types = {
         "scale": "fp32", "variance_cap": "fp32", "tail_spread": "*fp32", "k_scale": "*fp32",
-        "rectify_scale": "*fp32", "compensation": "*bf16", "q": "*bf16", "out": "*bf16",
+        "rectify_scale": "*fp32", "k_centre": "*fp32", "k_radius": "*fp32",
+        "compensation": "*bf16", "q": "*bf16", "out": "*bf16",
     }  # fmt: skip
     for name in ("packed_k", "packed_v", "tail_k", "tail_v"):
         dtype = "i8" if tile.int8 and name == "packed_k" else "bf16"

@@ -93,23 +93,3 @@ def test_specialised_warps_are_offered_where_they_can_run() -> None:
     assert not first((9, 0), torch.float16, 32, True)
     assert not first((8, 9), torch.float16, 128, True)
     assert not first((12, 0), torch.float16, 128, True)
-
-
-@pytest.mark.parametrize("blocks", [(128, 128), (128, 64), (64, 64)], ids=str)
-@pytest.mark.parametrize("precision", ["16-bit", "int8"])
-def test_hopper_uses_its_own_kernel(
-    precision: str, blocks: tuple[int, int], device: torch.device
-) -> None:
-    from rectified_spaattn.kernels.selfcheck import trusted_tile
-    from rectified_spaattn.kernels.stages import has_gluon
-
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
-        pytest.skip("needs a Hopper GPU (H100, H200)")
-    if not has_gluon():
-        pytest.skip("the kernel for Hopper has not been run with this Triton")
-    for rectification in ("paper", "precise", "none"):
-        tile = trusted_tile(
-            torch.device("cuda", 0), torch.bfloat16, 128, *blocks, rectification, precision
-        )
-        assert tile.specialised
-        assert tile.int8 == (precision == "int8")

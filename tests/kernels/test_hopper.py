@@ -1,0 +1,115 @@
+"""The kernel for Hopper: where it is used, and rows with and without a moving maximum."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
+
+GRID = (4, 8, 24)
+HEAD_DIM = 128
+# What kernels/online_softmax.py calls RANGE, in bf16 and in fp16.
+RANGE = {torch.bfloat16: 90.0, torch.float16: 15.0}
+
+
+def opposed_inputs(
+    bits: float, dtype: torch.dtype, device: torch.device, heads: int = 2
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v whose scores are about `bits` (in log2), in the first 64 keys about -`bits`."""
+    generator = torch.Generator().manual_seed(int(bits))
+    shape = (1, heads, math.prod(GRID), HEAD_DIM)
+    q, k, v = (torch.randn(shape, generator=generator) for _ in range(3))
+    direction = torch.nn.functional.normalize(torch.ones(HEAD_DIM), dim=0)
+    length = math.sqrt(bits * math.log(2) * math.sqrt(HEAD_DIM))
+    # fp16 bounds short queries only.
+    q = (0.25 if bits < 4 else 1.0) * q + length * direction
+    k += length * direction
+    k[:, :, :64] -= 2 * length * direction
+    return tuple(x.to(device, dtype) for x in (q, k, v))
+
+
+def require_hopper(device: torch.device) -> None:
+    from rectified_spaattn.kernels.stages import has_gluon
+
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        pytest.skip("needs a Hopper GPU (H100, H200)")
+    if not has_gluon():
+        pytest.skip("the kernel for Hopper has not been run with this Triton")
+
+
+@pytest.mark.parametrize("blocks", [(128, 128), (128, 64), (64, 64)], ids=str)
+@pytest.mark.parametrize("precision", ["16-bit", "int8"])
+def test_hopper_uses_its_own_kernel(
+    precision: str, blocks: tuple[int, int], device: torch.device
+) -> None:
+    from rectified_spaattn.kernels.selfcheck import trusted_tile
+
+    require_hopper(device)
+    for rectification in ("paper", "precise", "none"):
+        tile = trusted_tile(
+            torch.device("cuda", 0), torch.bfloat16, 128, *blocks, rectification, precision
+        )
+        assert tile.specialised
+        assert tile.int8 == (precision == "int8")
+
+
+@pytest.mark.parametrize("rectification", ["paper", "precise", "none"])
+@pytest.mark.parametrize("precision", ["16-bit", "int8"])
+@pytest.mark.parametrize("bits", [2, 12, 40, 100])
+def test_rows_inside_and_outside_the_bound(
+    bits: float, precision: str, rectification: str, device: torch.device
+) -> None:
+    """Weights far above those of the first tile, and rows that need a moving maximum."""
+    require_hopper(device)
+    layout = TokenLayout(GRID, math.prod(GRID))
+    for dtype in (torch.bfloat16, torch.float16):
+        q, k, v = opposed_inputs(bits, dtype, device)
+        for blocks in ((128, 128), (128, 64), (64, 64)):
+            config = SparseConfig(
+                0.4, *blocks, order="raster", rectification=rectification, precision=precision
+            )
+            expected = rectified_attention(q, k, v, layout, config, backend="reference")
+            out = rectified_attention(q, k, v, layout, config, backend="triton")
+            assert metrics.relative_l2(out, expected) < 1.5e-2
+
+
+def test_cases_lie_on_both_sides_of_the_bound() -> None:
+    """The cases above take both loops of the kernel, in each dtype."""
+    sides = {dtype: set() for dtype in RANGE}
+    for bits in (2, 12, 40, 100):
+        q, k, _ = opposed_inputs(bits, torch.float32, torch.device("cpu"))
+        unit = math.log2(math.e) / math.sqrt(HEAD_DIM)
+        centre = k.mean(-2, keepdim=True)
+        radius = (k - centre).norm(dim=-1).amax(-1)[..., None]
+        bound = unit * ((q * centre).sum(-1) + q.norm(dim=-1) * radius)
+        first = unit * (q @ k[:, :, :64].mT).amax(-1)
+        for dtype, limit in RANGE.items():
+            sides[dtype].add(bool((bound - first).amax() < limit))
+    assert all(side == {True, False} for side in sides.values())
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_radius_of_the_keys(int8: bool, device: torch.device) -> None:
+    """The pool kernel finds the key that lies farthest from the given vector."""
+    from rectified_spaattn.kernels.stages import Chunk, Sizes, pool
+    from rectified_spaattn.kernels.tables import index_tables
+    from rectified_spaattn.kernels.tiles import Tile
+
+    layout = TokenLayout((3, 7, 9), 3 * 7 * 9 + 5, 5)
+    config = SparseConfig(0.5, 64, 64, rectification="precise")
+    k = torch.randn(2, 3, layout.length, 40, device=device)
+    shift = torch.randn(2, 3, 40, device=device)
+    tables = index_tables(layout, config.order, 64, 64, False, device)
+    sizes = Sizes.of(k, layout, config, tables, Tile(64, 4, 1))
+    pooled = pool(
+        k, tables.kv_source, 64, sizes.num_k, sizes, Chunk(1, 4, 3), "variance",
+        pack=True, tail=True, shift=shift, int8=int8, radius=True,
+    )  # fmt: skip
+    expected = (k - shift[:, :, None]).norm(dim=-1).amax(-1).flatten()[1:5]
+    torch.testing.assert_close(pooled.radius, expected)
