@@ -165,6 +165,7 @@ def time_rows(
     max_seconds: float | None = None,
     *,
     host_time: bool = False,
+    settle: float = 0.0,
 ) -> None:
     """Fill in the median time of every row that was not refused.
 
@@ -173,7 +174,7 @@ def time_rows(
         device: where they compute.
         rounds: timed calls of each.
         max_seconds: fewer rounds, but one at least, if they and the warm-up would take longer.
-        host_time: the launch counts, too, see `measure_interleaved`.
+        host_time, settle: see `measure_interleaved`.
     """
     calls: dict[str, Callable[[], object]] = {
         row.label: row.call for row in rows if row.call is not None
@@ -184,7 +185,7 @@ def time_rows(
         trial = measure_interleaved(calls, device, rounds=1, warm_up=0)
         one_round = sum(timing.median for timing in trial.values())
         rounds = max(1, min(rounds, int(max_seconds / one_round) - 1))
-    timings = measure_interleaved(calls, device, rounds=rounds, host_time=host_time)
+    timings = measure_interleaved(calls, device, rounds=rounds, host_time=host_time, settle=settle)
     for row in rows:
         if row.label in timings:
             row.ms = timings[row.label].median * 1e3

@@ -6,7 +6,7 @@
 
 `table`: dense attention (cuDNN, flash, SageAttention, comfy-kitchen INT8), ComfyUI's Sol-Attn,
     torch's flex_attention on the blocks that ours selects, and ours, on the same q, k, v in one
-    process. Candidates take turns; medians.
+    process. Candidates take turns, each repeated until the chip's clock has settled to it; medians.
 `linear`: ours over the density against a proportional bound.
 `break-even`: ours and dense attention over the number of tokens, launch overhead included.
 
@@ -131,6 +131,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help="order in which q, k, v lie in memory; models keep bnhd",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--settle", type=float, default=0.3,
+        help="seconds of the same call in front of each timed one (table, linear)",
+    )  # fmt: skip
     parser.add_argument("--max-seconds", type=float, help="fewer rounds if they took longer")
     parser.add_argument("--stages", action="store_true", help="also print ours by kernel")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -256,7 +260,7 @@ def table(
     ]
     print(heading(name, problem, arguments), flush=True)
     rows = examine(chosen, exact)
-    time_rows(rows, device, arguments.rounds, arguments.max_seconds)
+    time_rows(rows, device, arguments.rounds, arguments.max_seconds, settle=arguments.settle)
     print("\n".join(table_lines(rows, problem)), flush=True)
     if arguments.stages:
         for row in rows:
@@ -300,7 +304,7 @@ def linear(
     dense = torch_candidates(problem, exact, CHECKED_HEADS)[:1]
     print(heading(name, problem, arguments), flush=True)
     rows = examine(dense + our_candidates(problem, our_configs(arguments)), exact)
-    time_rows(rows, device, arguments.rounds, arguments.max_seconds)
+    time_rows(rows, device, arguments.rounds, arguments.max_seconds, settle=arguments.settle)
     by_label = {row.label: row for row in rows}
     for variant in product(arguments.rectification, arguments.blocks, arguments.precision):
         own = {density: by_label[our_label(*variant, density)] for density in arguments.density}

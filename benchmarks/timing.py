@@ -33,6 +33,7 @@ def measure_interleaved(
     rounds: int = 5,
     warm_up: int = 1,
     host_time: bool = False,
+    settle: float = 0.0,
     after_call: Callable[[str], None] | None = None,
 ) -> dict[str, Timing]:
     """Time `calls` in turn: each round runs every one of them once, every other round backwards.
@@ -47,6 +48,9 @@ def measure_interleaved(
         rounds: timed calls of each candidate.
         warm_up: untimed calls of each candidate before the first round (compilation, caches).
         host_time: let the GPU wait idle for the call instead, so that its launch counts, too.
+        settle: seconds for which a candidate runs in front of each of its timed calls on a GPU. A
+            chip at its power limit lowers its clock by what runs on it: this gives each candidate
+            the clock that it would have in a render, not that of the one before.
         after_call: called with the candidate's name after every call, for progress bars.
 
     Returns:
@@ -62,7 +66,7 @@ def measure_interleaved(
         order = list(calls.items())
         # Backwards, so that nobody always runs on a chip that the one before has heated.
         for name, call in reversed(order) if index % 2 else order:
-            elapsed = _time_call(call, device, host_time)
+            elapsed = _time_call(call, device, host_time, settle if index >= warm_up else 0.0)
             if index >= warm_up:
                 seconds[name].append(elapsed)
             if after_call is not None:
@@ -73,7 +77,9 @@ def measure_interleaved(
     }
 
 
-def _time_call(call: Callable[[], object], device: torch.device, host_time: bool) -> float:
+def _time_call(
+    call: Callable[[], object], device: torch.device, host_time: bool, settle: float
+) -> float:
     """Seconds that one call takes on the device."""
     if device.type != "cuda":
         start = time.perf_counter()
@@ -82,10 +88,23 @@ def _time_call(call: Callable[[], object], device: torch.device, host_time: bool
     with torch.cuda.device(device):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        if not host_time:
+        if settle > 0:
+            _settle(call, settle)
+        elif not host_time:
             torch.cuda._sleep(LEAD_CYCLES)
         begin.record()
         call()
         end.record()
         end.synchronize()
     return begin.elapsed_time(end) / 1000.0
+
+
+def _settle(call: Callable[[], object], seconds: float) -> None:
+    """Keep the GPU busy with `call`; the last one is still running on return."""
+    start = time.perf_counter()
+    before = torch.cuda.Event()
+    while time.perf_counter() - start < seconds:
+        call()
+        before.synchronize()
+        before = torch.cuda.Event()
+        before.record()

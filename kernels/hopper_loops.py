@@ -81,23 +81,27 @@ def pooled_keys(
     cap = variance_cap * LOG2E
     full_size = gl.log2(KV_BLOCK * 1.0)
     last_size = gl.log2((video_length - (num_k - 1) * KV_BLOCK).to(gl.float32))
-    columns = gl.arange(0, TILE_N, gl.SliceLayout(0, T_LAYOUT))
+    COLUMN_T: gl.constexpr = gl.SliceLayout(0, T_LAYOUT)
+    columns = gl.arange(0, TILE_N, COLUMN_T)
     zeros = gl.zeros([ROWS, TILE_N], gl.float32, T_LAYOUT)
     parts = partial_sums(zeros)
-    next_spread = gl.load(spread_row + columns, mask=columns < num_k, other=float("-inf"))
+    # One value per thread, a tile ahead; in COLUMN_T each thread would load a quarter of the tile.
+    loaded = gl.arange(0, TILE_N, gl.BlockedLayout([1], [32], [4], [0]))
+    next_spread = gl.load(spread_row + loaded, mask=loaded < num_k, other=float("-inf"))
     for tile in range(0, num_tail):
         number = tile * TILE_N + columns
         spread = next_spread
         k_slot = wait_for_tile(t_full, first + PACE * tile, STAGES)
         keys = t_ring.index(k_slot).permute((1, 0))
         scores = warpgroup_mma(exact_shared, keys, zeros, use_acc=False, is_async=True)
-        ahead = number + TILE_N
+        ahead = (tile + 1) * TILE_N + loaded
         next_spread = gl.load(spread_row + ahead, mask=ahead < num_k, other=float("-inf"))
+        scores = warpgroup_mma_wait(0, deps=(scores,))
+        mbarrier.arrive(t_empty.index(k_slot), count=1)
+        spread = gl.convert_layout(spread, COLUMN_T)
         log_size = gl.where(number == num_k - 1, last_size, full_size)
         bias = squared_length[:, None] * spread[None, :] + log_size[None, :]
         bias = gl.minimum(bias, (log_size + cap)[None, :])
-        scores = warpgroup_mma_wait(0, deps=(scores,))
-        mbarrier.arrive(t_empty.index(k_slot), count=1)
         scores = scores * unit + bias
         if BOUNDED:
             weights = exponentials(scores, highest, 1.0, False)

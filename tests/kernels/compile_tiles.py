@@ -125,7 +125,7 @@ def registers_and_spills(ptx: str, arch: int) -> tuple[int, int]:
 
 
 def spills_in_loops(cubin: bytes) -> int:
-    """Instructions of local memory inside the loops that multiply."""
+    """Instructions of local memory inside the innermost loops of the attention."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "kernel.cubin"
         file.write_bytes(cubin)
@@ -135,14 +135,23 @@ def spills_in_loops(cubin: bytes) -> int:
         (int(address, 16), text)
         for address, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", listing, re.MULTILINE)
     ]
-    found = 0
+    loops = []
     for end, text in code:
         jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
         if jump and int(jump[1], 16) < end:
-            body = [line for address, line in code if int(jump[1], 16) <= address <= end]
-            if any("MMA" in line for line in body):
-                found += sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in body)
-    return found
+            start = int(jump[1], 16)
+            body = [line for address, line in code if start <= address <= end]
+            exponentials = sum("MUFU.EX2" in line for line in body)
+            if exponentials >= 8 and any("MMA" in line for line in body):
+                loops.append((start, end, body))
+    # Loops around loops only hand out the work: specialised warps wait in one for their part.
+    innermost = [
+        body
+        for start, end, body in loops
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e, _ in loops)
+    ]
+    spill = re.compile(r"\b(LDL|STL)\b")
+    return sum(bool(spill.search(line)) for body in innermost for line in body)
 
 
 def main(arch: int) -> None:

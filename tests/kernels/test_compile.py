@@ -15,9 +15,9 @@ pytest.importorskip("triton", reason="Triton is not installed")
 SCRIPT = Path(__file__).with_name("compile_tiles.py")
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
-# Before Hopper, where tensor cores take q from registers, what does not fit beside it is parked
-# around the loops: the rounding to int8 before the first, the tail of `precise` behind the last.
-# Inside the loops nothing spills, which is checked below.
+# What does not fit beside the innermost loops is parked around them: before Hopper, where tensor
+# cores take q from registers, the rounding to int8; everywhere the tail of `precise`, which comes
+# last and needs most. Inside these loops nothing spills, which is checked below.
 PARKED_BYTES = 400
 
 
@@ -33,6 +33,6 @@ def test_tile_table(arch: int) -> None:
     assert {tuple(record["blocks"]) for record in records} == {(128, 128), (128, 64), (64, 64)}
     for record in records:
         assert record["shared"] <= record["limit"], record
-        may_park = arch != 90 and (record["tile"][5] or record["rectification"] == "precise")
+        may_park = (arch != 90 and record["tile"][5]) or record["rectification"] == "precise"
         assert record["spilled"] <= (PARKED_BYTES if may_park else 0), record
         assert record["spills_in_loops"] == 0, record
