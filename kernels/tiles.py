@@ -120,7 +120,7 @@ def resolved_precision(precision: str, capability: tuple[int, int]) -> str:
 
     "auto" is "int8" on the chips of graphics cards (8.6, 8.9, 12.x), whose tensor cores sum 16-bit
     products in fp32 at half their rate but int8 products at full rate, and "16-bit" elsewhere: on
-    Hopper int8 gains a few per cent, see docs/notes/kernels.md.
+    Hopper int8 gains a seventh of the time, see docs/notes/kernels.md.
     """
     if precision != "auto":
         return precision

@@ -144,11 +144,15 @@ def spills_in_loops(cubin: bytes) -> int:
             exponentials = sum("MUFU.EX2" in line for line in body)
             if exponentials >= 8 and any("MMA" in line for line in body):
                 loops.append((start, end, body))
-    # Loops around loops only hand out the work: specialised warps wait in one for their part.
+    # Loops around loops only hand out the work: specialised warps wait in one for their part. What
+    # jumps back into the middle of a loop is its cold code, moved to the end of the program.
     innermost = [
         body
         for start, end, body in loops
-        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e, _ in loops)
+        if not any(
+            (start <= s and e <= end and (s, e) != (start, end)) or s < start <= e < end
+            for s, e, _ in loops
+        )
     ]
     spill = re.compile(r"\b(LDL|STL)\b")
     return sum(bool(spill.search(line)) for body in innermost for line in body)
