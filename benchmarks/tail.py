@@ -1,14 +1,16 @@
-"""What cheaper arithmetic costs: error over the parts of the tail of `precise`, and of int8.
+"""What cheaper and dearer arithmetic costs: the parts of the tail of `precise`, and int8.
 
     python -m rectified_spaattn.benchmarks.tail --what cap --grid 21 45 80 --heads 1
     python -m rectified_spaattn.benchmarks.tail --what variance
     python -m rectified_spaattn.benchmarks.tail --what int8
+    python -m rectified_spaattn.benchmarks.tail --what groups
 
 `cap` varies the most that the variance term may add (`rectification.TAIL_VARIANCE_CAP`).
 `variance` replaces the estimate of that term, w_r S_ij ("separable"), by dearer and cheaper ones;
 the selection of blocks stays the same. Relative L2 error of the reference on synthetic heads, by
-kind of head, and the geometric mean over the kinds. `int8` is the difference that rounding queries
-and keys makes to the output, with everything else the same.
+kind of head, and the geometric mean over the kinds. `groups` varies the keys that stand for a
+block (`SparseConfig.tail_keys`), beside plain sparse attention and `paper`. `int8` is what rounding
+queries and keys changes in the output, with everything else the same.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from ..rspa_core import (
     rectified_attention,
     reference,
 )
+from ..rspa_core.config import TAIL_KEYS
 from ..rspa_core.pooling import PooledBlocks
 from .synthetic import HEAD_KINDS, synthetic_qkv
 
@@ -77,17 +80,23 @@ VARIANCES: dict[str, Callable[[Tensor, PooledBlocks, PooledBlocks], Tensor]] = {
 }
 
 
-def variants(what: str) -> Iterator[tuple[str, AbstractContextManager[object]]]:
-    """Name of each variant and the context in which the reference computes it."""
+def variants(
+    what: str, config: SparseConfig
+) -> Iterator[tuple[str, AbstractContextManager[object], SparseConfig]]:
+    """Name of each variant, the context in which the reference computes it, its configuration."""
     if what == "cap":
         for cap in CAPS:
-            yield f"{cap:g}", mock.patch.object(rectification, "TAIL_VARIANCE_CAP", cap)
-        return
-    if what == "int8":
-        yield "int8", nullcontext()
-        return
-    for name, estimate in VARIANCES.items():
-        yield name, mock.patch.object(reference, "tail_variance_term", estimate)
+            yield f"{cap:g}", mock.patch.object(rectification, "TAIL_VARIANCE_CAP", cap), config
+    elif what == "int8":
+        yield "int8", nullcontext(), replace(config, precision="int8")
+    elif what == "groups":
+        for mode in ("none", "paper"):
+            yield mode, nullcontext(), replace(config, rectification=mode)
+        for keys in TAIL_KEYS:
+            yield f"{keys} keys", nullcontext(), replace(config, tail_keys=keys)
+    else:
+        for name, estimate in VARIANCES.items():
+            yield name, mock.patch.object(reference, "tail_variance_term", estimate), config
 
 
 def all_outputs(
@@ -102,7 +111,7 @@ def all_outputs(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=("cap", "variance", "int8"), required=True)
+    parser.add_argument("--what", choices=("cap", "variance", "int8", "groups"), required=True)
     parser.add_argument("--grid", type=int, nargs=3, default=[9, 24, 40])
     parser.add_argument("--heads", type=int, default=2, help="heads of every kind")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.75, 0.9])
@@ -126,10 +135,9 @@ def main() -> None:
             expected = exact
             if arguments.what == "int8":
                 expected = outputs(config)
-                config = replace(config, precision="int8")
-            for name, context in variants(arguments.what):
+            for name, context, changed in variants(arguments.what, config):
                 with context:
-                    found = outputs(config)
+                    found = outputs(changed)
                 errors = [metrics.relative_l2(found[kind], expected[kind]) for kind in inputs]
                 mean = math.exp(sum(map(math.log, errors)) / len(errors))
                 row = " ".join(f"{error:8.4f}" for error in errors)

@@ -9,6 +9,7 @@ RECTIFICATIONS = ("paper", "precise", "none")
 ORDERS = ("gilbert", "tile", "raster")
 BLOCK_SIZES = (64, 128)
 PRECISIONS = ("auto", "16-bit", "int8")
+TAIL_KEYS = (1, 2, 4, 8)
 MAX_SPARSITY = 0.98
 
 
@@ -64,6 +65,8 @@ class SparseConfig:
         precision: of the products of queries with the keys attended exactly: "16-bit" (the dtype
             of the inputs), "int8" (see quantisation.py) or "auto" (what the kernels choose for the
             GPU; the reference takes "16-bit").
+        tail_keys: with "precise", keys that stand for a block that is left out, 1, 2, 4 or 8: its
+            mean, or the means of that many groups of its keys (see key_groups.py).
 
     Raises:
         ConfigError: a field is out of range.
@@ -78,6 +81,7 @@ class SparseConfig:
     neighbours: bool = True
     min_blocks: int = 1
     precision: str = "auto"
+    tail_keys: int = 1
 
     def __post_init__(self) -> None:
         check_number("sparsity", self.sparsity, 0.0, MAX_SPARSITY)
@@ -91,6 +95,9 @@ class SparseConfig:
         check_choice("neighbours", self.neighbours, (True, False))
         check_integer("min_blocks", self.min_blocks, 1)
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("tail_keys", self.tail_keys, TAIL_KEYS)
+        if self.tail_keys > 1 and self.rectification != "precise":
+            raise ConfigError("tail_keys", self.tail_keys, '1 unless rectification = "precise"')
 
     def top_k(self, num_kv_blocks: int) -> int:
         """Kv-blocks kept per q-block by the sparsity rule, of `num_kv_blocks` video blocks."""

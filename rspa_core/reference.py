@@ -12,11 +12,18 @@ import torch
 from torch import Tensor
 
 from .config import SparseConfig
+from .key_groups import KeyGroups, group_keys, pool_groups, sampled_queries
 from .layout import TokenLayout
 from .order import inverse_order
 from .pooling import PooledBlocks, block_lengths, pool_blocks, split_blocks
 from .quantisation import round_keys, round_queries, smoothing_shift
-from .rectification import capped, gain_accepted, paper_rectification, tail_variance_term
+from .rectification import (
+    capped,
+    gain_accepted,
+    group_variance_term,
+    paper_rectification,
+    tail_variance_term,
+)
 from .selection import forced_blocks, pooled_probs, select_blocks, split_sequence
 
 _CHUNK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -70,6 +77,13 @@ def _attend_head(
     probs = pooled_probs(pooled_q, pooled_k, context_k, config.rectification)
     critical = select_blocks(probs, forced_blocks(layout, config, q.device), config)
 
+    groups = None
+    if config.tail_keys > 1:
+        k_blocks = split_blocks(video_k, config.kv_block)
+        features = k.shape[-1] ** -0.5 * (k_blocks @ sampled_queries(video_q).mT)
+        labels = group_keys(features, pooled_k.lengths, config.tail_keys)
+        v_blocks = split_blocks(video_v, config.kv_block)
+        groups = pool_groups(k_blocks, v_blocks, labels, pooled_k.lengths, config.tail_keys)
     shift = torch.zeros_like(k[0])
     rounded_q = split_blocks(video_q, config.q_block)
     tail = None
@@ -83,8 +97,9 @@ def _attend_head(
             rows=split_blocks(video_q, config.q_block),
             pooled_q=pooled_q,
             pooled_k=pooled_k,
-            keys=pooled_k.mean - shift,
-            values=pooled_v,
+            groups=groups,
+            keys=(pooled_k.mean if groups is None else groups.keys) - shift,
+            values=pooled_v if groups is None else groups.values,
             rounded=config.precision == "int8",
         )
     sparse = _CriticalAttention(video_k, video_v, context_k, context_v, config)
@@ -129,18 +144,21 @@ def fused_softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
 
 @dataclass(frozen=True)
 class _Tail:
-    """One weighted key per kv-block, see `rectification.tail_variance_term`; all fp32.
+    """One weighted key per kv-block or group of its keys, see rectification.py; all fp32.
 
     Attributes:
         rows: `[NQ, b_q, D]`, queries as they came: only the critical part is rounded to int8.
         pooled_q, pooled_k: statistics of the q-blocks and of the kv-blocks.
-        keys, values: block means, `[NK, D]`; the keys less the shift that int8 keys have lost.
+        groups: of keys, where a block has more than one.
+        keys, values: block or group means, `[NK * G, D]`; the keys less the shift that int8 keys
+            have lost.
         rounded: the scores come from rounded queries; the tail makes up for that.
     """
 
     rows: Tensor
     pooled_q: PooledBlocks
     pooled_k: PooledBlocks
+    groups: KeyGroups | None
     keys: Tensor
     values: Tensor
     rounded: bool
@@ -150,9 +168,15 @@ class _Tail:
         return replace(self, rows=self.rows[chosen], pooled_q=self.pooled_q.part(chosen))
 
     def bias(self, q: Tensor, critical: Tensor) -> Tensor:
-        """What makes c q·k̄ the logit of the block, `[NQ, b_q, NK]`; -inf for critical ones."""
-        spread = tail_variance_term(self.rows, self.pooled_q, self.pooled_k)
-        bias = self.pooled_k.lengths.log() + capped(spread)
+        """What makes c q·k̄ the logit, `[NQ, b_q, NK * G]`; -inf for those of critical blocks."""
+        if self.groups is None:
+            counts = self.pooled_k.lengths
+            spread = tail_variance_term(self.rows, self.pooled_q, self.pooled_k)
+        else:
+            counts = self.groups.counts
+            spread = group_variance_term(self.rows, self.groups.variance)
+            critical = critical.repeat_interleave(len(counts) // critical.shape[-1], -1)
+        bias = counts.log() + capped(spread)
         if self.rounded:
             bias = bias + q.shape[-1] ** -0.5 * (self.rows - q) @ self.keys.mT
         return bias.masked_fill(critical[:, None, :], float("-inf"))

@@ -22,6 +22,7 @@ def test_defaults() -> None:
         "neighbours": True,
         "min_blocks": 1,
         "precision": "auto",
+        "tail_keys": 1,
     }
 
 

@@ -1,0 +1,219 @@
+"""Groups of keys in the tail of `precise`, against loops in fp64, and what they are for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rectified_spaattn.benchmarks.synthetic import HEAD_KINDS, synthetic_qkv
+from rectified_spaattn.rspa_core import (
+    ConfigError,
+    SparseConfig,
+    TokenLayout,
+    dense_attention,
+    metrics,
+    rectified_attention,
+    token_order,
+)
+from rectified_spaattn.rspa_core.key_groups import ROUNDS, SAMPLED_QUERIES, group_keys, pool_groups
+from rectified_spaattn.rspa_core.rectification import TAIL_VARIANCE_CAP
+
+from .cases import video_like
+
+LAYOUT = TokenLayout((3, 9, 13), 3 * 9 * 13 + 5 + 7, video_start=5)
+TIE = 1e-5
+
+
+def grouped_by_hand(points: Tensor, groups: int) -> tuple[list[int], float]:
+    """Groups of `points [n, R]` fp64 and the smallest relative gap of any choice made."""
+    margin = math.inf
+
+    def pick(values: Tensor, largest: bool) -> int:
+        nonlocal margin
+        order = sorted(range(len(values)), key=lambda i: (-values[i] if largest else values[i], i))
+        if len(order) > 1:
+            first, second = float(values[order[0]]), float(values[order[1]])
+            margin = min(margin, abs(first - second) / max(first, second, 1e-300))
+        return order[0]
+
+    def to(centre: Tensor) -> Tensor:
+        return ((points - centre) ** 2).sum(1)
+
+    centres = [points[pick(to(points.mean(0)), largest=True)]]
+    while len(centres) < groups:
+        nearest = torch.stack([to(centre) for centre in centres]).min(0).values
+        if float(nearest.max()) == 0.0:  # fewer different points than groups
+            centres.append(points[int(nearest.argmax())])
+            continue
+        centres.append(points[pick(nearest, largest=True)])
+
+    def labels() -> list[int]:
+        distances = torch.stack([to(centre) for centre in centres], 1)
+        return [pick(row, largest=False) for row in distances]
+
+    chosen = labels()
+    for _ in range(ROUNDS):
+        for group in range(groups):
+            members = [i for i, label in enumerate(chosen) if label == group]
+            if members:
+                centres[group] = points[members].mean(0)
+        chosen = labels()
+    return chosen, margin
+
+
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_groups_of_keys(groups: int) -> None:
+    generator = torch.Generator().manual_seed(groups)
+    features = torch.randn(6, 64, 16, generator=generator)
+    features[1, 5] += 40.0
+    lengths = torch.tensor([64.0] * 5 + [23.0])
+    labels = group_keys(features, lengths, groups)
+    compared = 0
+    for block in range(6):
+        count = int(lengths[block])
+        expected, margin = grouped_by_hand(features[block, :count].double(), groups)
+        if margin > TIE:
+            assert labels[block, :count].tolist() == expected
+            compared += 1
+    assert compared >= 4
+    assert (labels[1] == labels[1, 5]).sum() == 1, "an outlier has a group of its own"
+
+
+def test_fewer_keys_than_groups() -> None:
+    features = torch.randn(1, 64, 8)
+    labels = group_keys(features, torch.tensor([3.0]), 8)
+    assert len(set(labels[0, :3].tolist())) == 3
+    blocks = torch.randn(1, 64, 16)
+    pooled = pool_groups(blocks, 2 * blocks, labels, torch.tensor([3.0]), 8)
+    assert pooled.counts.sum() == 3
+    assert pooled.keys.isfinite().all()
+    assert (pooled.variance == 0).all()
+
+
+def test_group_statistics() -> None:
+    generator = torch.Generator().manual_seed(3)
+    k, v = (torch.randn(2, 64, 24, generator=generator) for _ in range(2))
+    labels = torch.randint(4, (2, 64), generator=generator)
+    pooled = pool_groups(k, v, labels, torch.tensor([64.0, 40.0]), 4)
+    for block, length in enumerate((64, 40)):
+        for group in range(4):
+            members = [t for t in range(length) if labels[block, t] == group]
+            place = 4 * block + group
+            assert pooled.counts[place] == len(members)
+            torch.testing.assert_close(pooled.keys[place], k[block, members].mean(0))
+            torch.testing.assert_close(pooled.values[place], v[block, members].mean(0))
+            spread = k[block, members].var(0, unbiased=False).mean()
+            torch.testing.assert_close(pooled.variance[place], spread)
+
+
+def rows_by_hand(
+    q: Tensor, k: Tensor, v: Tensor, critical: Tensor, config: SparseConfig
+) -> tuple[Tensor, float]:
+    """Video rows of one head, `q, k, v [N, D]` fp64, and the margin of the groups."""
+    scale = q.shape[-1] ** -0.5
+    order = LAYOUT.video_start + token_order(LAYOUT.grid, config.order)
+    context = torch.ones(len(q), dtype=torch.bool)
+    context[order] = False
+    video_q, video_k, video_v = q[order], k[order], v[order]
+    n = len(order)
+    asked = [video_q[(2 * s + 1) * n // (2 * SAMPLED_QUERIES)] for s in range(SAMPLED_QUERIES)]
+    features = scale * video_k @ torch.stack(asked).mT
+    out = torch.zeros(n, q.shape[-1], dtype=torch.float64)
+    stand_ins, margin = [], math.inf
+    for start in range(0, n, config.kv_block):
+        stop = min(n, start + config.kv_block)
+        chosen, gap = grouped_by_hand(features[start:stop], config.tail_keys)
+        margin = min(margin, gap)
+        here = []
+        for group in set(chosen):
+            members = [start + t for t, label in enumerate(chosen) if label == group]
+            keys = video_k[members]
+            here.append(
+                (
+                    keys.mean(0),
+                    video_v[members].mean(0),
+                    len(members),
+                    float(keys.var(0, unbiased=False).mean()),
+                )
+            )
+        stand_ins.append(here)
+    for row in range(n):
+        query = video_q[row]
+        mine = critical[row // config.q_block]
+        logits = list(scale * k[context] @ query)
+        values = list(v[context])
+        for block, here in enumerate(stand_ins):
+            if mine[block]:
+                part = slice(block * config.kv_block, (block + 1) * config.kv_block)
+                logits += list(scale * video_k[part] @ query)
+                values += list(video_v[part])
+                continue
+            for mean, value, count, variance in here:
+                spread = 0.5 * scale**2 * float(query @ query) * variance
+                logit = scale * mean @ query + math.log(count) + min(spread, TAIL_VARIANCE_CAP)
+                logits.append(logit)
+                values.append(value)
+        out[row] = torch.softmax(torch.stack(logits), 0) @ torch.stack(values)
+    return out, margin
+
+
+@pytest.mark.parametrize("tail_keys", [2, 4, 8])
+@pytest.mark.parametrize("blocks", [(64, 64), (128, 64), (128, 128)], ids=str)
+def test_output(blocks: tuple[int, int], tail_keys: int) -> None:
+    config = SparseConfig(
+        0.7, *blocks, rectification="precise", neighbours=False, tail_keys=tail_keys
+    )
+    compared = 0
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        q, k, v = video_like((1, 1, LAYOUT.length, 32), LAYOUT, generator)
+        out, stats = rectified_attention(
+            q, k, v, LAYOUT, config, backend="reference", return_stats=True
+        )
+        single = replace(config, tail_keys=1)
+        _, same = rectified_attention(
+            q, k, v, LAYOUT, single, backend="reference", return_stats=True
+        )
+        assert torch.equal(stats.block_mask(), same.block_mask())
+        expected, margin = rows_by_hand(
+            *(x[0, 0].double() for x in (q, k, v)), stats.block_mask()[0, 0], config
+        )
+        if margin < TIE:
+            continue
+        place = LAYOUT.video_start + token_order(LAYOUT.grid, config.order)
+        assert metrics.relative_l2(out[0, 0, place], expected.float()) < 1e-5
+        compared += 1
+        if compared == 2:
+            return
+    raise AssertionError("every draw is near a tie")
+
+
+@pytest.mark.parametrize("precision", ["16-bit", "int8"])
+def test_groups_lose_less(precision: str) -> None:
+    """On heads of every kind, the more groups the smaller the error."""
+    layout = TokenLayout((6, 20, 24), 6 * 20 * 24)
+    means = {}
+    for tail_keys in (1, 2, 4):
+        errors = []
+        for kind in HEAD_KINDS:
+            q, k, v = synthetic_qkv(kind, layout.grid, 1, 64)
+            config = SparseConfig(
+                0.85, 64, 64, rectification="precise", neighbours=False, tail_keys=tail_keys,
+                precision=precision,
+            )  # fmt: skip
+            out = rectified_attention(q, k, v, layout, config, backend="reference")
+            errors.append(metrics.relative_l2(out, dense_attention(q, k, v)))
+        means[tail_keys] = math.exp(sum(map(math.log, errors)) / len(errors))
+    assert means[2] < 0.7 * means[1]
+    assert means[4] < 0.8 * means[2]
+
+
+def test_other_rectifications_have_no_groups() -> None:
+    with pytest.raises(ConfigError, match="tail_keys = 2 is not allowed"):
+        SparseConfig(rectification="paper", tail_keys=2)
+    with pytest.raises(ConfigError, match="tail_keys = 3 is not allowed: one of 1, 2, 4, 8"):
+        SparseConfig(rectification="precise", tail_keys=3)
