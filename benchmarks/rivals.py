@@ -119,18 +119,28 @@ def _prepare_kitchen(problem: Problem, exact: Tensor) -> Prepared:
 
 
 def _prepare_sol(problem: Problem, exact: Tensor, option: dict[str, float]) -> Prepared:
+    call = sol_call(problem.qkv, option)
+    density = sol_density(problem.q, problem.k, **option)
+    return Prepared(call, against(exact, LIMIT_SOL), density)
+
+
+def sol_call(qkv: tuple[Tensor, Tensor, Tensor], option: dict[str, float]) -> Callable[[], Tensor]:
+    """ComfyUI's Sol-Attn on q, k, v `[B, H, N, D]`, with `tau` or `topk_ratio`; same shape out.
+
+    Raises:
+        Unavailable: comfy-kitchen is missing, too old, or has no kernel for this device.
+    """
     kitchen = require("comfy_kitchen", "comfy-kitchen")
     if not hasattr(kitchen, "sol_attn"):
         raise Unavailable("needs a newer one: pip install --upgrade comfy-kitchen")
-    if not _offers(kitchen, "sol_attn", problem.q.device):
+    if not _offers(kitchen, "sol_attn", qkv[0].device):
         raise Unavailable("this comfy-kitchen has no Sol-Attn for this GPU")
-    q, k, v = (x.transpose(1, 2) for x in problem.qkv)  # [B, N, H, D], any strides
+    q, k, v = (x.transpose(1, 2) for x in qkv)  # [B, N, H, D], any strides
 
     def call() -> Tensor:
         return kitchen.sol_attn(q, k, v, **option).transpose(1, 2)
 
-    density = sol_density(problem.q, problem.k, **option)
-    return Prepared(call, against(exact, LIMIT_SOL), density)
+    return call
 
 
 def _offers(kitchen: Any, function: str, device: torch.device) -> bool:
@@ -141,34 +151,48 @@ def _offers(kitchen: Any, function: str, device: torch.device) -> bool:
 def sol_density(q: Tensor, k: Tensor, tau: float = 1.0, topk_ratio: float = 0.0) -> float:
     """Share of the block pairs that Sol-Attn attends exactly, from its published rule.
 
-    The kernel does not report it and ranks int8 scores, so this is close, not exact. With c_i the
-    mean query of a block and k̄_j the mean key, centred: kept are the `topk_ratio` N largest
-    c_i·k̄_j of a row, or those above tau sqrt(Σ_d c_id² var_j k̄_jd); and always |i - j| <= 1.
+    The kernel does not report it and ranks int8 scores, so this is close, not exact.
 
     Args:
         q, k: `[B, H, N, D]`.
-        tau: threshold, used if `topk_ratio` is 0.
-        topk_ratio: share of blocks to keep.
+        tau, topk_ratio: see `sol_kept`.
     """
     total = 0.0
     batch, heads = q.shape[:2]
     for b in range(batch):
         for h in range(heads):
-            centre, means = _block_means(q[b, h]), _block_means(k[b, h])
-            means = means - means.mean(0)
-            scores = centre @ means.T
-            count = len(means)
-            if topk_ratio > 0:
-                kept = max(0, min(count - 1, max(1, round(topk_ratio * count))))
-                least = scores.topk(kept).values[:, -1:] if kept else scores.new_full((1,), 1e30)
-                chosen = scores >= least
-            else:
-                spread = (centre.square() @ means.square().mean(0)).sqrt()
-                chosen = scores > tau * spread[:, None]
-            index = torch.arange(count, device=q.device)
-            chosen |= (index[:, None] - index).abs() <= 1
-            total += float(chosen.float().mean())
+            total += float(sol_kept(q[b, h], k[b, h], tau, topk_ratio).float().mean())
     return total / (batch * heads)
+
+
+def sol_kept(q: Tensor, k: Tensor, tau: float = 1.0, topk_ratio: float = 0.0) -> Tensor:
+    """Block pairs of one head that Sol-Attn attends exactly, from its published rule.
+
+    With c_i the mean query of a block and k̄_j the mean key, centred: kept are the `topk_ratio` N
+    largest c_i·k̄_j of a row, or those above tau sqrt(Σ_d c_id² var_j k̄_jd); and always
+    |i - j| <= 1.
+
+    Args:
+        q, k: `[N, D]`, in the order of the model.
+        tau: threshold, used if `topk_ratio` is 0.
+        topk_ratio: share of blocks to keep.
+
+    Returns:
+        bool `[NB, NB]`, blocks of `SOL_BLOCK` tokens.
+    """
+    centre, means = _block_means(q), _block_means(k)
+    means = means - means.mean(0)
+    scores = centre @ means.T
+    count = len(means)
+    if topk_ratio > 0:
+        kept = max(0, min(count - 1, max(1, round(topk_ratio * count))))
+        least = scores.topk(kept).values[:, -1:] if kept else scores.new_full((1,), 1e30)
+        chosen = scores >= least
+    else:
+        spread = (centre.square() @ means.square().mean(0)).sqrt()
+        chosen = scores > tau * spread[:, None]
+    index = torch.arange(count, device=q.device)
+    return chosen | ((index[:, None] - index).abs() <= 1)
 
 
 def _block_means(x: Tensor) -> Tensor:

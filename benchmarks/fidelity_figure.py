@@ -1,0 +1,160 @@
+"""The picture of the fidelity benchmark: error against time, or against the kept share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .demo_figure import INK
+from .fidelity_report import Record, curves_of, geometric_mean, mean, pareto_front
+
+# Okabe-Ito colours: told apart by colour-blind readers and in print.
+COLOURS = {
+    "none": "#8c8c8c",
+    "paper": "#e69f00",
+    "precise": "#0072b2",
+    "precise 2 keys": "#56b4e9",
+    "precise 4 keys": "#009e73",
+    "precise 8 keys": "#cc79a7",
+    "Sol-Attn": "#d55e00",
+    "Sol-Attn in fp32": "#d55e00",
+}
+LINES = {"128x128": "-", "128x64": "--", "64x64": ":"}
+MARKERS = {"16-bit": "o", "int8": "^", "fp32": "s"}
+FRONT = "#b8c4cf"
+
+
+def save_figure(document: dict[str, Any], path: Path) -> Path:
+    """Draw a panel for every set of heads and save them as `path` (PNG).
+
+    The x axis is milliseconds where kernels were timed, else the kept share. Only the first token
+    order and variants with a colour above are drawn; the Pareto front is that of what is drawn.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {inputs: drawn_curves(document, inputs) for inputs in document["inputs"]}
+    style: Any = {
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#9aa5b1",
+        "axes.grid": True,
+        "grid.color": "#e4e7eb",
+        "axes.axisbelow": True,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "legend.frameon": False,
+    }
+    with plt.rc_context(style):
+        size = (6.4 * max(len(panels), 1.4), 7.2)
+        figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained")
+        for axis, (inputs, curves) in zip([axes] if len(panels) == 1 else axes, panels.items()):  # noqa: B905
+            _draw_panel(axis, document["inputs"][inputs], inputs, curves)
+        used = [record for curves in panels.values() for each in curves.values() for record in each]
+        figure.legend(
+            handles=_legend(used), loc="outside lower center", ncols=4 * min(len(panels), 2)
+        )
+        figure.suptitle(
+            f"Error against full attention in fp32, {document['device']}",
+            fontsize=13,
+            fontweight="bold",
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110, facecolor="white")
+        plt.close(figure)
+    return path
+
+
+def drawn_curves(document: dict[str, Any], inputs: str) -> dict[str, list[Record]]:
+    """Curves that the picture shows; the formula of Sol-Attn only where it cannot run itself."""
+    curves = curves_of(document["records"], inputs)
+    names = {records[0]["name"] for records in curves.values()}
+    found = {}
+    for label, records in curves.items():
+        record = records[0]
+        if record["source"] == "ours" and record["order"] != document["orders"][0]:
+            continue
+        if record["name"] == "Sol-Attn in fp32" and "Sol-Attn" in names:
+            continue
+        if record["name"] in COLOURS:
+            found[label] = records
+    return found
+
+
+def point_of(record: Record) -> tuple[float, float]:
+    """Where a record is drawn: milliseconds of its kernel, or the kept share; and the error."""
+    timed = record["ms_source"].startswith("kernel")
+    return record["ms"] if timed else mean(record["density"]), geometric_mean(record["relative_l2"])
+
+
+def _draw_panel(
+    axes: Any, facts: dict[str, Any], inputs: str, curves: dict[str, list[Record]]
+) -> None:
+    every = [record for records in curves.values() for record in records]
+    timed = any(record["ms_source"].startswith("kernel") for record in every)
+    shown = [record for record in every if record["ms_source"].startswith("kernel") == timed]
+    points = [point_of(record) for record in shown]
+    front = [points[index] for index in pareto_front(points)]
+    # A step: between two of its points nothing is better than the left one.
+    axes.plot(
+        *zip(*front, strict=True),
+        color=FRONT,
+        linewidth=7,
+        alpha=0.6,
+        drawstyle="steps-post",
+        zorder=1,
+    )
+    for records in curves.values():
+        own = sorted(point_of(record) for record in records if record in shown)
+        first = records[0]
+        int8 = first["precision"] == "int8" and first["source"] == "ours"
+        axes.plot(
+            [x for x, _ in own],
+            [y for _, y in own],
+            color=COLOURS[first["name"]],
+            linestyle=LINES[first["blocks"]],
+            linewidth=1.1 if int8 else 1.9,
+            marker=MARKERS[first["precision"]],
+            markersize=5,
+            markerfacecolor="white" if int8 else COLOURS[first["name"]],
+        )
+    axes.set_yscale("log")
+    for labelled in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        labelled(lambda value, _: f"{value:.4g}")
+    axes.tick_params(axis="y", which="minor", labelsize=8)
+    axes.set_xlabel("milliseconds of one attention call" if timed else "kept share of block pairs")
+    axes.set_ylabel("relative L2 error, geometric mean over heads")
+    axes.set_title(f"{inputs} heads: {facts['heads']} of {facts['tokens']:,} tokens")
+    axes.grid(True, which="minor", axis="y", color="#f1f3f5")
+
+
+def _legend(records: list[Record]) -> list[Any]:
+    """One entry for every method, block size and precision that is drawn, and for the front."""
+    from matplotlib.lines import Line2D
+
+    def line(label: str, **style: Any) -> Any:
+        merged: Any = {"color": INK, "linewidth": 1.9} | style
+        return Line2D([], [], label=label, **merged)
+
+    def those(key: str, known: dict[str, str]) -> list[str]:
+        present = {record[key] for record in records}
+        return [name for name in known if name in present]
+
+    found = [line(name, color=COLOURS[name]) for name in those("name", COLOURS)]
+    found += [line(f"blocks {name}", linestyle=LINES[name]) for name in those("blocks", LINES)]
+    found += [
+        line(name, linestyle="", marker=MARKERS[name], markersize=6)
+        for name in those("precision", MARKERS)
+    ]
+    return [*found, line("Pareto front", color=FRONT, linewidth=7)]

@@ -1,0 +1,289 @@
+"""Variants of `precise` that no kernel has, straight from their formulas, for some query rows.
+
+A row attends the keys of its critical blocks exactly, and every left-out block takes part in the
+same softmax through its stand-ins s, each with a logit, a mean key k̄_s, a mean value v̄_s and a
+number of keys n_s:
+
+    t_rs = c q_r·k̄_s + ln n_s + min(variance term, cap)      score and variance as `Tail` says
+    o_r  = (Σ_{kept} e^{c q_r·k} v + Σ_s e^{t_rs} v̄_s) / (Σ_{kept} e^{c q_r·k} + Σ_s e^{t_rs})
+
+All scores of a row are in memory at a time: simple, and fast enough for a sample of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..rspa_core import SparseConfig, TokenLayout, token_order
+from ..rspa_core.key_groups import group_keys, pool_groups, sampled_queries
+from ..rspa_core.pooling import PooledBlocks, pool_blocks, split_blocks
+from ..rspa_core.rectification import capped, variance_term
+from ..rspa_core.selection import forced_blocks, pooled_probs, select_blocks
+from .fidelity_inputs import Inputs
+from .fidelity_oracle import Oracle, heads_of, row_chunks
+from .rivals import SOL_BLOCK, sol_kept
+
+OUTLIER_SHARE = 256 / 75_600
+MIN_OUTLIERS = 16
+
+
+@dataclass(frozen=True)
+class Tail:
+    """How left-out blocks take part.
+
+    Attributes:
+        score: "row" (c q_r·k̄) or "pair" (c q̄_i·k̄, one value for all rows of a q-block).
+        variance: "none", "row" (w_r S_ij, as `precise`), "pair" (S_ij) or "full" (the product of
+            all channels).
+        selection: "precise", "none" (first order) or "sol" (that of Sol-Attn; needs raster order
+            and 64x64).
+        groups: stand-ins of a block: 1 for its mean, else means of groups of its keys.
+        outliers: keys kept exact for every query, those farthest from their block's mean, as a
+            share of all; they are left out of the means.
+        split: 0, or how many parts in token order stand for each of the blocks that come next in
+            the ranking, as many as are kept; one mean for the others.
+        residual: λ, the share of what the critical blocks' stand-ins miss that is added to the
+            tail: o_r += (1 - w_C) λ (O_C - Σ_s m_rs v̄_s), m_rs the true mass of the keys of s
+            within the critical part, whose share of the row is w_C.
+    """
+
+    score: str = "row"
+    variance: str = "row"
+    selection: str = "precise"
+    groups: int = 1
+    outliers: float = 0.0
+    split: int = 0
+    residual: float = 0.0
+
+
+FORMULAS: dict[str, Tail] = {
+    "pooled mean": Tail(variance="none", selection="none"),
+    "precise, tail per block pair": Tail("pair", "pair"),
+    "precise, variance per block pair": Tail("row", "pair"),
+    "precise, variance of all channels": Tail("row", "full"),
+    "precise, outlier keys": Tail(outliers=OUTLIER_SHARE),
+    "precise, two resolutions": Tail(split=4),
+    "precise, residual .5": Tail(residual=0.5),
+    "precise 4 keys, residual .5": Tail(groups=4, residual=0.5),
+}
+SOL_FORMULA = Tail(variance="none", selection="sol")
+"""ComfyUI's Sol-Attn without its int8 rounding."""
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """What may stand for blocks.
+
+    Attributes:
+        keys, values: means, `[S, D]`.
+        variance: of the keys by channel, `[S, D]`.
+        counts: keys in the mean, `[S]`.
+        block: kv-block that it belongs to, `[S]`.
+        owner: stand-in of every key, `[n]`, among the first of these.
+    """
+
+    keys: Tensor
+    values: Tensor
+    variance: Tensor
+    counts: Tensor
+    block: Tensor
+    owner: Tensor
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """Output `[H, R, D]` fp32; by head the kept share of block pairs and the recalled mass."""
+
+    out: Tensor
+    density: list[float]
+    recall: list[float]
+
+
+def formula_rows(inputs: Inputs, oracle: Oracle, config: SparseConfig, tail: Tail) -> RowResult:
+    """Output of the chosen rows.
+
+    Args:
+        inputs: the heads.
+        oracle: says which rows.
+        config: blocks, order and sparsity; its rectification plays no part.
+        tail: the variant.
+
+    Raises:
+        ValueError: `tail` and `config` do not fit together.
+    """
+    if tail.selection == "sol":
+        if (config.q_block, config.kv_block, config.order) != (SOL_BLOCK, SOL_BLOCK, "raster"):
+            raise ValueError("selection = 'sol' is not allowed: only with 64x64 in raster order")
+    elif tail.selection not in ("precise", "none"):
+        raise ValueError(f"selection = {tail.selection!r} is not allowed: precise, none or sol")
+    out, density, recall = [], [], []
+    for q, k, v in heads_of(inputs):
+        head = _Head(q, k, v, inputs.layout, config, tail)
+        rows, share = head.attend(q[oracle.rows], oracle.row_blocks(config.order, config.q_block))
+        out.append(rows)
+        recall.append(share)
+        density.append(float(head.critical.float().mean()))
+    return RowResult(torch.stack(out), density, recall)
+
+
+class _Head:
+    """One head: its blocks, what is kept of them and what stands for the rest."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: TokenLayout,
+        config: SparseConfig,
+        tail: Tail,
+    ) -> None:
+        index = token_order(layout.grid, config.order).to(q.device)
+        q, self.k, self.v = q[index], k[index], v[index]
+        self.tail, self.config = tail, config
+        self.outlier = _outliers(self.k, config.kv_block, tail.outliers)
+        self.pooled_q = pool_blocks(q, config.q_block)
+        self.pooled_k = _pool(self.k, config.kv_block, self.outlier)
+        self.block = torch.arange(len(k), device=k.device) // config.kv_block
+        self.critical, ranking = self._select(q, forced_blocks(layout, config, q.device))
+        self.stand_ins = self._stand_ins(q)
+        # A stand-in takes part where its block is left out: [NQ, S].
+        self.used = ~self.critical[:, self.stand_ins.block]
+        if tail.split:
+            self._add_parts(ranking)
+
+    def _select(self, q: Tensor, forced: Tensor) -> tuple[Tensor, Tensor]:
+        """Critical set `[NQ, NK]`, and the same with twice the budget."""
+        share = 1.0 - self.config.sparsity
+        if self.tail.selection == "sol":
+            kept = sol_kept(q, self.k, topk_ratio=share)
+            return kept, kept
+        probs = pooled_probs(self.pooled_q, self.pooled_k, q[:0], self.tail.selection)
+        wider = replace(self.config, sparsity=max(0.0, 1.0 - 2 * share))
+        return select_blocks(probs, forced, self.config), select_blocks(probs, forced, wider)
+
+    def _stand_ins(self, q: Tensor) -> StandIns:
+        """Means of whole blocks or of groups of their keys."""
+        groups, kv_block = self.tail.groups, self.config.kv_block
+        blocks = torch.arange(len(self.pooled_k.mean), device=q.device)
+        if groups == 1:
+            values = _pool(self.v, kv_block, self.outlier).mean
+            pooled = self.pooled_k
+            return StandIns(
+                pooled.mean, values, pooled.variance, pooled.lengths, blocks, self.block
+            )
+        k_blocks, v_blocks = split_blocks(self.k, kv_block), split_blocks(self.v, kv_block)
+        features = q.shape[-1] ** -0.5 * (k_blocks @ sampled_queries(q).mT)
+        labels = group_keys(features, self.pooled_k.lengths, groups)
+        found = pool_groups(k_blocks, v_blocks, labels, self.pooled_k.lengths, groups)
+        owner = (blocks[:, None] * groups + labels).flatten()[: len(q)]
+        return StandIns(
+            found.keys,
+            found.values,
+            found.variance[:, None].expand_as(found.keys),
+            found.counts,
+            blocks.repeat_interleave(groups),
+            owner,
+        )
+
+    def _add_parts(self, ranking: Tensor) -> None:
+        """Parts in place of the mean for the blocks that come next in the ranking."""
+        whole, part = self.stand_ins, self.config.kv_block // self.tail.split
+        keys, values = _pool(self.k, part, self.outlier), _pool(self.v, part, self.outlier)
+        parent = torch.arange(len(keys.mean), device=ranking.device) // self.tail.split
+        self.stand_ins = StandIns(
+            torch.cat([whole.keys, keys.mean]),
+            torch.cat([whole.values, values.mean]),
+            torch.cat([whole.variance, keys.variance]),
+            torch.cat([whole.counts, keys.lengths]),
+            torch.cat([whole.block, parent]),
+            whole.owner,
+        )
+        split = ranking & ~self.critical
+        self.used = torch.cat([self.used & ~split, split[:, parent]], -1)
+
+    def attend(self, rows: Tensor, row_block: Tensor) -> tuple[Tensor, float]:
+        """Output of `rows [R, D]`, which lie in q-blocks `row_block [R]`; and the mass recalled."""
+        out, recall = [], 0.0
+        first = 0
+        for part in row_chunks(rows, len(self.k)):
+            found, share = self._attend(part, row_block[first : first + len(part)])
+            out.append(found)
+            recall += float(share.sum())
+            first += len(part)
+        return torch.cat(out), recall / len(rows)
+
+    def _attend(self, rows: Tensor, row_block: Tensor) -> tuple[Tensor, Tensor]:
+        scores = rows.shape[-1] ** -0.5 * (rows @ self.k.mT)
+        kept = self.critical[row_block][:, self.block] | self.outlier
+        exact = scores.masked_fill(~kept, float("-inf"))
+        recall = (exact.logsumexp(-1) - scores.logsumexp(-1)).exp()
+        logits = self._logits(rows, row_block)
+        logits = logits.masked_fill(~self.used[row_block], float("-inf"))
+        probs = torch.cat([exact, logits], -1).softmax(-1)
+        exact, pooled = probs[:, : len(self.k)], probs[:, len(self.k) :]
+        out = exact @ self.v
+        critical_part = out
+        out = out + pooled @ self.stand_ins.values
+        if self.tail.residual:
+            share = exact.sum(-1, keepdim=True)
+            mass = exact.new_zeros(len(rows), len(self.stand_ins.values))
+            mass.index_add_(1, self.stand_ins.owner, exact)
+            missed = (critical_part - mass @ self.stand_ins.values) / share
+            out = out + (1.0 - share) * self.tail.residual * missed
+        return out, recall
+
+    def _logits(self, rows: Tensor, row_block: Tensor) -> Tensor:
+        """t_rs, `[R, S]`."""
+        scale = rows.shape[-1] ** -0.5
+        queries = rows if self.tail.score == "row" else self.pooled_q.mean[row_block]
+        return (
+            scale * (queries @ self.stand_ins.keys.mT)
+            + self.stand_ins.counts.log()
+            + capped(self._spread(rows, row_block))
+        )
+
+    def _spread(self, rows: Tensor, row_block: Tensor) -> Tensor:
+        """The variance term, `[R, S]`."""
+        stand_ins, kind = self.stand_ins, self.tail.variance
+        if kind == "none":
+            return rows.new_zeros(())
+        if kind == "full":
+            return 0.5 / rows.shape[-1] * (rows.square() @ stand_ins.variance.mT)
+        pooled = PooledBlocks(stand_ins.keys, stand_ins.keys, stand_ins.variance, stand_ins.counts)
+        spread = variance_term(self.pooled_q, pooled)[row_block]
+        if kind == "pair":
+            return spread
+        mean_length = self.pooled_q.mean_square.sum(-1)[row_block]
+        return spread * (rows.square().sum(-1) / mean_length)[:, None]
+
+
+def _outliers(k: Tensor, block: int, share: float) -> Tensor:
+    """The keys `[n]` bool farthest from their block's mean."""
+    chosen = torch.zeros(len(k), dtype=torch.bool, device=k.device)
+    if share:
+        mean = pool_blocks(k, block).mean.repeat_interleave(block, 0)[: len(k)]
+        count = max(MIN_OUTLIERS, round(share * len(k)))
+        chosen[(k - mean).square().sum(-1).topk(min(count, len(k))).indices] = True
+    return chosen
+
+
+def _pool(x: Tensor, block: int, without: Tensor) -> PooledBlocks:
+    """Statistics of blocks less the tokens `without`; a block that has none left counts 0."""
+    if not bool(without.any()):
+        return pool_blocks(x, block)
+    inside = split_blocks((~without).float()[:, None], block)
+    blocks = split_blocks(x, block)
+    lengths = inside.sum((-1, -2))
+    per_token = lengths.clamp(min=1.0)[:, None]
+    mean = (blocks * inside).sum(-2) / per_token
+    deviation = (blocks - mean[:, None]) * inside
+    return PooledBlocks(
+        mean,
+        deviation.abs().sum(-2) / per_token,
+        deviation.square().sum(-2) / per_token,
+        lengths,
+    )
