@@ -9,16 +9,19 @@ STAMP := $(VENV)/.installed
 TYPES := $(VENV)/types
 TEST_JOBS ?= 2
 PYTEST_ARGS ?=
+CHECKPOINT ?=
+CLIPS_ARGS ?=
 
 # Small tensors and two test processes: more threads per process only make them wait.
 export OMP_NUM_THREADS ?= 2
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format validate clean
+.PHONY: help venv demo demo-clips test lint format validate clean
 
 help:
 	@echo "make demo      dense, sparse and rectified attention side by side; table and pictures"
+	@echo "make demo-clips CHECKPOINT=folder   clips of a small trained model, dense and sparse"
 	@echo "make test      the test suite (TEST_JOBS=$(TEST_JOBS), PYTEST_ARGS=...)"
 	@echo "make lint      ruff, mypy and the registry's validation"
 	@echo "make format    rewrite the code in the house format"
@@ -38,6 +41,11 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python -m rectified_spaattn.benchmarks.demo
 
+demo-clips: $(STAMP)
+	@test -n "$(CHECKPOINT)" || \
+	  { echo "make demo-clips CHECKPOINT=folder that tools/train_tiny_wan.py wrote"; exit 1; }
+	$(BIN)/python -m rectified_spaattn.benchmarks.clips "$(CHECKPOINT)" $(CLIPS_ARGS)
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -rs -n $(TEST_JOBS) $(PYTEST_ARGS)
 
@@ -47,7 +55,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	@mkdir -p $(TYPES) && ln -sfn ../.. $(TYPES)/rectified_spaattn
 	cd $(TYPES) && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
-	  -p rectified_spaattn.rspa_core -p rectified_spaattn.nodes -p rectified_spaattn.benchmarks
+	  -p rectified_spaattn.rspa_core -p rectified_spaattn.nodes -p rectified_spaattn.benchmarks \
+	  -p rectified_spaattn.adapters
 	$(BIN)/comfy --skip-prompt --no-enable-telemetry node validate
 
 format: $(STAMP)

@@ -14,7 +14,7 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 400
-LIBRARY = ("", "nodes", "rspa_core", "kernels")
+LIBRARY = ("", "nodes", "rspa_core", "kernels", "adapters")
 PACKAGES = (*LIBRARY, "benchmarks")
 COMFY = ("comfy", "comfy_api", "comfy_extras", "comfy_execution", "server", "folder_paths", "nodes")
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".json", ".js", ".cfg", ".css", ".html", ""}

@@ -1,0 +1,285 @@
+"""What runs dense and why, schedules, and that a model comes back as it was."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from torch import nn
+
+from rectified_spaattn.adapters import attention_calls, install, sparse_attention
+from rectified_spaattn.adapters.attention_calls import FAILURE_LIMIT, GRADIENTS, OUTSIDE
+from rectified_spaattn.rspa_core import BackendUnavailable, ConfigError, SparsitySchedule
+from rectified_spaattn.rspa_core.schedule import DENSE_STEP, OUTSIDE_RANGE
+
+from .models import FULL, SPARSE, counts, hunyuan, hunyuan_inputs, velocity, wan, wan_inputs
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """What must be the same before and after: processors, hooks, attributes, numbers."""
+    return {
+        "processors": {name: id(each) for name, each in model.attn_processors.items()},
+        "hooks": [
+            (len(each._forward_pre_hooks), len(each._forward_hooks)) for each in model.modules()
+        ],
+        "attributes": [sorted(vars(each)) for each in model.modules()],
+        "numbers": [id(each) for each in model.state_dict(keep_vars=True).values()],
+    }
+
+
+@pytest.mark.parametrize("make, inputs", [(wan, wan_inputs()), (hunyuan, hunyuan_inputs(6, 4))])
+def test_removal_restores(make: Any, inputs: dict[str, Any]) -> None:
+    model = make()
+    dense, before = velocity(model, inputs), state_of(model)
+    sparse = install(model, SPARSE, min_tokens=0)
+    assert not torch.equal(velocity(model, inputs), dense)
+    sparse.remove()
+    sparse.remove()
+    assert state_of(model) == before
+    assert torch.equal(velocity(model, inputs), dense)
+    with pytest.raises(ZeroDivisionError), sparse_attention(model, SPARSE, min_tokens=0):
+        _ = 1 / 0
+    assert state_of(model) == before
+
+
+def test_only_self_attention_over_the_video_is_replaced() -> None:
+    model = wan()
+    before = model.attn_processors
+    with sparse_attention(model, SPARSE):
+        changed = {name for name, each in model.attn_processors.items() if each is not before[name]}
+    assert changed == {"blocks.0.attn1.processor", "blocks.1.attn1.processor"}
+
+    model = hunyuan()
+    before = model.attn_processors
+    with sparse_attention(model, SPARSE):
+        changed = {name for name, each in model.attn_processors.items() if each is not before[name]}
+    kinds = ("transformer_blocks", "single_transformer_blocks")
+    assert changed == {f"{kind}.{index}.attn.processor" for kind in kinds for index in (0, 1)}
+
+
+def test_a_processor_set_meanwhile_stays() -> None:
+    model = wan()
+    sparse = install(model, SPARSE, min_tokens=0)
+    mine = type(model.blocks[1].attn1.get_processor().original)()
+    model.blocks[0].attn1.set_processor(mine)
+    velocity(model, wan_inputs())
+    assert counts(sparse) == (1, {})
+    sparse.remove()
+    assert model.blocks[0].attn1.get_processor() is mine
+
+
+def test_wrong_models_are_named() -> None:
+    wanted = "WanTransformer3DModel or HunyuanVideoTransformer3DModel"
+    with pytest.raises(ConfigError, match=f"'Linear' is not allowed: {wanted}"):
+        install(nn.Linear(1, 1), SPARSE)
+    other = SD3Transformer2DModel(
+        sample_size=4, num_layers=1, num_attention_heads=1, attention_head_dim=8,
+        joint_attention_dim=8, caption_projection_dim=8, pooled_projection_dim=8,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="class of transformer = 'SD3Transformer2DModel'"):
+        install(other, SPARSE)
+
+
+@pytest.mark.parametrize(
+    "name, value, text",
+    [
+        ("schedule", 0.5, "a SparsitySchedule or None"),
+        ("dense_blocks", "7, single 0", "blocks of 0 to 1"),
+        ("dense_blocks", "first", "a block number"),
+        ("min_tokens", -1, "0 or more"),
+        ("num_steps", 0, "1 or more"),
+        ("backend", "cuda", "one of auto, reference, triton"),
+    ],
+)
+def test_wrong_arguments_are_named(name: str, value: Any, text: str) -> None:
+    model = wan()
+    with pytest.raises(ConfigError, match=text) as caught:
+        install(model, SPARSE, **{name: value})
+    assert caught.value.field.startswith(name)
+    with pytest.raises(ConfigError, match="a SparseConfig"):
+        install(model, 0.75)
+    install(model, SPARSE).remove()  # nothing was left behind
+
+
+def test_installing_twice_is_refused() -> None:
+    model = wan()
+    with sparse_attention(model, SPARSE), pytest.raises(RuntimeError, match="remove it first"):
+        install(model, SPARSE)
+
+
+def test_small_videos_stay_dense_to_the_bit() -> None:
+    model, inputs = wan(), wan_inputs()
+    with sparse_attention(model, SPARSE) as sparse:
+        out = velocity(model, inputs)
+    assert counts(sparse) == (0, {"288 video tokens, below min_tokens 8192": 2})
+    assert torch.equal(out, velocity(model, inputs))
+
+
+def test_dense_blocks() -> None:
+    with sparse_attention(wan(), SPARSE, min_tokens=0, dense_blocks="-1") as sparse:
+        velocity(sparse.transformer, wan_inputs())
+    assert counts(sparse) == (1, {"dense_blocks": 1})
+    with sparse_attention(hunyuan(), SPARSE, min_tokens=0, dense_blocks="single 0-1") as sparse:
+        velocity(sparse.transformer, hunyuan_inputs(6))
+    assert counts(sparse) == (2, {"dense_blocks": 2})
+
+
+def test_other_processors_run_as_they_are() -> None:
+    model, inputs = wan(), wan_inputs()
+
+    class Doubling(type(model.blocks[0].attn1.get_processor())):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return 2 * super().__call__(*args, **kwargs)
+
+    model.blocks[0].attn1.set_processor(Doubling())
+    dense = velocity(model, inputs)
+    with sparse_attention(model, FULL, min_tokens=0) as sparse:
+        torch.testing.assert_close(velocity(model, inputs), dense, rtol=1e-5, atol=1e-5)
+    assert counts(sparse) == (1, {"attention processor Doubling": 1})
+
+
+def with_other_mask(
+    call: Any, change: str, video: Any, text: Any, temb: Any, mask: Any, *rest: Any
+) -> Any:
+    """A block of HunyuanVideo, given a mask that is not a bool prefix."""
+    if change == "hole":
+        mask = mask.clone()
+        mask[..., -8] = False
+    else:
+        mask = mask.float()
+    return call(video, text, temb, mask, *rest)
+
+
+@pytest.mark.parametrize("change", ["hole", "float"])
+def test_masks_that_are_not_padding(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = hunyuan(), hunyuan_inputs(6)
+    for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+        monkeypatch.setattr(block, "forward", partial(with_other_mask, block.forward, change))
+    dense = velocity(model, inputs)
+    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+        assert torch.equal(velocity(model, inputs), dense)
+    ((reason, number),) = sparse.report.reasons.items()
+    assert number == 4
+    assert reason.startswith("attention mask")
+
+
+def test_gradients_stay_dense() -> None:
+    model, inputs = wan(), wan_inputs()
+    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+        model(**inputs).sample.sum().backward()
+        assert counts(sparse) == (0, {GRADIENTS: 2})
+        model.requires_grad_(False)
+        model(**inputs)
+        assert counts(sparse) == (2, {GRADIENTS: 2})
+
+
+def test_blocks_called_on_their_own_stay_dense() -> None:
+    model, inputs = wan(), wan_inputs()
+    tokens = torch.randn(1, 288, 48)
+    with sparse_attention(model, SPARSE, min_tokens=0) as sparse, torch.no_grad():
+        rotary = model.rope(inputs["hidden_states"])
+        model.blocks[0].attn1(tokens, None, None, rotary)
+        assert counts(sparse) == (0, {OUTSIDE: 1})
+        velocity(model, inputs)
+        # An error in a forward must not leave its plan behind.
+        with pytest.raises((RuntimeError, ValueError)):
+            velocity(model, inputs | {"encoder_hidden_states": torch.zeros(2, 3, 5)})
+        model.blocks[0].attn1(tokens, None, None, rotary)
+    assert counts(sparse) == (2, {OUTSIDE: 2})
+
+
+@pytest.mark.parametrize(
+    "error, tried, reason",
+    [
+        (BackendUnavailable("no kernels here"), 1, "no kernels here"),
+        (RuntimeError("out of luck\nmore"), FAILURE_LIMIT, "RuntimeError: out of luck"),
+    ],
+)
+def test_failures_go_on_dense(
+    error: Exception, tried: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        attempts.append(1)
+        raise error
+
+    monkeypatch.setattr(attention_calls, "rectified_attention", fail)
+    model, inputs = wan(), wan_inputs()
+    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+        outs = [velocity(model, inputs) for _ in range(3)]
+    assert counts(sparse) == (0, {reason: 6})
+    assert len(attempts) == tried
+    assert torch.equal(outs[0], velocity(model, inputs))
+
+
+def test_schedule_follows_the_scheduler() -> None:
+    # As a pipeline does it: two forwards a step, timesteps rounded so that steps cannot be told.
+    model, scheduler = wan(), FlowMatchEulerDiscreteScheduler(shift=7.0)
+    schedule = SparsitySchedule(0.5, 0.8, end_percent=0.79, dense_steps=(0, 2))
+    options = {"schedule": schedule, "scheduler": scheduler, "min_tokens": 0}
+    with sparse_attention(model, SPARSE, **options) as sparse:
+        for _ in range(2):
+            scheduler.set_timesteps(5)
+            x = torch.zeros(2, 4, 3, 16, 24)
+            for t in scheduler.timesteps:
+                inputs = wan_inputs(timestep=float(t // 500 * 500))
+                v = velocity(model, inputs)
+                velocity(model, inputs)
+                x = scheduler.step(v, t, x, return_dict=False)[0]
+    # Steps 0 and 2 of five are dense by number, 4 (80 %) by share; two calls and forwards a step.
+    assert counts(sparse) == (16, {DENSE_STEP: 16, OUTSIDE_RANGE: 8})
+    assert sparse.report.forwards == 20
+
+
+def test_schedule_follows_the_timestep_or_what_it_is_told() -> None:
+    model = wan()
+    schedule = SparsitySchedule(0.75, 0.75, steps=(None, 0.75))
+    with sparse_attention(model, SPARSE, schedule=schedule, min_tokens=0) as sparse:
+        for timestep in (1000, 1000, 900, 500, 1000, 900):
+            velocity(model, wan_inputs(timestep=timestep))
+        assert counts(sparse) == (6, {"schedule: step is off": 6})
+        sparse.report.reset()
+        sparse.set_step(0)
+        velocity(model, wan_inputs(timestep=3))
+        sparse.set_step(1)
+        velocity(model, wan_inputs(timestep=3))
+    assert counts(sparse) == (2, {"schedule: step is off": 2})
+
+
+def test_attention_backends_still_reach_the_dense_calls() -> None:
+    model = wan()
+    originals = [block.attn1.get_processor() for block in model.blocks]
+    with sparse_attention(model, SPARSE):
+        model.set_attention_backend("_native_math")
+        velocity(model, wan_inputs())
+    assert {each._attention_backend.value for each in originals} == {"_native_math"}
+    model.reset_attention_backend()
+
+
+@pytest.mark.parametrize("way", ["around", "in place", "blocks"])
+@pytest.mark.parametrize("is_late", [False, True], ids=["compiled after", "compiled before"])
+def test_compiled_models(way: str, is_late: bool) -> None:
+    torch.compiler.reset()
+    model, inputs = wan(), wan_inputs()
+    dense = velocity(model, inputs)
+    compiled = model
+    if way == "around":
+        compiled = torch.compile(model, backend="eager")
+    elif way == "in place":
+        model.compile(backend="eager")
+    else:
+        model.compile_repeated_blocks(backend="eager")
+    if is_late:
+        velocity(compiled, inputs)
+    schedule = SparsitySchedule(0.75, 0.75, steps=(None, 0.75))
+    with sparse_attention(compiled, SPARSE, schedule=schedule, min_tokens=0) as sparse:
+        for step in (0, 1, 0, 1):
+            sparse.set_step(step)
+            is_dense = torch.allclose(velocity(compiled, inputs), dense, rtol=1e-5, atol=1e-5)
+            assert is_dense == (step == 0)
+        assert counts(sparse) == (4, {"schedule: step is off": 4})
+    torch.testing.assert_close(velocity(compiled, inputs), dense, rtol=1e-5, atol=1e-5)
