@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -172,6 +173,27 @@ def test_hunyuan_gives_the_method_the_right_tokens(monkeypatch: pytest.MonkeyPat
     # Equal lengths: the padding is cut off, so one call serves the batch.
     assert [each for each in layouts if each[1][0] == 2] == first
     assert [each for each in layouts if each[1][0] == 1] == second
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rectification", ["none", "paper", "precise"])
+def test_kernels_do_what_the_reference_does_in_a_model(rectification: str) -> None:
+    config = replace(SPARSE, rectification=rectification)
+    pairs = [
+        (wan(attention_head_dim=64), wan_inputs()),
+        (hunyuan(attention_head_dim=64, rope_axes_dim=(16, 24, 24)), hunyuan_inputs(6, 4)),
+    ]
+    for model, inputs in pairs:
+        model.to("cuda", torch.float16)
+        on_gpu = {name: value.to("cuda") for name, value in inputs.items()}
+        for name, value in on_gpu.items():
+            on_gpu[name] = value.half() if value.is_floating_point() else value
+        outs = []
+        for backend in ("triton", "reference"):
+            with sparse_attention(model, config, min_tokens=0, backend=backend) as sparse:
+                outs.append(velocity(model, on_gpu))
+            assert not sparse.report.dense
+        torch.testing.assert_close(*outs, rtol=0.02, atol=0.02)
 
 
 def test_grid_may_change_between_forwards() -> None:
