@@ -222,25 +222,26 @@ class AttentionCalls:
         config: SparseConfig,
     ) -> tuple[Tensor, Tensor]:
         """Output and mean density, one `rectified_attention` for each length among the samples."""
-        backend, (batch, heads, length, head_dim) = self.settings.backend, v.shape
-        if lengths == [length] * batch:
-            layout = TokenLayout(grid, length)
+
+        def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            layout = TokenLayout(grid, q.shape[-2])
             out, stats = rectified_attention(
-                q, k, v, layout, config, backend=backend, return_stats=True
+                q, k, v, layout, config, backend=self.settings.backend, return_stats=True
             )
             return out, stats.density
+
+        batch, heads, length, head_dim = v.shape
+        if lengths == [length] * batch:
+            return call(q, k, v)
         out = v.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
         densities = []
         for end in sorted(set(lengths)):
-            rows = torch.tensor([row for row in range(batch) if lengths[row] == end])
-            rows = rows.to(v.device)
-            q_part, k_part, v_part = (each[rows, :, :end] for each in (q, k, v))
-            layout = TokenLayout(grid, end)
-            part, stats = rectified_attention(
-                q_part, k_part, v_part, layout, config, backend=backend, return_stats=True
-            )
-            out[rows, :, :end] = part
-            densities.append(stats.density * (len(rows) / batch))
+            rows = [row for row in range(batch) if lengths[row] == end]
+            # One length for all, as with a single prompt: views instead of copies.
+            chosen: Any = slice(None) if len(rows) == batch else rows
+            part, density = call(*(each[chosen, :, :end] for each in (q, k, v)))
+            out[chosen, :, :end] = part
+            densities.append(density * (len(rows) / batch))
         return out, torch.stack(densities).sum()
 
     def _note_failure(self, reason: str, is_final: bool) -> None:

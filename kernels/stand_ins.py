@@ -37,6 +37,7 @@ def group(
         chunk.first, chunk.num_heads, sizes.tail_length, *k.stride(), *v.stride(),
         sizes.head_dim**-0.5, D=sizes.head_dim, DP=sizes.padded_dim, BLOCK=config.kv_block,
         GROUPS=config.tail_keys, R=SAMPLED_QUERIES, ROUNDS=ROUNDS, SHIFTED=shift is not None,
-        PRECISION="ieee" if k.dtype == torch.float32 else "tf32", num_warps=4,
+        PRECISION="ieee" if k.dtype == torch.float32 else "tf32",
+        num_warps=config.kv_block // 16,
     )  # fmt: skip
     return Tail(keys, values, size, variance)
