@@ -125,7 +125,8 @@ def group_kernel(
         averages -= tl.load(shift + batch_head * D + cols, mask=cols < D, other=0.0)[None, :]
     averages = averages.to(tail_k.dtype.element_ty)
     tl.store(tail_k + out_offsets, averages, mask=written[:, None])
-    tl.store(tail_size + out_row, tl.log2(counts), mask=written)
+    size = tl.where(counts > 0, tl.log2(tl.maximum(counts, 1.0)), float("-inf"))
+    tl.store(tail_size + out_row, size, mask=written)
     tl.store(tail_variance + out_row, 0.5 * scale * scale * variance, mask=written)
 
     base = (batch_head // num_heads) * v_stride_b + (batch_head % num_heads) * v_stride_h
