@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .demo_figure import INK
+from .demo_figure import INK, STYLE
 from .fidelity_report import Record, curves_of, geometric_mean, mean, pareto_front
 
 # Okabe-Ito colours: told apart by colour-blind readers and in print.
@@ -39,24 +39,7 @@ def save_figure(document: dict[str, Any], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     panels = {inputs: drawn_curves(document, inputs) for inputs in document["inputs"]}
-    style: Any = {
-        "font.size": 11,
-        "axes.titlesize": 12,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": "#9aa5b1",
-        "axes.grid": True,
-        "grid.color": "#e4e7eb",
-        "axes.axisbelow": True,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "legend.frameon": False,
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE | {"font.size": 11, "axes.titlesize": 12}):
         size = (6.4 * max(len(panels), 1.4), 7.2)
         figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained")
         for axis, (inputs, curves) in zip([axes] if len(panels) == 1 else axes, panels.items()):  # noqa: B905

@@ -175,7 +175,9 @@ def test_hunyuan_gives_the_method_the_right_tokens(monkeypatch: pytest.MonkeyPat
     assert [each for each in layouts if each[1][0] == 1] == second
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="runs the kernels inside the models: needs an NVIDIA GPU"
+)
 @pytest.mark.parametrize("rectification", ["none", "paper", "precise"])
 def test_kernels_do_what_the_reference_does_in_a_model(rectification: str) -> None:
     config = replace(SPARSE, rectification=rectification)

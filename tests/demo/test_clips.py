@@ -25,7 +25,7 @@ SAMPLING = clips_model.Sampling(SIZE, steps=3, cfg=3.0, shift=3.0)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of a model with random weights."""
-    pytest.importorskip("diffusers")
+    pytest.importorskip("diffusers", reason="diffusers is not installed (make venv installs it)")
     path = tmp_path_factory.mktemp("model")
     files, model = tiny_wan("model_files"), tiny_wan("model")
     torch.manual_seed(0)
