@@ -3,7 +3,9 @@
     none      O_r = softmax_{keys in C_i, context}(c q_r·k) V
     paper     O_r = R_i * softmax_{keys in C_i, context}(c q_r·k) V + compensation_i
     precise   every block j not in C_i is one more key of the same softmax, with value v̄_j and
-              logit c q_r·k̄_j + ln n_j + min(w_r S_ij, cap),  w_r = |q_r|² / <|q|²>_i
+              logit c q_r·k̄_j + ln n_j + min(w_r S_ij, cap),  w_r = |q_r|² / <|q|²>_i;
+              with TAIL_KEYS > 1 so is every group g of its keys, with the logit
+              c q_r·k̄_g + ln n_g + min(|q_r|² ν_g, cap)
 
 Softmax in fp32 with exp2, scale applied to the scores and not rounded into q. Rows are read and
 stored through the token order, so nothing is permuted outside. With int8 keys the queries are
@@ -113,8 +115,10 @@ def attend_kernel(
     rectify_scale,  # [HC, NQ] fp32, paper
     compensation,  # [HC, NQ, DP] fp32, paper
     tail_spread,  # [HC, NQ, NK] fp32: S_ij / <|q|²>_i, -inf for critical blocks, precise
-    tail_k,  # [HC, NK, DP] dtype of q and v: block means, precise;
+    tail_k,  # [HC, NK TAIL_KEYS, DP] dtype of q and v: block or group means, precise;
     tail_v,  # zeros behind the last block, with TMA in tiles of TAIL_N rows
+    tail_size,  # [HC, tail_length] fp32: log2 n_g, TAIL_KEYS > 1
+    tail_variance,  # [HC, tail_length] fp32: ν_g = ½ c² times the group's variance
     out,  # [B, N, H, D] contiguous
     first_head,
     num_heads,
@@ -144,6 +148,7 @@ def attend_kernel(
     TMA: tl.constexpr,
     INT8: tl.constexpr,
     RECTIFICATION: tl.constexpr,
+    TAIL_KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     # Context blocks first: they are the longest and must not start last.
@@ -228,13 +233,20 @@ def attend_kernel(
         full_size = tl.log2(KV_BLOCK * 1.0)
         last_size = tl.log2((video_length - (num_k - 1) * KV_BLOCK).to(tl.float32))
         tail_row = (head * tail_length).to(tl.int32)
-        num_tail = tl.where(is_video, num_k, 0)
+        num_tail = tl.where(is_video, num_k * TAIL_KEYS, 0)
+        column = head * tail_length
         for start in tl.range(0, num_tail, TAIL_N, num_stages=2):
             index = start + tl.arange(0, TAIL_N)
-            spread = tl.load(spread_row + index, mask=index < num_k, other=float("-inf"))
+            inside = index < num_k * TAIL_KEYS
+            spread = tl.load(spread_row + index // TAIL_KEYS, mask=inside, other=float("-inf"))
             k = _load_tile(tail_k, tail_row + start, DP, TAIL_N, TMA)
             v = _load_tile(tail_v, tail_row + start, DP, TAIL_N, TMA)
-            size = tl.where(index == num_k - 1, last_size, full_size)
+            if TAIL_KEYS == 1:
+                size = tl.where(index == num_k - 1, last_size, full_size)
+            else:
+                size = tl.load(tail_size + column + index, mask=inside, other=0.0)
+                size = tl.where(spread == float("-inf"), spread, size)
+                spread = tl.load(tail_variance + column + index, mask=inside, other=0.0)
             bias = squared_length[:, None] * spread[None, :] + size[None, :]
             bias = tl.minimum(bias, (size + cap)[None, :])
             scores = _scores(q_tile, k, False, PRECISION) * unit + bias

@@ -35,14 +35,15 @@ def _group(
     group, arguments, stride_d,
     D: gl.constexpr, DP: gl.constexpr, Q_BLOCK: gl.constexpr, KV_BLOCK: gl.constexpr,
     TILE_N: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr, PAPER: gl.constexpr,
-    PRECISE: gl.constexpr,
+    PRECISE: gl.constexpr, TAIL_KEYS: gl.constexpr,
 ):  # fmt: skip
     """Four warps: rows `64 group ... 64 group + 63` of the q-block, from queries to output."""
     (
         q, q_source, k_centre, k_radius, k_scale, entries, rectify_scale, compensation,
-        tail_spread, out, q_tiles, exact_tiles, rings, block, row, is_video, batch, head_in_batch,
-        head, num_heads, length, packed_length, num_k, video_length, num_tiles, ragged_size,
-        context_size, context_block, num_tail, stride_b, stride_h, stride_n, scale, variance_cap,
+        tail_spread, tail_size, tail_variance, out, q_tiles, exact_tiles, rings,
+        block, row, is_video, batch, head_in_batch, head, num_heads, length, packed_length, num_k,
+        video_length, num_tiles, ragged_size, context_size, context_block, num_tail,
+        stride_b, stride_h, stride_n, scale, variance_cap,
     ) = arguments  # fmt: skip
     k_ring, v_ring, k_full, v_full, k_empty, v_empty = rings
     DTYPE: gl.constexpr = v_ring.dtype
@@ -170,17 +171,17 @@ def _group(
         squared_length = gl.maximum(squared_length, 1e-30) * LOG2E
         squared_length = gl.convert_layout(squared_length, ROW_T)
         state = (acc, gl.convert_layout(highest, ROW_T), gl.convert_layout(total, ROW_T))
-        blocks = (tail_spread + row * num_k, num_k, video_length)
+        blocks = (tail_spread + row * num_k, tail_size, tail_variance, num_k, video_length)
         # The bound holds for pooled keys, too, but for their bias: up to 2^13, too much for fp16.
         if bounded and WIDE:
             state = pooled_keys(
                 state, exact_shared, squared_length, blocks, rings, index, num_tail, unit,
-                variance_cap, KV_BLOCK, STAGES, INT8, True,
+                variance_cap, KV_BLOCK, STAGES, INT8, TAIL_KEYS, True,
             )  # fmt: skip
         else:
             state = pooled_keys(
                 state, exact_shared, squared_length, blocks, rings, index, num_tail, unit,
-                variance_cap, KV_BLOCK, STAGES, INT8, False,
+                variance_cap, KV_BLOCK, STAGES, INT8, TAIL_KEYS, False,
             )  # fmt: skip
         acc, highest, total = state
 
@@ -206,12 +207,13 @@ def _group(
 )  # fmt: skip
 def attend_hopper_kernel(
     q, q_source, packed_k, packed_v, k_scale, kv_indices, list_lengths, ragged_kept,
-    rectify_scale, compensation, tail_spread, tail_k, tail_v, out,
+    rectify_scale, compensation, tail_spread, tail_k, tail_v, tail_size, tail_variance, out,
     first_head, num_heads, length, packed_length, tail_length, num_q, num_context_q, num_k,
     video_length, context_length, width, all_blocks_start, num_all_blocks,
     stride_b, stride_h, stride_n, stride_d, scale, variance_cap, k_centre, k_radius,
     D: gl.constexpr, DP: gl.constexpr, Q_BLOCK: gl.constexpr, KV_BLOCK: gl.constexpr,
     TILE_N: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr, RECTIFICATION: gl.constexpr,
+    TAIL_KEYS: gl.constexpr,
 ):  # fmt: skip
     """Arguments of attend.py, but keys and values are always descriptors of TILE_N rows.
 
@@ -239,7 +241,7 @@ def attend_hopper_kernel(
     context_size = context_length % KV_BLOCK
     context_tiles = (context_size + TILE_N - 1) // TILE_N
     context_block = gl.where(context_size > 0, num_k + context_length // KV_BLOCK, 0)
-    num_tail = gl.where(is_video, (num_k + TILE_N - 1) // TILE_N, 0)
+    num_tail = gl.where(is_video, (num_k * TAIL_KEYS + TILE_N - 1) // TILE_N, 0)
     head_row = (head * packed_length).to(gl.int32)
     tail_row = (head * tail_length).to(gl.int32)
     ragged_row = head_row + (num_k - 1) * KV_BLOCK
@@ -270,6 +272,8 @@ def attend_hopper_kernel(
     factors = list_lengths
     additions = list_lengths
     spreads = list_lengths
+    group_sizes = list_lengths
+    variances = list_lengths
     pooled_k = packed_v
     pooled_v = packed_v
     if INT8:
@@ -279,14 +283,18 @@ def attend_hopper_kernel(
         additions = compensation
     if PRECISE:
         spreads = tail_spread
+        if TAIL_KEYS > 1:
+            group_sizes = tail_size + head * tail_length
+            variances = tail_variance + head * tail_length
         pooled_k = tail_k
         pooled_v = tail_v
     rings = (k_ring, v_ring, k_full, v_full, k_empty, v_empty)
     arguments = (
         q, q_source, k_centre, k_radius, scales, entries, factors, additions,
-        spreads, out, q_tiles, exact_tiles, rings, block, row, is_video, batch, head_in_batch,
-        head, num_heads, length, packed_length, num_k, video_length, num_tiles, ragged_size,
-        context_size, context_block, num_tail, stride_b, stride_h, stride_n, scale, variance_cap,
+        spreads, group_sizes, variances, out, q_tiles, exact_tiles, rings,
+        block, row, is_video, batch, head_in_batch, head, num_heads, length, packed_length, num_k,
+        video_length, num_tiles, ragged_size, context_size, context_block, num_tail,
+        stride_b, stride_h, stride_n, scale, variance_cap,
     )  # fmt: skip
     fetched = (
         packed_k, packed_v, pooled_k, pooled_v, entries,
@@ -301,11 +309,11 @@ def attend_hopper_kernel(
             [
                 (_group, (
                     0, arguments, stride_d, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER,
-                    PRECISE,
+                    PRECISE, TAIL_KEYS,
                 )),
                 (_group, (
                     1, arguments, stride_d, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER,
-                    PRECISE,
+                    PRECISE, TAIL_KEYS,
                 )),
                 (fetcher, (fetched, KV_BLOCK, TILE_N, STAGES, INT8, PRECISE)),
             ],
@@ -317,7 +325,7 @@ def attend_hopper_kernel(
             [
                 (_group, (
                     0, arguments, stride_d, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER,
-                    PRECISE,
+                    PRECISE, TAIL_KEYS,
                 )),
                 (fetcher, (fetched, KV_BLOCK, TILE_N, STAGES, INT8, PRECISE)),
             ],

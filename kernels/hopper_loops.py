@@ -55,13 +55,27 @@ def full_blocks(
 
 
 @gluon.jit
+def _stand_ins(spread_row, group_sizes, variances, number, num_keys, TAIL_KEYS: gl.constexpr):
+    """Variance term for |q|² = 1 and log2 of the tokens of some pooled keys; -inf: left out."""
+    inside = number < num_keys
+    spread = gl.load(spread_row + number // TAIL_KEYS, mask=inside, other=float("-inf"))
+    size = spread
+    if TAIL_KEYS > 1:
+        size = gl.load(group_sizes + number, mask=inside, other=0.0)
+        size = gl.where(spread == float("-inf"), spread, size)
+        spread = gl.load(variances + number, mask=inside, other=0.0)
+    return spread, size
+
+
+@gluon.jit
 def pooled_keys(
     state, exact_shared, squared_length, blocks, rings, first, num_tail, unit, variance_cap,
-    KV_BLOCK: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr, BOUNDED: gl.constexpr,
+    KV_BLOCK: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr, TAIL_KEYS: gl.constexpr,
+    BOUNDED: gl.constexpr,
 ):  # fmt: skip
     """The pooled keys of `precise`, with the bias of attend.py."""
     acc, highest, total = state
-    spread_row, num_k, video_length = blocks
+    spread_row, group_sizes, variances, num_k, video_length = blocks
     k_ring, v_ring, k_full, v_full, k_empty, v_empty = rings
     DTYPE: gl.constexpr = v_ring.dtype
     TILE_N: gl.constexpr = v_ring.shape[1]
@@ -87,19 +101,28 @@ def pooled_keys(
     parts = partial_sums(zeros)
     # One value per thread, a tile ahead; in COLUMN_T each thread would load a quarter of the tile.
     loaded = gl.arange(0, TILE_N, gl.BlockedLayout([1], [32], [4], [0]))
-    next_spread = gl.load(spread_row + loaded, mask=loaded < num_k, other=float("-inf"))
+    num_keys = num_k * TAIL_KEYS
+    next_spread, next_size = _stand_ins(
+        spread_row, group_sizes, variances, loaded, num_keys, TAIL_KEYS
+    )
     for tile in range(0, num_tail):
         number = tile * TILE_N + columns
         spread = next_spread
+        size = next_size
         k_slot = wait_for_tile(t_full, first + PACE * tile, STAGES)
         keys = t_ring.index(k_slot).permute((1, 0))
         scores = warpgroup_mma(exact_shared, keys, zeros, use_acc=False, is_async=True)
         ahead = (tile + 1) * TILE_N + loaded
-        next_spread = gl.load(spread_row + ahead, mask=ahead < num_k, other=float("-inf"))
+        next_spread, next_size = _stand_ins(
+            spread_row, group_sizes, variances, ahead, num_keys, TAIL_KEYS
+        )
         scores = warpgroup_mma_wait(0, deps=(scores,))
         mbarrier.arrive(t_empty.index(k_slot), count=1)
         spread = gl.convert_layout(spread, COLUMN_T)
-        log_size = gl.where(number == num_k - 1, last_size, full_size)
+        if TAIL_KEYS > 1:
+            log_size = gl.convert_layout(size, COLUMN_T)
+        else:
+            log_size = gl.where(number == num_k - 1, last_size, full_size)
         bias = squared_length[:, None] * spread[None, :] + log_size[None, :]
         bias = gl.minimum(bias, (log_size + cap)[None, :])
         scores = scores * unit + bias

@@ -8,7 +8,8 @@ from torch import Tensor
 from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.quantisation import smoothing_shift
-from .stages import Chunk, Result, Sizes, attend, pool, score, select
+from .stages import Chunk, Result, Sizes, Tail, attend, pool, score, select
+from .stand_ins import group
 from .tables import IndexTables, index_tables
 from .tiles import Tile
 
@@ -79,7 +80,7 @@ def _run_chunk(
 ) -> None:
     q_statistic, k_statistic = _STATISTICS[config.rectification]
     q_source = tables.q_source[sizes.num_context_q * config.q_block :]
-    tail = config.rectification == "precise"
+    tail = config.rectification == "precise" and config.tail_keys == 1
     q_pool = pool(q, q_source, config.q_block, sizes.num_q, sizes, chunk, q_statistic)
     k_pool = pool(
         k, tables.kv_source, config.kv_block, sizes.num_k, sizes, chunk, k_statistic,
@@ -94,7 +95,13 @@ def _run_chunk(
     compensation = None
     if selection.weights is not None:
         compensation = torch.bmm(selection.weights, v_pool.mean.high)  # C = W v̄
+    stand_ins = None
+    if tail:
+        stand_ins = Tail(k_pool.tail_mean, v_pool.tail_mean, None, None)
+    elif config.rectification == "precise":
+        moved = shift if tile.int8 else None
+        stand_ins = group(q, k, v, config, sizes, tables, chunk, moved)
     attend(
-        q, k_pool, v_pool, scores, selection, compensation,
+        q, k_pool, v_pool, stand_ins, scores, selection, compensation,
         config, tile, sizes, tables, chunk, shift, result,
     )  # fmt: skip

@@ -29,7 +29,7 @@ def rectified_attention_op(
         q, k, v, layout.grid, layout.video_start,
         config.sparsity, config.q_block, config.kv_block, config.top_p,
         config.rectification, config.order, config.neighbours, config.min_blocks,
-        config.precision, keep_mask,
+        config.precision, config.tail_keys, keep_mask,
     )  # fmt: skip
 
 
@@ -49,11 +49,21 @@ def _op(
     neighbours: bool,
     min_blocks: int,
     precision: str,
+    tail_keys: int,
     keep_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = TokenLayout(tuple(grid), q.shape[-2], video_start)  # type: ignore[arg-type]
     config = SparseConfig(
-        sparsity, q_block, kv_block, top_p, rectification, order, neighbours, min_blocks, precision
+        sparsity,
+        q_block,
+        kv_block,
+        top_p,
+        rectification,
+        order,
+        neighbours,
+        min_blocks,
+        precision,
+        tail_keys,
     )
     if q.device.type == "cpu":
         # The interpreter has no registers or shared memory to run out of.
@@ -82,6 +92,7 @@ def _op_shapes(
     neighbours: bool,
     min_blocks: int,
     precision: str,
+    tail_keys: int,
     keep_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, length, head_dim = q.shape

@@ -78,7 +78,7 @@ class Sizes:
             num_full_k=num_full_k,
             num_full_context=num_full_context,
             packed_length=len(tables.kv_source),
-            tail_length=triton.cdiv(num_k, tile.tail_n) * tile.tail_n,
+            tail_length=triton.cdiv(num_k * config.tail_keys, tile.tail_n) * tile.tail_n,
             width=min(kept, num_full_k) + num_full_context,
         )
 
@@ -177,6 +177,16 @@ def pool(
     )  # fmt: skip
     farthest = None if distances is None else distances.amax(1)
     return Pooled(mean, spread, packed, packed_scale, tail_mean, farthest)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """One weighted key and value for every block, or for every group of its keys, `precise`."""
+
+    keys: Tensor  # [HC, tail_length, DP] dtype of the input
+    values: Tensor
+    size: Tensor | None  # [HC, tail_length] fp32, log2 of the tokens of a group
+    variance: Tensor | None  # [HC, tail_length] fp32
 
 
 @dataclass(frozen=True)
@@ -292,6 +302,7 @@ def attend(
     q: Tensor,
     k_pool: Pooled,
     v_pool: Pooled,
+    tail: Tail | None,
     scores: Scores,
     selection: Selection,
     compensation: Tensor | None,
@@ -305,7 +316,11 @@ def attend(
 ) -> None:
     """Attend the selected blocks and write the rows of this chunk's heads into `result.out`."""
     packed_k, packed_v = k_pool.packed, v_pool.packed
-    tail_k, tail_v = k_pool.tail_mean, v_pool.tail_mean
+    tail_k = tail_v = tail_size = tail_variance = None
+    if tail is not None:
+        tail_k, tail_v, tail_size, tail_variance = (
+            tail.keys, tail.values, tail.size, tail.variance
+        )  # fmt: skip
     if tile.tma or tile.specialised:
         packed_k, packed_v = (_descriptor(x, tile.tile_n, tile) for x in (packed_k, packed_v))
         if tail_k is not None:
@@ -313,7 +328,8 @@ def attend(
     arguments = (
         q, tables.q_source, packed_k, packed_v, k_pool.packed_scale,
         selection.kv_indices, selection.list_lengths, selection.ragged_kept,
-        selection.rectify_scale, compensation, scores.tail_spread, tail_k, tail_v, result.out,
+        selection.rectify_scale, compensation, scores.tail_spread, tail_k, tail_v,
+        tail_size, tail_variance, result.out,
         chunk.first, chunk.num_heads, sizes.length, sizes.packed_length, sizes.tail_length,
         sizes.num_q, sizes.num_context_q, sizes.num_k, sizes.video_length, sizes.context_length,
         sizes.width, chunk.count * sizes.num_q * sizes.width, len(tables.all_blocks),
@@ -322,7 +338,8 @@ def attend(
     constants: dict[str, Any] = {
         "D": sizes.head_dim, "DP": sizes.padded_dim, "Q_BLOCK": config.q_block,
         "KV_BLOCK": config.kv_block, "TILE_N": tile.tile_n, "INT8": tile.int8,
-        "RECTIFICATION": config.rectification, "num_warps": tile.num_warps,
+        "RECTIFICATION": config.rectification, "TAIL_KEYS": config.tail_keys,
+        "num_warps": tile.num_warps,
     }  # fmt: skip
     if tile.max_registers:
         constants["maxnreg"] = tile.max_registers

@@ -26,8 +26,6 @@ def unsupported_reason(
         reason = version_reason(triton.__version__) or capability_reason(
             name, torch.cuda.get_device_capability(device)
         )
-    if config.tail_keys > 1:
-        reason = reason or f"tail_keys = {config.tail_keys}: only the reference has groups of keys"
     return reason or shape_reason(dtype, head_dim)
 
 

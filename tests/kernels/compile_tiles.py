@@ -53,7 +53,7 @@ def entries(arch: int) -> Iterator[tuple[Tile, tuple[int, int], str]]:
 
 
 def compile_entry(
-    arch: int, tile: Tile, blocks: tuple[int, int], rectification: str
+    arch: int, tile: Tile, blocks: tuple[int, int], rectification: str, tail_keys: int = 1
 ) -> CompiledKernel:
     """Compile as the launcher would: aligned pointers, the last stride 1."""
     q_block, kv_block = blocks
@@ -64,6 +64,7 @@ def compile_entry(
         "Q_BLOCK": q_block,
         "KV_BLOCK": kv_block,
         "TILE_N": tile.tile_n,
+        "TAIL_KEYS": tail_keys,
         "INT8": tile.int8,
         "RECTIFICATION": rectification,
     }
@@ -80,8 +81,11 @@ def compile_entry(
     constants |= dict.fromkeys(UNUSED[rectification])
     if not tile.int8:
         constants["k_scale"] = None
+    if tail_keys == 1:
+        constants |= {"tail_size": None, "tail_variance": None}
     types = {
-        "scale": "fp32", "variance_cap": "fp32", "tail_spread": "*fp32", "k_scale": "*fp32",
+        "scale": "fp32", "variance_cap": "fp32", "k_scale": "*fp32",
+        "tail_spread": "*fp32", "tail_size": "*fp32", "tail_variance": "*fp32",
         "rectify_scale": "*fp32", "k_centre": "*fp32", "k_radius": "*fp32",
         "compensation": "*bf16", "q": "*bf16", "out": "*bf16",
     }  # fmt: skip

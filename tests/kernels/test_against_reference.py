@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,14 @@ CASES = {
     ),
     "sparsest": Case((4, 8, 12), SparseConfig(0.98, 64, 64, neighbours=False, top_p=0.0)),
 }
+GROUPED = (
+    ("precise", 4), ("precise-64", 2), ("strided", 4), ("sparsest", 8), ("one token", 8),
+    ("int8-precise", 2),
+)  # fmt: skip
+for name, tail_keys in GROUPED:
+    case = CASES[name]
+    config = replace(case.config, rectification="precise", tail_keys=tail_keys)
+    CASES[f"{name}, {tail_keys} keys"] = replace(case, config=config)
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 # A value half way between two steps of int8 may go either way.
 INT8_TOLERANCE = 2e-4

@@ -22,7 +22,8 @@ def test_declared_shapes_are_the_real_ones(keep_mask: bool, device: torch.device
     arguments = (
         *CASE.inputs(torch.float32, device, 0), CASE.grid, CASE.layout.video_start,
         config.sparsity, config.q_block, config.kv_block, config.top_p, config.rectification,
-        config.order, config.neighbours, config.min_blocks, config.precision, keep_mask,
+        config.order, config.neighbours, config.min_blocks, config.precision, config.tail_keys,
+        keep_mask,
     )  # fmt: skip
     torch.library.opcheck(
         torch.ops.rspa.rectified_attention.default,
