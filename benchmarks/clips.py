@@ -32,6 +32,7 @@ from .capture import tiny_wan
 from .clips_figure import save_differences, save_side_by_side
 from .clips_model import (
     DENSE,
+    POOLED,
     Checkpoint,
     Sampling,
     Variant,
@@ -77,9 +78,10 @@ def measure(
             dense = torch.empty(0)
             for variant in variants:
                 bar.set_description(f"scene {scene}, seeds {group[0]}-{group[-1]}, {variant.label}")
-                sampled = sample(
-                    checkpoint, scene, group, sampling, variant, options.backend, bar.update
-                )
+                with variant.arithmetic():
+                    sampled = sample(
+                        checkpoint, scene, group, sampling, variant, options.backend, bar.update
+                    )
                 videos = decode(checkpoint.code, sampled.latents)
                 if variant.is_dense:
                     dense = videos
@@ -143,7 +145,9 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     add("--first-seed", type=int, default=0, help="default: %(default)s")
     add("--kept", type=_number(MIN_KEPT, 0.999, float), nargs="+", default=[0.25])
     add("--dense-steps", type=_number(0, math.inf), nargs="+", default=[2], help="first steps")
-    add("--rectification", choices=RECTIFICATIONS, nargs="+", default=["none", "paper", "precise"])
+    add("--rectification", choices=(*RECTIFICATIONS, POOLED), nargs="+",
+        default=["none", "paper", "precise"],
+        help=f'"{POOLED}": means of left-out blocks, as in ComfyUI\'s Sol-Attn')  # fmt: skip
     add("--blocks", type=int, choices=BLOCK_SIZES, nargs="+", default=[64])
     add("--tail-keys", type=int, choices=TAIL_KEYS, nargs="+", default=[1], help='for "precise"')
     add("--steps", type=count, help="of the sampler (default: 20 on a GPU, 12 on a CPU)")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -18,6 +21,8 @@ from ..rspa_core import SparseConfig, SparsitySchedule
 from .capture import tiny_wan
 
 TIMESTEPS = 1000
+POOLED = "pooled"
+"""Left-out blocks by their means alone, selected by these: what ComfyUI's Sol-Attn computes."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ class Variant:
     """One way to run self-attention.
 
     Attributes:
-        rectification: of the sparse calls, "dense" for full attention.
+        rectification: of the sparse calls, "dense" for full attention, `POOLED` for "precise"
+            without its variance term.
         block: tokens of a q-block and a kv-block.
         kept: share of the kv-blocks that is kept, asked for.
         dense_steps: first steps that stay dense.
@@ -146,12 +152,25 @@ class Variant:
             sparsity=sparsity,
             q_block=self.block,
             kv_block=self.block,
-            rectification=self.rectification,
+            rectification="precise" if self.rectification == POOLED else self.rectification,
             tail_keys=self.tail_keys,
         )
         dense_steps = tuple(range(self.dense_steps))
         schedule = SparsitySchedule(sparsity, sparsity, "constant", dense_steps=dense_steps)
         return install(transformer, config, schedule=schedule, min_tokens=0, backend=backend)
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """While it is open, the reference and the kernels compute this variant."""
+        places = ["rspa_core.rectification"]
+        if torch.cuda.is_available():
+            places.append("kernels.stages")
+        with ExitStack() as stack:
+            if self.rectification == POOLED:
+                for name in places:
+                    module = import_module(f"..{name}", __package__)
+                    stack.enter_context(mock.patch.object(module, "TAIL_VARIANCE_CAP", 0.0))
+            yield
 
 
 DENSE = Variant("dense")
