@@ -17,11 +17,11 @@ export OMP_NUM_THREADS ?= 2
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-clips test lint format validate clean
+.PHONY: help venv demo demo-attention test lint format validate clean
 
 help:
-	@echo "make demo      dense, sparse and rectified attention side by side; table and pictures"
-	@echo "make demo-clips CHECKPOINT=folder   clips of a small trained model, dense and sparse"
+	@echo "make demo      clips of a small trained model, dense and sparse; table and pictures"
+	@echo "make demo-attention   single attention calls on synthetic heads; table and pictures"
 	@echo "make test      the test suite (TEST_JOBS=$(TEST_JOBS), PYTEST_ARGS=...)"
 	@echo "make lint      ruff, mypy and the registry's validation"
 	@echo "make format    rewrite the code in the house format"
@@ -39,12 +39,10 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m rectified_spaattn.benchmarks.demo
+	$(BIN)/python -m rectified_spaattn.benchmarks.clips $(DEMO_ARGS)
 
-demo-clips: $(STAMP)
-	@test -n "$(CHECKPOINT)" || \
-	  { echo "make demo-clips CHECKPOINT=folder that tools/train_tiny_wan.py wrote"; exit 1; }
-	$(BIN)/python -m rectified_spaattn.benchmarks.clips "$(CHECKPOINT)" $(CLIPS_ARGS)
+demo-attention: $(STAMP)
+	$(BIN)/python -m rectified_spaattn.benchmarks.demo $(DEMO_ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -rs -n $(TEST_JOBS) $(PYTEST_ARGS)

@@ -1,8 +1,8 @@
 """Clips of a small trained video model, dense and with Rectified SpaAttn, and how far they differ.
 
-    python tools/train_tiny_wan.py MODEL                                   # files of the model
-    python -m rectified_spaattn.benchmarks.clips MODEL
-    python -m rectified_spaattn.benchmarks.clips MODEL --seeds 8 --steps 20 --kept 0.4 0.25 0.15 \\
+    python -m rectified_spaattn.benchmarks.clips
+    python -m rectified_spaattn.benchmarks.clips MODEL        # what tools/train_tiny_wan.py wrote
+    python -m rectified_spaattn.benchmarks.clips --seeds 8 --steps 20 --kept 0.4 0.25 0.15 \\
         --dense-steps 2 6 --rectification none paper precise --blocks 64 128
 
 Samples every seed and scene with full attention, then with every combination of the options, by
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ..rspa_core.attention import BACKENDS
 from ..rspa_core.config import BLOCK_SIZES, MAX_SPARSITY, RECTIFICATIONS, TAIL_KEYS
-from .capture import tiny_wan
+from .capture import TOOLS, tiny_wan
 from .clips_figure import save_differences, save_side_by_side
 from .clips_model import (
     DENSE,
@@ -138,20 +138,21 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("folder", type=Path, help="what tools/train_tiny_wan.py wrote")
+    add("folder", type=Path, nargs="?", default=TOOLS / "tiny_wan" / "checkpoint",
+        help="what tools/train_tiny_wan.py wrote (default: the model of the repository)")  # fmt: skip
     add("--out", type=Path, default=Path("demo_output/clips"), help="default: %(default)s")
-    add("--scenes", type=_number(0, math.inf), nargs="+", default=[0], help="default: 0")
+    add("--scenes", type=_number(0, math.inf), nargs="+", default=[3], help="default: 3")
     add("--seeds", type=count, default=1, help="how many (default: %(default)s)")
     add("--first-seed", type=int, default=0, help="default: %(default)s")
-    add("--kept", type=_number(MIN_KEPT, 0.999, float), nargs="+", default=[0.25])
+    add("--kept", type=_number(MIN_KEPT, 0.999, float), nargs="+", default=[0.25, 0.15])
     add("--dense-steps", type=_number(0, math.inf), nargs="+", default=[2], help="first steps")
     add("--rectification", choices=(*RECTIFICATIONS, POOLED), nargs="+",
         default=["none", "paper", "precise"],
         help=f'"{POOLED}": means of left-out blocks, as in ComfyUI\'s Sol-Attn')  # fmt: skip
     add("--blocks", type=int, choices=BLOCK_SIZES, nargs="+", default=[64])
-    add("--tail-keys", type=int, choices=TAIL_KEYS, nargs="+", default=[1], help='for "precise"')
+    add("--tail-keys", type=int, choices=TAIL_KEYS, nargs="+", default=[4], help='for "precise"')
     add("--steps", type=count, help="of the sampler (default: 20 on a GPU, 12 on a CPU)")
-    add("--cfg", type=float, default=3.0, help="guidance, 1 for none (default: %(default)s)")
+    add("--cfg", type=float, default=2.0, help="guidance, 1 for none (default: %(default)s)")
     add("--shift", type=float, default=tiny_wan("model_flow").FLOW_SHIFT)
     add("--size", type=count, nargs=3, default=list(tiny_wan("model_flow").VIDEO_SIZE),
         metavar=("FRAMES", "HEIGHT", "WIDTH"), help="default: %(default)s")  # fmt: skip

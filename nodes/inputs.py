@@ -14,6 +14,9 @@ from .patching import PatchSettings
 
 BLOCK_SIZES = ("128", "64")
 MAX_MIN_TOKENS = 1_000_000
+PRECISE_TAIL_KEYS = 4
+"""Keys that stand for a skipped block with "precise": the least error in pictures of a trained model
+(docs/notes/fidelity.md)."""
 
 
 def patch_settings(
@@ -49,6 +52,7 @@ def patch_settings(
         rectification=rectification,
         order=token_order,
         precision=precision,
+        tail_keys=PRECISE_TAIL_KEYS if rectification == "precise" else 1,
     )
     if schedule is None:
         schedule = SparsitySchedule(sparsity, sparsity, "constant", start_percent, end_percent)
