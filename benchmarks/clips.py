@@ -139,7 +139,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("folder", type=Path, nargs="?", default=TOOLS / "tiny_wan" / "checkpoint",
-        help="what tools/train_tiny_wan.py wrote (default: the model of the repository)")  # fmt: skip
+        help="what tools/train_tiny_wan.py wrote (default: the repository's model)")  # fmt: skip
     add("--out", type=Path, default=Path("demo_output/clips"), help="default: %(default)s")
     add("--scenes", type=_number(0, math.inf), nargs="+", default=[3], help="default: 3")
     add("--seeds", type=count, default=1, help="how many (default: %(default)s)")

@@ -15,7 +15,7 @@ from .patching import PatchSettings
 BLOCK_SIZES = ("128", "64")
 MAX_MIN_TOKENS = 1_000_000
 PRECISE_TAIL_KEYS = 4
-"""Keys that stand for a skipped block with "precise": the least error in pictures of a trained model
+"""Keys that stand for a skipped block with "precise": least error in pictures of a trained model
 (docs/notes/fidelity.md)."""
 
 
