@@ -1,4 +1,4 @@
-"""`make demo-attention`: dense, sparse and rectified attention side by side, without ComfyUI or weights.
+"""`make demo-attention`: dense, sparse and rectified attention side by side, on synthetic heads.
 
 Builds attention heads that behave like those of a video model (see `synthetic`), runs full
 attention and the sparse modes on the same q, k, v, and prints time, density and error. The times
