@@ -66,7 +66,8 @@ class SparseConfig:
             of the inputs), "int8" (see quantisation.py) or "auto" (what the kernels choose for the
             GPU; the reference takes "16-bit").
         tail_keys: with "precise", keys that stand for a block that is left out, 1, 2, 4 or 8: its
-            mean, or the means of that many groups of its keys (see key_groups.py).
+            mean, or the means of that many groups of its keys (see key_groups.py). In pictures of a
+            trained model 4 are far closer than 1 (docs/notes/fidelity.md).
 
     Raises:
         ConfigError: a field is out of range.
