@@ -17,11 +17,12 @@ export OMP_NUM_THREADS ?= 2
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-attention test lint format validate clean
+.PHONY: help venv demo demo-attention demo-comfy test lint format validate clean
 
 help:
 	@echo "make demo      clips of a small trained model, dense and sparse; table and pictures"
 	@echo "make demo-attention   single attention calls on synthetic heads; table and pictures"
+	@echo "make demo-comfy   the example workflow on ComfyUI's server, beside diffusers"
 	@echo "make test      the test suite (TEST_JOBS=$(TEST_JOBS), PYTEST_ARGS=...)"
 	@echo "make lint      ruff, mypy and the registry's validation"
 	@echo "make format    rewrite the code in the house format"
@@ -43,6 +44,9 @@ demo: $(STAMP)
 
 demo-attention: $(STAMP)
 	$(BIN)/python -m rectified_spaattn.benchmarks.demo $(DEMO_ARGS)
+
+demo-comfy: $(STAMP)
+	$(BIN)/python -m rectified_spaattn.tests.integration.demo_comfy $(DEMO_ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -rs -n $(TEST_JOBS) $(PYTEST_ARGS)

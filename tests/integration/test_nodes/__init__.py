@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import folder_paths
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 CONDITION_KEYS = (
     "concat_latent_image",
@@ -78,6 +78,36 @@ class RSPATestConditioning:
 
     def make(self, tokens, width, seed, extras):
         return (conditioning(tokens, width, seed, json.loads(extras)),)
+
+
+class RSPATestPrompt:
+    """A prompt of the small trained model: a tensor of a safetensors file."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "make"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"path": ("STRING", {}), "key": ("STRING", {})}}
+
+    def make(self, path, key):
+        return ([[load_file(path)[key].float(), {}]],)
+
+
+class RSPATestModelSpace:
+    """Latents in the scale that the model works in, in place of the VAE's."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "make"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "latent": ("LATENT",)}}
+
+    def make(self, model, latent):
+        return ({"samples": model.model.process_latent_in(latent["samples"].float())},)
 
 
 class RSPATestLatent:
@@ -186,6 +216,8 @@ NODE_CLASS_MAPPINGS = {
     for node in (
         RSPATestConditioning,
         RSPATestLatent,
+        RSPATestModelSpace,
+        RSPATestPrompt,
         RSPATestSaveLatent,
         RSPATestAttentionOverride,
         RSPATestBypassAttention,
