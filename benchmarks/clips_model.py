@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -163,7 +164,7 @@ class Variant:
     def arithmetic(self) -> Iterator[None]:
         """While it is open, the reference and the kernels compute this variant."""
         places = ["rspa_core.rectification"]
-        if torch.cuda.is_available():
+        if find_spec("triton") is not None:
             places.append("kernels.stages")
         with ExitStack() as stack:
             if self.rectification == POOLED:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rectified_spaattn.benchmarks.capture import TOOLS, tiny_wan
+from rectified_spaattn.benchmarks.clips_model import POOLED, Variant
 from rectified_spaattn.benchmarks.synthetic import HEAD_KINDS, synthetic_qkv
 from rectified_spaattn.rspa_core import (
     SparseConfig,
@@ -107,3 +108,16 @@ def test_paper_helps_where_left_out_blocks_are_alike(synthetic: dict[str, Heads]
     assert better("flat")
     assert better("fine")
     assert not better("local")
+
+
+def test_pooled_clips_compute_what_is_compared_here(synthetic: dict[str, Heads]) -> None:
+    """The variant of `benchmarks.clips` has no variance term either, and leaves none behind."""
+    (layout, q, k, v), *_ = synthetic["content"]
+    config = SparseConfig(0.8, 64, 64, rectification="precise")
+    with Variant(POOLED).arithmetic():
+        pooled = rectified_attention(q, k, v, layout, config, backend="reference")
+    precise = rectified_attention(q, k, v, layout, config, backend="reference")
+    (expected,) = error([(layout, q, k, v)], "pooled", 0.8)
+    exact = dense_attention(q, k, v)
+    assert float(metrics.relative_l2(pooled, exact)) == expected
+    assert float(metrics.relative_l2(precise, exact)) != expected
