@@ -166,10 +166,12 @@ class Variant:
         places = ["rspa_core.rectification"]
         if find_spec("triton") is not None:
             places.append("kernels.stages")
+        # All are imported before one is patched: a module that is imported later would take over
+        # the patched value and keep it.
+        modules = [import_module(f"..{name}", __package__) for name in places]
         with ExitStack() as stack:
             if self.rectification == POOLED:
-                for name in places:
-                    module = import_module(f"..{name}", __package__)
+                for module in modules:
                     stack.enter_context(mock.patch.object(module, "TAIL_VARIANCE_CAP", 0.0))
             yield
 

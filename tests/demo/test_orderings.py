@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -121,3 +123,20 @@ def test_pooled_clips_compute_what_is_compared_here(synthetic: dict[str, Heads])
     exact = dense_attention(q, k, v)
     assert float(metrics.relative_l2(pooled, exact)) == expected
     assert float(metrics.relative_l2(precise, exact)) != expected
+
+
+def test_pooled_clips_leave_the_kernels_as_they_were() -> None:
+    """Also where the kernels are first imported while the variant is open: in a process of its
+    own."""
+    script = """
+from rectified_spaattn.benchmarks.clips_model import POOLED, Variant
+from rectified_spaattn.rspa_core import rectification
+cap = rectification.TAIL_VARIANCE_CAP
+with Variant(POOLED).arithmetic():
+    from rectified_spaattn.kernels import stages
+    assert stages.TAIL_VARIANCE_CAP == rectification.TAIL_VARIANCE_CAP == 0.0
+assert stages.TAIL_VARIANCE_CAP == rectification.TAIL_VARIANCE_CAP == cap > 0.0
+"""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
