@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .model_folder import register_model_folder
+from .probe import RectifiedSpaAttnProbe
+from .probe_result import RectifiedSpaAttnProbeResult
+from .profiles import RectifiedSpaAttnLoadProfile, RectifiedSpaAttnSaveProfile
+from .report import RectifiedSpaAttnReport
 from .schedule import RectifiedSpaAttnSchedule
 from .sparse_attention import RectifiedSpaAttn
 
@@ -12,4 +17,13 @@ class RectifiedSpaAttnExtension(ComfyExtension):
     """Lists the nodes of this pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [RectifiedSpaAttn, RectifiedSpaAttnSchedule]
+        register_model_folder()
+        return [
+            RectifiedSpaAttn,
+            RectifiedSpaAttnSchedule,
+            RectifiedSpaAttnReport,
+            RectifiedSpaAttnProbe,
+            RectifiedSpaAttnProbeResult,
+            RectifiedSpaAttnSaveProfile,
+            RectifiedSpaAttnLoadProfile,
+        ]

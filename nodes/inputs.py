@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import asdict
+from typing import Any
+
 from ..rspa_core import SparseConfig
-from ..rspa_core.config import ORDERS, ConfigError, check_choice, check_integer
+from ..rspa_core.config import ORDERS, TAIL_KEYS, ConfigError, check_choice, check_integer
+from ..rspa_core.fingerprint import ModelFingerprint
+from ..rspa_core.presets import CUSTOM
+from ..rspa_core.presets import preset as preset_of
+from ..rspa_core.profile import SparsityProfile
 from ..rspa_core.schedule import (
     SparsitySchedule,
     parse_dense_blocks,
@@ -14,9 +22,12 @@ from .patching import PatchSettings
 
 BLOCK_SIZES = ("128", "64")
 MAX_MIN_TOKENS = 1_000_000
-PRECISE_TAIL_KEYS = 4
+TAIL_KEY_CHOICES = tuple(map(str, TAIL_KEYS))
+PRECISE_TAIL_KEYS = "4"
 """Keys that stand for a skipped block with "precise": least error in pictures of a trained model
 (docs/notes/fidelity.md)."""
+
+logger = logging.getLogger("rectified_spaattn")
 
 
 def patch_settings(
@@ -34,32 +45,80 @@ def patch_settings(
     verbose: bool,
     precision: str,
     node_id: str | None,
+    preset: str = CUSTOM,
+    tail_keys: str = PRECISE_TAIL_KEYS,
+    profile: SparsityProfile | None = None,
+    model: ModelFingerprint | None = None,
 ) -> PatchSettings:
-    """Settings of the RectifiedSpaAttn node; a connected schedule replaces sparsity and percents.
+    """Settings of the RectifiedSpaAttn node.
+
+    A preset replaces the inputs it names; then a connected schedule replaces sparsity and percents,
+    and a profile the sparsity of every block.
+
+    Args:
+        model: what is being patched, None if it is not a supported model.
 
     Raises:
         ConfigError: a value is out of range; names the field, the value and what is allowed.
     """
-    check_choice("block_size", block_size, BLOCK_SIZES)
+    asked: dict[str, Any] = {
+        "sparsity": sparsity,
+        "block_size": block_size,
+        "start_percent": start_percent,
+        "end_percent": end_percent,
+        "rectification": rectification,
+        "tail_keys": tail_keys,
+    }
+    chosen = preset_of(preset, None if model is None else model.family)
+    if chosen is not None:
+        own = asked
+        asked = {**chosen.as_dict()}
+        asked["block_size"], asked["tail_keys"] = str(chosen.block_size), str(chosen.tail_keys)
+        changed = [name for name, value in asked.items() if own[name] != value]
+        if changed:
+            listed = ", ".join(f"{name} {asked[name]} (not {own[name]})" for name in changed)
+            logger.info("Rectified SpaAttn: preset %s sets %s", preset, listed)
+    check_choice("block_size", asked["block_size"], BLOCK_SIZES)
     check_choice("token_order", token_order, ORDERS)
+    check_choice("tail_keys", asked["tail_keys"], TAIL_KEY_CHOICES)
     check_integer("min_tokens", min_tokens, 0, MAX_MIN_TOKENS)
-    block = int(block_size)
+    block = int(asked["block_size"])
     config = SparseConfig(
-        sparsity=sparsity,
+        sparsity=asked["sparsity"],
         q_block=block,
         kv_block=block,
         top_p=top_p,
-        rectification=rectification,
+        rectification=asked["rectification"],
         order=token_order,
         precision=precision,
-        tail_keys=PRECISE_TAIL_KEYS if rectification == "precise" else 1,
+        tail_keys=int(asked["tail_keys"]) if asked["rectification"] == "precise" else 1,
     )
     if schedule is None:
-        schedule = SparsitySchedule(sparsity, sparsity, "constant", start_percent, end_percent)
-    elif not isinstance(schedule, SparsitySchedule):
+        start, end = asked["start_percent"], asked["end_percent"]
+        schedule = SparsitySchedule(config.sparsity, config.sparsity, "constant", start, end)
+    elif isinstance(schedule, SparsitySchedule):
+        for name in ("sparsity", "start_percent", "end_percent"):
+            del asked[name]
+        asked["schedule"] = asdict(schedule)
+    else:
         raise ConfigError("schedule", schedule, "the output of a Rectified SpaAttn Schedule node")
+    asked |= {"token_order": token_order, "top_p": top_p, "dense_blocks": dense_blocks}
+    asked |= {"min_tokens": min_tokens, "precision": precision, "preset": preset}
+    if profile is not None:
+        if not isinstance(profile, SparsityProfile):
+            raise ConfigError("profile", profile, "the output of a Load Profile or Probe node")
+        if model is not None:  # any other model stays dense, with that reason
+            profile.check_model(model)
+        asked["profile"] = profile.name or "unnamed"
     return PatchSettings(
-        config, schedule, parse_dense_blocks(dense_blocks), min_tokens, verbose, node_id
+        config,
+        schedule,
+        parse_dense_blocks(dense_blocks),
+        min_tokens,
+        verbose,
+        node_id,
+        profile,
+        asked=asked,
     )
 
 

@@ -8,95 +8,35 @@ one, or else `func`. A call that fails takes the dense path too and is counted w
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..rspa_core import (
-    BackendUnavailable,
-    SparseConfig,
-    TokenLayout,
-    backend_status,
-    rectified_attention,
+from ..rspa_core import BackendUnavailable, SparseConfig, backend_status, rectified_attention
+from .call_arguments import (
+    CallArguments,
+    block_of,
+    from_heads,
+    head_dim_of,
+    read_arguments,
+    split_heads,
+    to_heads,
+    total_blocks,
+    unsupported_argument,
 )
-from ..rspa_core.schedule import DenseBlocks
+from .forward_plan import ForwardPlan, RunFailures
+from .forward_tally import ForwardTally
 from .host import core_attention, pause_allocation_recording
-from .run_report import Block, ForwardTally
+from .run_record import Block
 
 DENSE_BLOCK = "dense_blocks"
-MASKED = "attention mask"
+DENSE_IN_PROFILE = "dense in the profile"
+PROBED = "measured by the probe"
 
-FAILURE_LIMIT = 3
-"""After this many failed calls the rest of the run is dense; a missing backend counts as all."""
 REASON_LENGTH = 160
 """Longest part of an error message that becomes a reason, in characters."""
-
-# Arguments of ComfyUI's attention functions that leave the mathematics alone.
-HARMLESS = frozenset({"transformer_options", "_inside_attn_wrapper"})
-
-
-@dataclass(frozen=True)
-class ForwardPlan:
-    """What one forward is to do, decided before the model runs.
-
-    Attributes:
-        layout: the video tokens, None if they are not known.
-        config: how sparse calls are made, None for a dense forward.
-        reason: why the forward is dense.
-        dense_blocks: blocks that stay dense.
-        step: index of the sampling step, None if unknown.
-    """
-
-    layout: TokenLayout | None
-    config: SparseConfig | None
-    reason: str = ""
-    dense_blocks: DenseBlocks = field(default_factory=DenseBlocks)
-    step: int | None = None
-
-
-class RunFailures:
-    """Failed sparse calls of one run, shared by its forwards.
-
-    Two threads may lose a count to each other: the limit is then met a call later.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.final_reason: str | None = None
-
-    def add(self, reason: str, is_final: bool = False) -> None:
-        """Note a failure; `final_reason` is set once the rest of the run is to be dense."""
-        self.count += 1
-        if is_final or self.count >= FAILURE_LIMIT:
-            self.final_reason = reason
-
-
-@dataclass(frozen=True)
-class CallArguments:
-    """What follows q, k, v in a call of ComfyUI's attention functions."""
-
-    heads: int
-    mask: Tensor | None
-    skip_reshape: bool
-    skip_output_reshape: bool
-    attn_precision: torch.dtype | None
-    extra: Mapping[str, Any]
-
-
-def read_arguments(
-    heads: int,
-    mask: Tensor | None = None,
-    attn_precision: torch.dtype | None = None,
-    skip_reshape: bool = False,
-    skip_output_reshape: bool = False,
-    **extra: Any,
-) -> CallArguments:
-    """Bind the arguments after q, k, v by the order all of ComfyUI's attention functions share."""
-    return CallArguments(heads, mask, skip_reshape, skip_output_reshape, attn_precision, extra)
 
 
 class AttentionCalls:
@@ -133,7 +73,9 @@ class AttentionCalls:
     def on_tensors(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A call with plain tensors."""
         if len(args) >= 3:
-            out = self._try_sparse(args[:3], args[:3], args[3:], kwargs)
+            out = self._try_sparse(
+                args[:3], args[:3], args[3:], kwargs, lambda: self._dense(func, *args, **kwargs)
+            )
             if out is not None:
                 return out
         return self._dense(func, *args, **kwargs)
@@ -142,9 +84,18 @@ class AttentionCalls:
         """A call with one-slot tensor containers, which newer cores pass without a `func`."""
         boxes = args[:3]
         # No name for the tensors here: the dense path frees each as soon as it is taken out.
-        out = self._try_sparse(tuple(box.peek() for box in boxes), boxes, args[3:], kwargs)
+        out = self._try_sparse(
+            tuple(box.peek() for box in boxes),
+            boxes,
+            args[3:],
+            kwargs,
+            lambda: self._dense_containers(boxes, *args, **kwargs),
+        )
         if out is not None:
             return out
+        return self._dense_containers(boxes, *args, **kwargs)
+
+    def _dense_containers(self, boxes: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
         if self.previous is None:
             return core_attention()(*args, **kwargs)
         take_over = getattr(self.previous, "container_function", None)
@@ -164,6 +115,7 @@ class AttentionCalls:
         owners: tuple[Any, ...],
         rest: tuple[Any, ...],
         kwargs: dict[str, Any],
+        dense: Callable[[], Tensor],
     ) -> Tensor | None:
         """Run the call sparse, or return None after counting why it is dense.
 
@@ -171,9 +123,13 @@ class AttentionCalls:
             tensors: q, k, v.
             owners: the containers that hold them, emptied on success; or the tensors again.
             rest, kwargs: the other arguments of the call.
+            dense: runs the dense path.
+
+        Returns:
+            The output; of a call that the probe measures, the dense one.
         """
         q, k, v = tensors
-        block = _block_of(kwargs)
+        block = block_of(kwargs)
         if not self._is_video_attention(q, k, v, block):
             return None
         try:
@@ -181,10 +137,13 @@ class AttentionCalls:
         except TypeError:
             self.tally.add_dense(block, "unknown form of attention call")
             return None
-        reason = self._reason_for_dense(q, call, block)
-        if reason is None:
-            out, reason = self._run_sparse(q, k, v, call, block)
-            if reason is None:
+        config, reason = self._config_or_reason(q, call, block)
+        if self._is_probed(q, call, block):
+            self.tally.add_dense(block, PROBED)
+            return self._measure(q, k, v, dense(), call, block)
+        if config is not None:
+            out, reason = self._run_sparse(q, k, v, call, block, config)
+            if out is not None:
                 for owner in owners:
                     if not isinstance(owner, Tensor):
                         owner.take()
@@ -208,26 +167,69 @@ class AttentionCalls:
             self.tally.add_dense(block, reason)
         return False
 
-    def _reason_for_dense(self, q: Tensor, call: CallArguments, block: Block) -> str | None:
+    def _config_or_reason(
+        self, q: Tensor, call: CallArguments, block: Block
+    ) -> tuple[SparseConfig | None, str]:
+        """(how the call is made sparse, "") or (None, why it is dense)."""
         plan = self.plan
         if plan.layout is None or plan.config is None:
-            return plan.reason
-        block_type, index = block
-        total = (call.extra.get("transformer_options") or {}).get("total_blocks")
-        if plan.dense_blocks.contains(block_type, index, total):
-            return DENSE_BLOCK
-        reason = _unsupported_argument(q, call)
+            return None, plan.reason
+        if plan.dense_blocks.contains(*block, total_blocks(call)):
+            return None, DENSE_BLOCK
+        config = plan.config_of(block)
+        if config is None:
+            return None, DENSE_IN_PROFILE
+        reason = self._reason_for_no_backend(q, call, config)
+        return (config, "") if reason is None else (None, reason)
+
+    def _reason_for_no_backend(
+        self, q: Tensor, call: CallArguments, config: SparseConfig
+    ) -> str | None:
+        """Why sparse attention cannot compute this call, or None."""
+        reason = unsupported_argument(q, call)
         if reason is not None:
             return reason
         if self.failures.final_reason is None and not self._status_asked:
             self._status_asked = True
-            self._ask_backend(q, call, plan.config)
+            self._ask_backend(q, call, config)
         return self.failures.final_reason
+
+    def _is_probed(self, q: Tensor, call: CallArguments, block: Block) -> bool:
+        """Whether the probe measures this call, which the schedule may have made dense."""
+        plan = self.plan
+        if plan.probe is None or plan.layout is None:
+            return False
+        recorder, config = plan.probe
+        return (
+            recorder.wants(plan.step, plan.num_steps, *block, total_blocks(call))
+            and self._reason_for_no_backend(q, call, config) is None
+        )
+
+    def _measure(
+        self, q: Tensor, k: Tensor, v: Tensor, dense: Tensor, call: CallArguments, block: Block
+    ) -> Tensor:
+        """Let the probe compare sparse with dense attention; returns the dense output."""
+        layout = self.plan.layout
+        assert layout is not None
+        assert self.plan.probe is not None
+        recorder, config = self.plan.probe
+        heads = dense if call.skip_output_reshape else split_heads(dense, call.heads)
+        q, k, v = (to_heads(tensor, call) for tensor in (q, k, v))
+        try:
+            with pause_allocation_recording():
+                recorder.measure(q, k, v, heads, layout, config, self.plan.step, block)
+        except Exception as error:  # out of memory, a kernel that fails: the render goes on
+            reason = _short_reason(error)
+        else:
+            return dense
+        # Outside the except clause, as in `_run_sparse`.
+        self._fail(reason, is_final=False)
+        return dense
 
     def _ask_backend(self, q: Tensor, call: CallArguments, config: SparseConfig) -> None:
         """Note as a failure of the run that no backend can run such calls here."""
         try:
-            status = self._status(q.device, q.dtype, _head_dim(q, call), config)
+            status = self._status(q.device, q.dtype, head_dim_of(q, call), config)
         except Exception as error:  # a broken Triton install fails when it is imported
             self._fail(_short_reason(error), is_final=True)
             return
@@ -235,20 +237,26 @@ class AttentionCalls:
             self._fail(status.reason, is_final=True)
 
     def _run_sparse(
-        self, q: Tensor, k: Tensor, v: Tensor, call: CallArguments, block: Block
-    ) -> tuple[Tensor | None, str | None]:
-        """(output, None), or (None, why the call failed)."""
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        call: CallArguments,
+        block: Block,
+        config: SparseConfig,
+    ) -> tuple[Tensor | None, str]:
+        """(output, ""), or (None, why the call failed)."""
         try:
             with pause_allocation_recording():
                 out, stats = self._attend(
-                    *(_to_heads(tensor, call) for tensor in (q, k, v)),
+                    *(to_heads(tensor, call) for tensor in (q, k, v)),
                     self.plan.layout,
-                    self.plan.config,
+                    config,
                     return_stats=True,
                 )
-                out = _from_heads(out, call)
+                out = from_heads(out, call)
                 self.tally.add_sparse(block, out, stats.density)
-            return out, None
+            return out, ""
         except BackendUnavailable as error:
             reason = str(error)
             is_final = True
@@ -283,52 +291,6 @@ def make_override(calls: AttentionCalls) -> Callable[..., Any]:
 
     override.container_function = container_function
     return override
-
-
-def _block_of(kwargs: Mapping[str, Any]) -> Block:
-    options = kwargs.get("transformer_options") or {}
-    return options.get("block_type", ""), options.get("block_index")
-
-
-def _unsupported_argument(q: Tensor, call: CallArguments) -> str | None:
-    """The argument of a call that asks for mathematics we do not do, as a reason, or None."""
-    if call.mask is not None:
-        return MASKED
-    if call.attn_precision is not None:
-        return f"attn_precision {call.attn_precision}"
-    for name, value in call.extra.items():
-        if not _is_neutral(name, value, _head_dim(q, call)):
-            return f"attention argument {name}"
-    return None
-
-
-def _is_neutral(name: str, value: Any, head_dim: int) -> bool:
-    """Whether an optional argument leaves softmax(q k^T / sqrt(D)) v as it is."""
-    if value is None or name in HARMLESS:
-        return True
-    if name == "scale":
-        return math.isclose(value, head_dim**-0.5, rel_tol=1e-6)
-    if name == "low_precision_attention":  # the one flag whose False asks for something
-        return value is not False
-    return value is False
-
-
-def _head_dim(q: Tensor, call: CallArguments) -> int:
-    return q.shape[-1] if call.skip_reshape else q.shape[-1] // call.heads
-
-
-def _to_heads(tensor: Tensor, call: CallArguments) -> Tensor:
-    """View `[B, N, H*D]` (or `[B, H, N, D]` as it is) as `[B, H, N, D]`; never a copy."""
-    if call.skip_reshape:
-        return tensor
-    return tensor.unflatten(-1, (call.heads, -1)).transpose(1, 2)
-
-
-def _from_heads(out: Tensor, call: CallArguments) -> Tensor:
-    """`[B, H, N, D]` to what the caller wants: that, or `[B, N, H*D]`."""
-    if call.skip_output_reshape:
-        return out
-    return out.transpose(1, 2).flatten(2)
 
 
 def _short_reason(error: Exception) -> str:

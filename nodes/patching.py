@@ -14,6 +14,7 @@ NaNs there). Its sparse calls are not counted.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,15 +23,22 @@ import torch
 from torch import Tensor
 
 from ..rspa_core import SparseConfig, backend_status, rectified_attention, release_tables
+from ..rspa_core.probe import ProbeSettings
+from ..rspa_core.profile import SparsityProfile
 from ..rspa_core.schedule import (
     DenseBlocks,
     SparsitySchedule,
     percent_of_sigma,
     step_of_sigma,
 )
+from .forward_plan import ForwardPlan, RunFailures
+from .forward_tally import ForwardTally
 from .host import send_status
-from .override import DENSE_BLOCK, AttentionCalls, ForwardPlan, RunFailures, make_override
-from .run_report import ForwardTally, RunReport, logger
+from .override import DENSE_BLOCK, AttentionCalls, make_override
+from .probe_progress import ProbeProgress
+from .probe_recorder import ProbeRecorder
+from .run_record import Block, RunRecord
+from .run_report import RunReport, logger
 from .token_regions import token_layout
 
 KEY = "rectified_spaattn"
@@ -53,6 +61,10 @@ class PatchSettings:
         min_tokens: below this many video tokens a forward is dense.
         verbose: log every forward.
         node_id: node that shows the status line.
+        profile: sparsity by block in place of the schedule's; the schedule says when.
+        probe: what is measured while sampling, or None.
+        probe_node_id: node that shows how far the probe is.
+        asked: the values on the node, plain JSON data, for the report.
     """
 
     config: SparseConfig
@@ -61,6 +73,18 @@ class PatchSettings:
     min_tokens: int = 0
     verbose: bool = False
     node_id: str | None = None
+    profile: SparsityProfile | None = None
+    probe: ProbeSettings | None = None
+    probe_node_id: str | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_patch(model: Any) -> SparseAttentionPatch | None:
+    """Our patch on a ComfyUI model patcher, also one that other nodes have cloned since."""
+    options = getattr(model, "model_options", {}).get("transformer_options", {})
+    found = options.get("wrappers", {}).get("apply_model", {}).get(KEY, [])
+    own = getattr(model, "wrappers", {}).get("apply_model", {}).get(KEY, [])
+    return next((each for each in (*own, *found) if isinstance(each, SparseAttentionPatch)), None)
 
 
 def install(model: Any, settings: PatchSettings) -> Any:
@@ -96,12 +120,23 @@ class SparseAttentionPatch:
         status: Callable[..., Any] = backend_status,
     ) -> None:
         self.settings = settings
-        self.report = RunReport(settings.node_id, settings.verbose, send_status)
+        self.report = RunReport(
+            settings.node_id, settings.verbose, send_status, settings=settings.asked
+        )
+        self.recorder: ProbeRecorder | None = None
+        if settings.probe is not None:
+            shown = ProbeProgress(settings.probe_node_id)
+            self.recorder = ProbeRecorder(settings.probe, attend, shown.update, shown.say)
         self._attend = attend
         self._status = status
         self._model_name = ""
         self._has_recompiled = False
         self._reset()
+
+    @property
+    def last_run(self) -> RunRecord | None:
+        """The last finished sampling run, None before one."""
+        return self.report.last_run
 
     def _reset(self) -> None:
         self._failures = RunFailures()
@@ -112,6 +147,10 @@ class SparseAttentionPatch:
         """ON_PRE_RUN: a new sampling run begins."""
         self._reset()
         self.report.reset()
+        if self.recorder is not None:
+            self.recorder.reset()
+        for difference in _differences(self.settings):
+            self.report.warn_once(difference)
 
     def on_cleanup(self, patcher: Any) -> None:
         """ON_CLEANUP: the sampling run is over, also after an error or an interruption."""
@@ -134,7 +173,7 @@ class SparseAttentionPatch:
         **conds: Any,
     ) -> Any:
         """APPLY_MODEL: one model call, with the positional arguments ComfyUI has had since 0.3."""
-        self.report.start_forward()
+        started = self.report.start_forward()
         options = dict(transformer_options or {})
         plan, note = self._plan(executor.class_obj, x, t, c_crossattn, options, conds)
 
@@ -160,12 +199,14 @@ class SparseAttentionPatch:
             )
             torch.compiler.reset()
             output, tally = run(plan)
-        density_sum = 0.0
-        if tally.sparse:
-            density_sum, is_finite = tally.finish(output)
-            if not is_finite:
-                output, tally, density_sum = self._repeat_dense(run, plan)
-        self._finish_forward(plan, tally, density_sum, note)
+        density_sums: dict[Block, float] = {}
+        if tally.seen:  # dense ones are waited for, too: their time is what sparse is compared with
+            density_sums, is_finite = tally.finish(output)
+            if tally.sparse and not is_finite:
+                output, tally = self._repeat_dense(run, plan)
+                density_sums = {}
+        self.report.add_forward(tally, density_sums, started, plan.layout)
+        self._log_forward(plan, tally, density_sums, note)
         return output
 
     def _plan(
@@ -190,17 +231,31 @@ class SparseAttentionPatch:
         layout, reason = token_layout(base_model.diffusion_model, x, text, conds)
         if layout is None:
             return ForwardPlan(None, None, reason, step=step), note
+        probe = None if self.recorder is None else (self.recorder, settings.config)
+        dense = functools.partial(
+            ForwardPlan, layout, None, step=step, num_steps=num_steps, probe=probe
+        )
         note += f", grid {layout.grid}, {layout.length} tokens from {layout.video_start}"
         if layout.video_length < settings.min_tokens:
             reason = f"{layout.video_length} video tokens, below min_tokens {settings.min_tokens}"
-            return ForwardPlan(layout, None, reason, step=step), note
+            return dense(reason), note
         percent = percent_of_sigma(sigma, base_model.model_sampling.percent_to_sigma)
         sparsity, reason = settings.schedule.sparsity_at(percent, step, num_steps)
         note += f", percent {percent:.3f}, sparsity {sparsity}"
         if sparsity is None:
-            return ForwardPlan(layout, None, reason, step=step), note
+            return dense(reason), note
         config = dataclasses.replace(settings.config, sparsity=sparsity)
-        return ForwardPlan(layout, config, "", settings.dense_blocks, step), note
+        plan = ForwardPlan(
+            layout,
+            config,
+            "",
+            settings.dense_blocks,
+            step,
+            num_steps,
+            settings.profile,
+            probe,
+        )
+        return plan, note
 
     def _read_sample_sigmas(self, sigmas: Any) -> Sequence[float]:
         """The sampler's sigmas as floats, read from the device once per run."""
@@ -230,7 +285,7 @@ class SparseAttentionPatch:
 
     def _repeat_dense(
         self, run: Callable[[ForwardPlan], tuple[Any, ForwardTally]], plan: ForwardPlan
-    ) -> tuple[Any, ForwardTally, float]:
+    ) -> tuple[Any, ForwardTally]:
         """Run a forward again without sparse calls, after values that are not finite."""
         self._failures.add(NON_FINITE)
         self.report.warn_once(
@@ -243,15 +298,14 @@ class SparseAttentionPatch:
             self.report.warn_once(
                 "the model gives values that are not finite with dense attention too"
             )
-        return output, tally, 0.0
+        return output, tally
 
-    def _finish_forward(
-        self, plan: ForwardPlan, tally: ForwardTally, density_sum: float, note: str
+    def _log_forward(
+        self, plan: ForwardPlan, tally: ForwardTally, density_sums: Mapping[Block, float], note: str
     ) -> None:
-        self.report.add_forward(tally, density_sum)
         if self.settings.verbose:
             sparse, dense = tally.sparse.total(), tally.dense.total()
-            density = f", density {density_sum / sparse:.3f}" if sparse else ""
+            density = f", density {sum(density_sums.values()) / sparse:.3f}" if sparse else ""
             logger.info(
                 "Rectified SpaAttn: %s: sparse %d / dense %d%s", note, sparse, dense, density
             )
@@ -274,3 +328,22 @@ def _never_called(plan: ForwardPlan, tally: ForwardTally) -> str:
         f"installed, but no self-attention over {plan.layout.length} tokens was seen, only calls "
         f"of (queries x keys) {seen}. This model variant stays dense."
     )
+
+
+def _differences(settings: PatchSettings) -> list[str]:
+    """What the profile was measured with and the node does otherwise: its errors may be off."""
+    profile, config = settings.profile, settings.config
+    if profile is None:
+        return []
+    tail_keys = profile.tail_keys if config.rectification == profile.rectification else None
+    pairs = (
+        ("block_size", profile.block_size, config.kv_block),
+        ("rectification", profile.rectification, config.rectification),
+        ("token_order", profile.order, config.order),
+        ("tail_keys", tail_keys, config.tail_keys if tail_keys is not None else None),
+    )
+    return [
+        f"the profile was measured with {name} = {measured}, this run has {own}"
+        for name, measured, own in pairs
+        if measured != own
+    ]

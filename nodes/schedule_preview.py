@@ -8,36 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from ..rspa_core.schedule import SparsitySchedule
+from .canvas import DENSE, DENSE_FILL, GRID, MUTED, TEXT, Canvas, as_tensor
 
 WIDTH, HEIGHT = 960, 480
-OVERSAMPLING = 2
-"""Drawn at this scale and reduced, which smooths the lines and the text."""
 
 LEFT, RIGHT, TOP, BOTTOM = 92, 932, 84, 394
 """The plot area, in pixels of the finished picture."""
-HATCH_PITCH = 10
 MAX_STEP_LABELS = 20
 MIN_LABELLED_BAR = 34
-
-BACKGROUND = (30, 31, 36)
-GRID = (56, 58, 66)
-TEXT = (232, 233, 237)
-MUTED = (158, 161, 172)
-BAR_LOW, BAR_HIGH = (38, 112, 138), (72, 202, 196)
-DENSE = (222, 160, 74)
-DENSE_FILL = (52, 46, 38)
 
 
 def preview_image(schedule: SparsitySchedule, num_steps: int) -> Tensor:
     """Draw `schedule` over `num_steps` steps: `[1, 480, 960, 3]` fp32, 0 to 1."""
-    picture = draw_schedule(preview_steps(schedule, num_steps))
-    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0).unsqueeze(0)
+    return as_tensor(draw_schedule(preview_steps(schedule, num_steps)))
 
 
 def preview_steps(schedule: SparsitySchedule, num_steps: int) -> list[float | None]:
@@ -47,8 +34,7 @@ def preview_steps(schedule: SparsitySchedule, num_steps: int) -> list[float | No
 
 def draw_schedule(steps: Sequence[float | None]) -> Image.Image:
     """The finished RGB picture, 960 x 480, of a sparsity per step (None is a dense step)."""
-    size = (WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING)
-    canvas = _Canvas(Image.new("RGB", size, BACKGROUND))
+    canvas = Canvas.empty(WIDTH, HEIGHT)
     _draw_header(canvas, steps)
     _draw_axes(canvas, len(steps))
     slot = (RIGHT - LEFT) / len(steps)
@@ -64,10 +50,10 @@ def draw_schedule(steps: Sequence[float | None]) -> Image.Image:
                 label = f"{sparsity:.2f}".removeprefix("0")
                 canvas.text(((left + right) / 2, top - 5), label, 15, TEXT, "ms")
     canvas.line((LEFT, BOTTOM), (RIGHT, BOTTOM), MUTED, 1.5)
-    return canvas.image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    return canvas.finished()
 
 
-def _draw_header(canvas: _Canvas, steps: Sequence[float | None]) -> None:
+def _draw_header(canvas: Canvas, steps: Sequence[float | None]) -> None:
     sparse = [sparsity for sparsity in steps if sparsity is not None]
     canvas.text((LEFT, 34), "Sparsity per step", 24, TEXT, "ls")
     summary = f"{len(sparse)} of {len(steps)} steps sparse"
@@ -82,7 +68,7 @@ def _draw_header(canvas: _Canvas, steps: Sequence[float | None]) -> None:
     canvas.text((RIGHT - 84, key_bottom), "full (dense)", 16, MUTED, "ls")
 
 
-def _draw_axes(canvas: _Canvas, num_steps: int) -> None:
+def _draw_axes(canvas: Canvas, num_steps: int) -> None:
     for tick in range(6):
         value = tick / 5
         y = BOTTOM - value * (BOTTOM - TOP)
@@ -96,62 +82,3 @@ def _draw_axes(canvas: _Canvas, num_steps: int) -> None:
         canvas.text((LEFT + (step + 0.5) * slot, BOTTOM + 20), str(step), 15, MUTED, "ms")
     title = "step (0 = first), evenly spaced in percent"
     canvas.text(((LEFT + RIGHT) / 2, BOTTOM + 56), title, 16, MUTED, "ms")
-
-
-Point = tuple[float, float]
-Box = tuple[float, float, float, float]
-Color = tuple[int, int, int]
-
-
-class _Canvas:
-    """Drawing in pixels of the finished picture on the larger one."""
-
-    def __init__(self, image: Image.Image) -> None:
-        self.image = image
-        self._draw = ImageDraw.Draw(image)
-
-    def text(self, at: Point, text: str, size: int, color: Color, anchor: str) -> None:
-        x, y = at
-        at = (x * OVERSAMPLING, y * OVERSAMPLING)
-        self._draw.text(at, text, fill=color, font=_font(size), anchor=anchor)
-
-    def upright(self, center: Point, text: str, size: int, color: Color) -> None:
-        """Text that reads from bottom to top."""
-        font = _font(size)
-        left, top, right, bottom = (round(edge) for edge in font.getbbox(text))
-        label = Image.new("L", (right - left, bottom - top))
-        ImageDraw.Draw(label).text((-left, -top), text, fill=255, font=font)
-        label = label.rotate(90, expand=True)
-        x, y = self._scaled(center)
-        self.image.paste(color, (x - label.width // 2, y - label.height // 2), label)
-
-    def line(self, start: Point, end: Point, color: Color, width: float) -> None:
-        ends = [self._scaled(start), self._scaled(end)]
-        self._draw.line(ends, fill=color, width=round(width * OVERSAMPLING))
-
-    def bar(self, box: Box, value: float) -> None:
-        """A bar whose color follows its value."""
-        blend = zip(BAR_LOW, BAR_HIGH, strict=True)
-        color = tuple(round(low + value * (high - low)) for low, high in blend)
-        self._draw.rectangle(self._scaled(box), fill=color)
-
-    def hatched(self, box: Box, color: Color, fill: Color) -> None:
-        """A box with diagonal lines, clipped to the box."""
-        left, top, right, bottom = self._scaled(box)
-        width, height = max(right - left, 1), max(bottom - top, 1)
-        tile = Image.new("RGB", (width, height), fill)
-        draw = ImageDraw.Draw(tile)
-        pitch = HATCH_PITCH * OVERSAMPLING
-        for offset in range(-height, width, pitch):
-            draw.line((offset, height, offset + height, 0), fill=color, width=OVERSAMPLING)
-        if width > pitch:  # outlines of narrow boxes side by side would fill the area
-            draw.rectangle((0, 0, width - 1, height - 1), outline=color, width=OVERSAMPLING)
-        self.image.paste(tile, (left, top))
-
-    def _scaled(self, values: tuple[float, ...]) -> tuple[int, ...]:
-        return tuple(round(value * OVERSAMPLING) for value in values)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font: the same picture on every machine."""
-    return ImageFont.load_default(size * OVERSAMPLING)

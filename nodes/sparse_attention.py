@@ -7,8 +7,17 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..rspa_core.config import MAX_SPARSITY, ORDERS, PRECISIONS, RECTIFICATIONS
-from .inputs import BLOCK_SIZES, MAX_MIN_TOKENS, patch_settings
+from ..rspa_core.presets import CUSTOM, PRESET_NAMES, PRESETS
+from .fingerprint import fingerprint_of
+from .inputs import (
+    BLOCK_SIZES,
+    MAX_MIN_TOKENS,
+    PRECISE_TAIL_KEYS,
+    TAIL_KEY_CHOICES,
+    patch_settings,
+)
 from .patching import install
+from .profile_type import PROFILE_TYPE
 from .schedule import SCHEDULE_TYPE
 from .schema_compat import build
 
@@ -64,6 +73,9 @@ class RectifiedSpaAttn(io.ComfyNode):
         min_tokens: int = 8192,
         verbose: bool = False,
         precision: str = "auto",
+        preset: str = CUSTOM,
+        tail_keys: str = PRECISE_TAIL_KEYS,
+        profile: Any = None,
     ) -> io.NodeOutput:
         if not enabled:
             # Untouched, whatever came before: another of these nodes upstream stays in force.
@@ -82,6 +94,10 @@ class RectifiedSpaAttn(io.ComfyNode):
             verbose=verbose,
             precision=precision,
             node_id=cls.hidden.unique_id if cls.hidden is not None else None,
+            preset=preset,
+            tail_keys=tail_keys,
+            profile=profile,
+            model=fingerprint_of(model.model.diffusion_model),
         )
         return io.NodeOutput(install(model, settings))
 
@@ -117,7 +133,7 @@ def _inputs() -> list[Any]:
         ),
         io.Float.Input(
             "start_percent",
-            default=0.0,
+            default=0.2,
             min=0.0,
             max=1.0,
             step=0.001,
@@ -205,4 +221,54 @@ def _inputs() -> list[Any]:
             "40 and 50 cards, 16-bit on others. Where int8 does not pass its check, 16-bit is "
             "used.",
         ),
+        io.Combo.Input(
+            "preset",
+            options=list(PRESET_NAMES),
+            default=CUSTOM,
+            optional=True,
+            tooltip=f"Sets the inputs it names: {_preset_texts()}. custom: the inputs as they are. "
+            "Changing one of them by hand goes back to custom.",
+            extra_dict={"rspa_presets": _preset_values()},
+        ),
+        build(
+            io.Combo.Input,
+            "tail_keys",
+            options=list(TAIL_KEY_CHOICES),
+            default=PRECISE_TAIL_KEYS,
+            optional=True,
+            advanced=True,
+            tooltip="With rectification = precise: how many averages stand for each skipped block. "
+            "8 is closer to the full result and slower, 1 is not recommended.",
+        ),
+        PROFILE_TYPE.Input(
+            "profile",
+            optional=True,
+            tooltip="Optional, from Load Profile or Probe Result: one sparsity for each "
+            "transformer block in place of the one above. start_percent, end_percent or the "
+            "schedule still say when.",
+        ),
     ]
+
+
+def _preset_values() -> dict[str, dict[str, dict[str, Any]]]:
+    """The presets as values of the widgets, for the web page to fill in."""
+    return {
+        family: {
+            name: {
+                **preset.as_dict(),
+                "block_size": str(preset.block_size),
+                "tail_keys": str(preset.tail_keys),
+            }
+            for name, preset in presets.items()
+        }
+        for family, presets in PRESETS.items()
+    }
+
+
+def _preset_texts() -> str:
+    """ "quality (sparsity 0.6 from 20 %, blocks of 64, 8 averages), balanced (...)" """
+    return ", ".join(
+        f"{name} (sparsity {preset.sparsity:g} from {100 * preset.start_percent:g} %, blocks of "
+        f"{preset.block_size}, {preset.tail_keys} averages)"
+        for name, preset in PRESETS["wan"].items()
+    )

@@ -16,8 +16,9 @@ from .config import MAX_SPARSITY, ConfigError, check_choice, check_number
 
 CURVES = ("constant", "linear", "cosine")
 
-# Why a forward is dense. The text before the colon is what the status line on the node shows.
-OUTSIDE_RANGE = "schedule: outside start_percent to end_percent"
+# Why a forward is dense. The text after the colon is what the status line on the node shows.
+BEFORE_START = "schedule: first {:g} %"
+AFTER_END = "schedule: last {:g} %"
 STEP_OFF = "schedule: step is off"
 DENSE_STEP = "schedule: dense step"
 ZERO_SPARSITY = "schedule: sparsity 0"
@@ -90,9 +91,10 @@ class SparsitySchedule:
             if sparsity is None:
                 return None, STEP_OFF
         else:
-            below = percent < self.start_percent - PERCENT_TOLERANCE
-            if below or percent > self.end_percent + PERCENT_TOLERANCE:
-                return None, OUTSIDE_RANGE
+            if percent < self.start_percent - PERCENT_TOLERANCE:
+                return None, BEFORE_START.format(100 * self.start_percent)
+            if percent > self.end_percent + PERCENT_TOLERANCE:
+                return None, AFTER_END.format(100 * (1 - self.end_percent))
             sparsity = self._curve_at(percent)
         if sparsity <= 0.0:
             return None, ZERO_SPARSITY

@@ -17,6 +17,9 @@ INPUTS = {
         "min_tokens",
         "verbose",
         "precision",
+        "preset",
+        "tail_keys",
+        "profile",
     ],
     "RectifiedSpaAttnSchedule": [
         "start_sparsity",
@@ -28,4 +31,9 @@ INPUTS = {
         "dense_steps",
         "preview_steps",
     ],
+    "RectifiedSpaAttnReport": ["model", "after"],
+    "RectifiedSpaAttnProbe": ["model", "steps", "blocks", "sparsities"],
+    "RectifiedSpaAttnProbeResult": ["model", "after", "wanted_error", "name"],
+    "RectifiedSpaAttnSaveProfile": ["profile", "filename"],
+    "RectifiedSpaAttnLoadProfile": ["profile_name"],
 }

@@ -13,7 +13,7 @@ from torch import nn
 from rectified_spaattn.adapters import attention_calls, install, sparse_attention
 from rectified_spaattn.adapters.attention_calls import FAILURE_LIMIT, GRADIENTS, OUTSIDE
 from rectified_spaattn.rspa_core import BackendUnavailable, ConfigError, SparsitySchedule
-from rectified_spaattn.rspa_core.schedule import DENSE_STEP, OUTSIDE_RANGE
+from rectified_spaattn.rspa_core.schedule import AFTER_END, DENSE_STEP
 
 from .models import FULL, SPARSE, counts, hunyuan, hunyuan_inputs, velocity, wan, wan_inputs
 
@@ -231,7 +231,7 @@ def test_schedule_follows_the_scheduler() -> None:
                 velocity(model, inputs)
                 x = scheduler.step(v, t, x, return_dict=False)[0]
     # Steps 0 and 2 of five are dense by number, 4 (80 %) by share; two calls and forwards a step.
-    assert counts(sparse) == (16, {DENSE_STEP: 16, OUTSIDE_RANGE: 8})
+    assert counts(sparse) == (16, {DENSE_STEP: 16, AFTER_END.format(21): 8})
     assert sparse.report.forwards == 20
 
 

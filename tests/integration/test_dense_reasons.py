@@ -43,8 +43,7 @@ def test_outside_the_percent_range(comfy):
 
     assert torch.equal(run.samples, comfy.dense(scene))
     assert run.report["sparse"] == 0
-    reason = "schedule: outside start_percent to end_percent"
-    assert run.report["reasons"] == {reason: 2 * STEPS}
+    assert run.report["reasons"] == {"schedule: first 99 %": 2 * STEPS}
 
 
 def test_warns_when_attention_is_never_called(comfy):

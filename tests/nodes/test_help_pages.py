@@ -1,70 +1,232 @@
-"""What the artist reads: tooltips on every input and output, and help pages that name them all.
+"""What the artist reads: tooltips, help pages and translations tell of the nodes as they are.
 
-The schemas are read from the source, because building them needs ComfyUI.
+ComfyUI's page looks for `web/docs/<node>/<language>.md`, then for `web/docs/<node>.md`, which is
+the English page and the one of every language without its own. Pictures are relative to `web/docs`.
 """
 
 from __future__ import annotations
 
-import ast
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rectified_spaattn.rspa_core.presets import PRESETS
+
 from ..node_inputs import INPUTS
+from .node_schemas import Socket, listed_classes, nodes
 
 ROOT = Path(__file__).resolve().parents[2]
-NODES = {"RectifiedSpaAttn": "sparse_attention.py", "RectifiedSpaAttnSchedule": "schedule.py"}
+DOCS = ROOT / "web" / "docs"
+NODES = nodes()
+PAGES = {"en": "{}.md", "zh": "{}/zh.md"}
+LOCALES = ("zh", "zh-TW", "ja", "ko")
+
+TABLE_HEADS = {"input": "inputs", "输入": "inputs", "output": "outputs", "输出": "outputs"}
+WORDS = {
+    "en": {True: "on", False: "off", "": "empty", None: "–"},
+    "zh": {True: "开", False: "关", "": "空", None: "–"},
+}
+MAX_PICTURE_BYTES = 150_000
+OWN_SCRIPT = {
+    "zh": r"[\u4e00-\u9fff]",
+    "zh-TW": r"[\u4e00-\u9fff]",
+    "ja": r"[\u3040-\u30ff\u4e00-\u9fff]",
+    "ko": r"[\uac00-\ud7a3]",
+}
+# In vue-i18n's messages these have a meaning of their own; older pages fail on them.
+MESSAGE_SYNTAX = re.compile(r"[{}@|\\<>]")
+# What a translation has to carry over as it is: numbers, quoted examples, ids of inputs.
+FACT = re.compile(r"'[^']+'|\d+(?:[.,]\d+)*|\b[a-z]+_[a-z_]+\b")
+
+node_ids = pytest.mark.parametrize("node_id", NODES)
+page_languages = pytest.mark.parametrize("language", PAGES)
+locales = pytest.mark.parametrize("language", LOCALES)
 
 
-def sockets(node_id: str, kind: str) -> list[tuple[str, set[str]]]:
-    """(id, keywords) of each `Input` or `Output` in a node's file, in the order of the source."""
-    tree = ast.parse((ROOT / "nodes" / NODES[node_id]).read_text(encoding="utf-8"))
-    found = []
-    for call in ast.walk(tree):
-        if not isinstance(call, ast.Call):
-            continue
-        target, args = call.func, call.args
-        if isinstance(target, ast.Name) and target.id == "build":
-            target, args = args[0], args[1:]
-        if isinstance(target, ast.Attribute) and target.attr == kind:
-            name = args[0].value if args else "model"
-            found.append((call.lineno, name, {keyword.arg for keyword in call.keywords}))
-    return [(name, keywords) for _, name, keywords in sorted(found, key=lambda each: each[0])]
+def page(node_id: str, language: str) -> str:
+    return (DOCS / PAGES[language].format(node_id)).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("node_id", NODES)
+def table_rows(text: str, kind: str) -> list[list[str]]:
+    """Rows of a page's tables of inputs or of outputs; a backtick opens the first cell."""
+    rows: list[list[str]] = []
+    inside = False
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            inside = False
+        elif cells[0] in TABLE_HEADS:
+            inside = TABLE_HEADS[cells[0]] == kind
+        elif inside and not line.startswith("| ---"):
+            rows.append(cells)
+    return rows
+
+
+def row_name(row: list[str]) -> str:
+    return row[0].split("`")[1]
+
+
+def sockets(node_id: str, kind: str) -> tuple[Socket, ...]:
+    return getattr(NODES[node_id], kind)
+
+
+def names(node_id: str, kind: str) -> list[str]:
+    return [socket.name for socket in sockets(node_id, kind)]
+
+
+def shown_default(socket: Socket, language: str) -> str:
+    """A default as the pages write it."""
+    default = socket.default
+    if default is None or isinstance(default, bool) or default == "":
+        return WORDS[language][default]
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def translations(language: str) -> dict[str, Any]:
+    path = ROOT / "locales" / language / "nodeDefs.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_node_is_known() -> None:
+    assert sorted(listed_classes()) == sorted(node.class_name for node in NODES.values())
+    assert set(NODES) == set(INPUTS)
+
+
+@node_ids
 def test_input_order(node_id: str) -> None:
-    assert [name for name, _ in sockets(node_id, "Input")] == INPUTS[node_id]
+    assert names(node_id, "inputs") == INPUTS[node_id]
 
 
 def test_inputs_added_later_may_be_missing() -> None:
     """Workflows and prompts saved before an input existed get its default."""
-    inputs = sockets("RectifiedSpaAttn", "Input")
-    first = INPUTS["RectifiedSpaAttn"].index("verbose") + 1
-    assert inputs[first:]
-    assert [name for name, given in inputs[first:] if not {"optional", "default"} <= given] == []
+    node = NODES["RectifiedSpaAttn"]
+    later = node.inputs[INPUTS["RectifiedSpaAttn"].index("verbose") + 1 :]
+    assert later
+    assert [each.name for each in later if "optional" not in each.keywords] == []
 
-    tree = ast.parse((ROOT / "nodes" / NODES["RectifiedSpaAttn"]).read_text(encoding="utf-8"))
-    (execute,) = (
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.name == "execute"
-    )
-    arguments, defaults = execute.args.args, execute.args.defaults
+    arguments, defaults = node.execute.args.args, node.execute.args.defaults
     has_default = {argument.arg for argument in arguments[len(arguments) - len(defaults) :]}
-    assert {name for name, _ in inputs[first:]} <= has_default
+    assert {each.name for each in later} <= has_default
 
 
-@pytest.mark.parametrize("node_id", NODES)
-@pytest.mark.parametrize("kind", ["Input", "Output"])
+@node_ids
+@pytest.mark.parametrize("kind", ["inputs", "outputs"])
 def test_every_socket_has_a_tooltip(node_id: str, kind: str) -> None:
-    missing = [name for name, keywords in sockets(node_id, kind) if "tooltip" not in keywords]
     assert sockets(node_id, kind)
-    assert missing == []
+    assert [each.name for each in sockets(node_id, kind) if not each.tooltip] == []
 
 
-@pytest.mark.parametrize("node_id", NODES)
-def test_help_page_names_every_input_and_output(node_id: str) -> None:
-    page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
-    names = [name for kind in ("Input", "Output") for name, _ in sockets(node_id, kind)]
-    assert [name for name in names if f"`{name}`" not in page] == []
+def test_no_page_is_left_over() -> None:
+    expected = {DOCS / form.format(node_id) for form in PAGES.values() for node_id in NODES}
+    assert set(DOCS.rglob("*.md")) == expected
+
+
+@node_ids
+@page_languages
+def test_help_page_lists_inputs_and_outputs(node_id: str, language: str) -> None:
+    text = page(node_id, language)
+    listed = [row_name(row) for row in table_rows(text, "inputs")]
+    assert sorted(listed) == sorted(names(node_id, "inputs"))
+    assert [row_name(row) for row in table_rows(text, "outputs")] == names(node_id, "outputs")
+
+
+@node_ids
+@page_languages
+def test_help_page_has_the_defaults(node_id: str, language: str) -> None:
+    listed = {row_name(row): row[1] for row in table_rows(page(node_id, language), "inputs")}
+    expected = {each.name: shown_default(each, language) for each in sockets(node_id, "inputs")}
+    assert listed == expected
+
+
+@page_languages
+def test_help_page_has_the_presets(language: str) -> None:
+    text = page("RectifiedSpaAttn", language)
+    for presets in PRESETS.values():
+        for name, preset in presets.items():
+            values = (
+                preset.sparsity,
+                preset.start_percent,
+                preset.end_percent,
+                preset.block_size,
+                preset.rectification,
+                preset.tail_keys,
+            )
+            cells = [f"`{name}`", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+            assert f"| {' | '.join(cells)} |" in text
+
+
+@node_ids
+def test_pages_are_called_like_the_nodes(node_id: str) -> None:
+    assert page(node_id, "en").startswith(f"# {NODES[node_id].display_name}\n")
+    assert page(node_id, "zh").startswith(f"# {translations('zh')[node_id]['display_name']}\n")
+
+
+@node_ids
+def test_chinese_page_has_the_names_on_the_node(node_id: str) -> None:
+    translated, text = translations("zh")[node_id], page(node_id, "zh")
+    for row in table_rows(text, "inputs"):
+        name = row_name(row)
+        assert row[0] == f"`{name}` {translated['inputs'][name]['name']}"
+    for index, row in enumerate(table_rows(text, "outputs")):
+        assert row[0] == f"`{row_name(row)}` {translated['outputs'][str(index)]['name']}"
+
+
+def test_pictures_are_there_and_small() -> None:
+    linked = set()
+    for path in DOCS.rglob("*.md"):
+        links = re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+        linked |= {DOCS / link for link in links}
+    assert linked == set((DOCS / "images").iterdir())
+    assert [path.name for path in linked if path.stat().st_size > MAX_PICTURE_BYTES] == []
+
+
+def test_languages() -> None:
+    assert {path.name for path in (ROOT / "locales").iterdir()} == set(LOCALES)
+
+
+@locales
+def test_translation_is_complete(language: str) -> None:
+    translated = translations(language)
+    assert list(translated) == list(INPUTS)
+    for node_id, texts in translated.items():
+        assert set(texts) == {"display_name", "description", "inputs", "outputs"}
+        assert list(texts["inputs"]) == names(node_id, "inputs")
+        count = len(NODES[node_id].outputs)
+        assert list(texts["outputs"]) == [str(index) for index in range(count)]
+
+
+@locales
+def test_translation_has_words(language: str) -> None:
+    """Every text is there and in the language; names that are words of the method may stay."""
+    for node_id, texts in translations(language).items():
+        assert texts["display_name"].startswith("Rectified SpaAttn ")
+        entries = [*texts["inputs"].items(), *texts["outputs"].items()]
+        long = [texts["display_name"], texts["description"]]
+        for name, entry in entries:
+            assert set(entry) == {"name", "tooltip"}, (node_id, name)
+            assert entry["name"].strip(), (node_id, name)
+            long.append(entry["tooltip"])
+        for text in long:
+            assert re.search(OWN_SCRIPT[language], text), (node_id, text)
+        for text in [*long, *(entry["name"] for _, entry in entries)]:
+            assert not MESSAGE_SYNTAX.search(text), (node_id, text)
+
+
+@locales
+@node_ids
+def test_translation_keeps_the_facts(language: str, node_id: str) -> None:
+    """Numbers, examples and ids of a tooltip are in its translation: it was not left behind."""
+    texts = translations(language)[node_id]
+    told = [texts["inputs"][each.name] for each in sockets(node_id, "inputs")]
+    told += texts["outputs"].values()
+    given = (*sockets(node_id, "inputs"), *sockets(node_id, "outputs"))
+    lost = [
+        (each.name, fact)
+        for each, entry in zip(given, told, strict=True)
+        for fact in FACT.findall(each.tooltip)
+        if fact not in entry["tooltip"]
+    ]
+    assert lost == []

@@ -9,12 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.override import (
-    FAILURE_LIMIT,
-    MASKED,
-    ForwardPlan,
-    RunFailures,
-)
+from rectified_spaattn.nodes.call_arguments import MASKED
+from rectified_spaattn.nodes.forward_plan import FAILURE_LIMIT, ForwardPlan, RunFailures
 from rectified_spaattn.rspa_core import (
     BackendStatus,
     BackendUnavailable,

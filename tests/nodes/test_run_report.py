@@ -11,8 +11,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from rectified_spaattn.nodes.forward_tally import ForwardTally
 from rectified_spaattn.nodes.host import send_status
-from rectified_spaattn.nodes.run_report import REPORT_PREFIX, ForwardTally, RunReport
+from rectified_spaattn.nodes.run_record import Cell
+from rectified_spaattn.nodes.run_report import REPORT_PREFIX, RunReport
+from rectified_spaattn.rspa_core import TokenLayout
 
 CPU = torch.device("cpu")
 OUT = torch.zeros(2)
@@ -35,27 +38,54 @@ def tally(step: int | None, sparse: int = 0, dense: int = 0, reason: str = "") -
     return counts
 
 
+def sums(counts: ForwardTally) -> dict:
+    return counts.finish(None)[0]
+
+
+def add(report: RunReport, counts: ForwardTally, seconds: float = 0.0) -> None:
+    """One forward that takes `seconds` of the report's clock."""
+    started = report.start_forward()
+    if seconds:
+        report.clock.now += seconds
+    report.add_forward(counts, sums(counts), started)
+
+
 def test_status_line() -> None:
     clock = Clock()
     report = RunReport(clock=clock)
-    report.start_forward()
-    clock.now += 2.0
-    report.add_forward(tally(0, dense=16, reason="schedule: dense step"), 0.0)
+    add(report, tally(0, dense=16, reason="schedule: first 10 %"), 2.0)
     for step in range(1, 20):
-        report.add_forward(tally(step, sparse=16), 16 * 0.27)
-    clock.now += 10.3
-    report.add_forward(tally(20), 0.0)
-    expected = "sparse 304 / dense 16 (schedule 16) · density 0.27 · 12.3 s"
+        add(report, tally(step, sparse=16), 0.5)
+    expected = "sparse 304 / dense 16 (first 10 %) · density 0.25 · 11.5 s"
     assert report.status_text() == expected
-    assert "schedule: dense step 16" in report.status_text(full_reasons=True)
+    assert "schedule: first 10 % 16" in report.status_text(full_reasons=True)
 
 
-def test_status_line_merges_the_reasons_of_the_schedule_only() -> None:
+def test_status_line_lists_several_reasons_with_their_counts() -> None:
     report = RunReport()
-    report.add_forward(tally(0, dense=2, reason="schedule: dense step"), 0.0)
-    report.add_forward(tally(1, dense=3, reason="schedule: step is off"), 0.0)
-    report.add_forward(tally(2, dense=4, reason="attention mask"), 0.0)
-    assert "dense 9 (schedule 5, attention mask 4)" in report.status_text()
+    add(report, tally(0, dense=2, reason="schedule: dense step"))
+    add(report, tally(1, dense=3, reason="schedule: first 10 %"))
+    add(report, tally(2, dense=4, reason="attention mask"))
+    assert "dense 9 (attention mask 4, first 10 % 3, dense step 2)" in report.status_text()
+
+
+def test_speed_up_is_told_from_two_forwards_of_either_kind() -> None:
+    report = RunReport(clock=Clock())
+    add(report, tally(0, dense=4, reason="schedule: first 10 %"), 9.0)
+    add(report, tally(1, sparse=4), 3.0)
+    add(report, tally(2, sparse=4), 1.0)
+    assert "x per step" not in report.status_text()
+    add(report, tally(0, dense=4, reason="schedule: first 10 %"), 2.0)
+    assert "· 2.0x per step ·" in report.status_text(), "the slower first forwards do not count"
+
+
+def test_forwards_without_video_attention_are_neither() -> None:
+    report = RunReport(clock=Clock())
+    add(report, tally(0), 1.0)
+    report.finish_run()
+    record = report.last_run
+    assert record.forwards == 1
+    assert record.sparse_forward_seconds == record.dense_forward_seconds == ()
 
 
 def test_nothing_yet() -> None:
@@ -66,9 +96,9 @@ def test_nothing_yet() -> None:
 
 def test_counts_by_step_and_block() -> None:
     report = RunReport("7")
-    report.add_forward(tally(10, sparse=1, dense=1, reason="dense_blocks"), 0.25)
-    report.add_forward(tally(2, sparse=1), 0.25)
-    report.add_forward(tally(None, sparse=1), 0.25)
+    add(report, tally(10, sparse=1, dense=1, reason="dense_blocks"))
+    add(report, tally(2, sparse=1))
+    add(report, tally(None, sparse=1))
     data = report.as_dict()
     assert data["calls"] == [
         [None, "double", 0, 1, 0],
@@ -76,6 +106,7 @@ def test_counts_by_step_and_block() -> None:
         [10, "double", 0, 1, 0],
         [10, "double", 1, 0, 1],
     ]
+    assert data["densities"] == [0.25, 0.25, 0.25, None]
     assert data["node"] == "7"
     assert data["reasons"] == {"dense_blocks": 1}
     assert (data["forwards"], data["sparse"], data["dense"], data["density"]) == (3, 3, 1, 0.25)
@@ -85,10 +116,10 @@ def test_status_is_sent_seldom_and_at_the_end() -> None:
     clock, sent = Clock(), []
     report = RunReport("7", send_status=lambda text, node: sent.append((text, node)), clock=clock)
     for _ in range(5):
-        report.add_forward(tally(0, sparse=1), 0.25)
+        add(report, tally(0, sparse=1))
     assert len(sent) == 1
     clock.now += 1.0
-    report.add_forward(tally(1, sparse=1), 0.25)
+    add(report, tally(1, sparse=1))
     assert len(sent) == 2
     report.finish_run()
     assert len(sent) == 3
@@ -98,7 +129,7 @@ def test_status_is_sent_seldom_and_at_the_end() -> None:
 
 def test_json_line(caplog: pytest.LogCaptureFixture) -> None:
     report = RunReport(verbose=True)
-    report.add_forward(tally(0, sparse=2), 0.5)
+    add(report, tally(0, sparse=2))
     with caplog.at_level(logging.INFO, logger="rectified_spaattn"):
         report.finish_run("WAN21")
     line = next(r.message for r in caplog.records if r.message.startswith(REPORT_PREFIX))
@@ -132,7 +163,7 @@ def test_threads_do_not_lose_counts() -> None:
 
     def work() -> None:
         for _ in range(200):
-            report.add_forward(tally(0, sparse=3), 0.75)
+            add(report, tally(0, sparse=3))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -144,12 +175,71 @@ def test_threads_do_not_lose_counts() -> None:
     assert report.density == pytest.approx(0.25)
 
 
+def test_record_of_a_run() -> None:
+    clock = Clock()
+    report = RunReport("7", clock=clock, settings={"sparsity": 0.75})
+    layout = TokenLayout((2, 4, 4), 40, 8)
+    started = report.start_forward()
+    counts = tally(0, dense=2, reason="schedule: first 10 %")
+    clock.now += 3.0
+    report.add_forward(counts, sums(counts), started, layout)
+    for _ in range(2):
+        add(report, tally(1, sparse=2), 1.0)
+    report.warn_once("look here")
+    assert report.last_run is None
+    report.finish_run("WAN21")
+
+    record = report.last_run
+    assert (record.model, record.node_id, record.settings) == ("WAN21", "7", {"sparsity": 0.75})
+    assert (record.tokens, record.grid, record.warnings) == (40, (2, 4, 4), ("look here",))
+    assert (record.sparse, record.dense, record.density, record.seconds) == (4, 2, 0.25, 5.0)
+    assert [(each.step, each.seconds, each.forwards) for each in record.steps] == [
+        (0, 3.0, 1),
+        (1, 2.0, 2),
+    ]
+    assert record.steps[0].reasons == (("schedule: first 10 %", 2),)
+    assert (record.steps[0].density, record.steps[1].density) == (None, 0.25)
+    assert record.cells[1, ("double", 0)] == Cell(2, 0, 0.25)
+    assert record.speedup is None
+    assert json.loads(json.dumps(record.as_dict()))["sparse"] == 4
+    assert report.forwards == 0
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        (["schedule: first 90 %"], "none of the steps that ran (first 90 %)"),
+        (["1560 video tokens, below min_tokens 8192"], "below min_tokens 8192"),
+        (["attention mask", "schedule: first 10 %"], "not sparse: attention mask"),
+    ],
+)
+def test_a_run_without_sparse_calls_says_why_on_the_node(reasons: list[str], expected: str) -> None:
+    sent: list[str] = []
+    report = RunReport("7", send_status=lambda text, node: sent.append(text))
+    for step, reason in enumerate(reasons):
+        add(report, tally(step, dense=3, reason=reason))
+    report.finish_run()
+    first, second = sent[-1].splitlines()
+    assert first.startswith("not sparse: ")
+    assert expected in first
+    assert second.startswith("sparse 0 / dense ")
+
+
+def test_a_run_that_was_never_called_says_so_on_the_node() -> None:
+    sent: list[str] = []
+    report = RunReport("7", send_status=lambda text, node: sent.append(text))
+    add(report, tally(0))
+    report.warn_once("installed, but no attention call reached it.")
+    report.finish_run()
+    assert sent[-1].startswith("not sparse: installed, but no attention call reached it.")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_finish_finds_values_that_are_not_finite(value: float) -> None:
     counts = tally(0, sparse=3)
     output = torch.zeros(1, 16, 2, 4, 4)
-    density_sum, is_finite = counts.finish(output)
-    assert density_sum == pytest.approx(0.75)
+    density_sums, is_finite = counts.finish(output)
+    assert density_sums == {("double", index): 0.25 for index in range(3)}
     assert is_finite
     output[0, 3, 1, 2, 2] = value
     assert not counts.finish(output)[1]

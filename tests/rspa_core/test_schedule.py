@@ -9,7 +9,6 @@ import pytest
 from rectified_spaattn.rspa_core.config import ConfigError
 from rectified_spaattn.rspa_core.schedule import (
     DENSE_STEP,
-    OUTSIDE_RANGE,
     STEP_OFF,
     ZERO_SPARSITY,
     DenseBlocks,
@@ -69,7 +68,8 @@ def test_curves(
 )
 def test_active_range_includes_its_ends(percent: float, is_active: bool) -> None:
     schedule = SparsitySchedule(0.5, 0.5, "constant", 0.2, 0.6)
-    expected = (0.5, "") if is_active else (None, OUTSIDE_RANGE)
+    dense = "schedule: first 20 %" if percent < 0.2 else "schedule: last 40 %"
+    expected = (0.5, "") if is_active else (None, dense)
     assert schedule.sparsity_at(percent, 3, 20) == expected
 
 

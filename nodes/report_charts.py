@@ -1,0 +1,272 @@
+"""The two charts of the report: density by block and step, and seconds per step.
+
+They share their columns, so that a slow step is found in both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import median_low
+
+from .canvas import BACKGROUND, BAR_HIGH, BAR_LOW, DENSE, GRID, MUTED, TEXT, Box, Color
+from .report_canvas import ReportCanvas, text_width
+from .report_text import seconds_words, speed_words
+from .run_record import Block, Cell, RunRecord, StepRecord
+
+LEFT, RIGHT = 92, 932
+"""Edges of the charts, in pixels of the finished picture."""
+MARGIN = 28
+"""Left edge of headings."""
+
+MAX_MAP_HEIGHT, MAX_ROW_HEIGHT, MIN_ROW_HEIGHT = 450, 26, 3
+GROUP_GAP = 10
+MIN_LABEL_DISTANCE = 15
+"""Between row numbers, in pixels."""
+MIN_LABELLED_CELL = (30, 14)
+"""Cells of this width and height or more show their density as a number."""
+MAX_STEP_LABELS = 25
+SCALE_WIDTH = 140
+MIN_SCALE_TENTHS = 2
+"""A narrower color scale would make noise look like a finding."""
+BARS_HEIGHT = 120
+MIN_LABELLED_BAR = 40
+CUT_BAR = 3.0
+"""A bar this many times the median is cut, or a step that loads the model flattens the others."""
+
+DENSITY_COLORS: tuple[Color, ...] = (BAR_HIGH, BAR_LOW, (36, 52, 84))
+"""From the scale's low end to its high one: bright is fast."""
+GROUP_ORDER = {"double": 0, "single": 1}
+
+
+class Table:
+    """The cells of a record in rows (blocks) and columns (steps)."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self.cells = record.cells
+        self.records = {each.step: each for each in record.steps}
+        steps = {*self.records, *(step for step, _ in record.cells)}
+        # A step whose number is not known stands last.
+        self.steps = sorted(steps, key=lambda step: (step is None, step or 0))
+        self.rows = sorted({block for _, block in record.cells}, key=_block_order)
+        self.slot = (RIGHT - LEFT) / max(len(self.steps), 1)
+        densities = [cell.density for cell in self.cells.values() if cell.density is not None]
+        high = math.ceil(max(densities, default=1.0) * 10)
+        high = min(max(high, MIN_SCALE_TENTHS), 10)
+        low = min(math.floor(min(densities, default=0.0) * 10), high - MIN_SCALE_TENTHS)
+        self.scale = (max(low, 0) / 10, high / 10)
+
+    def groups(self) -> list[tuple[str, list[Block]]]:
+        """(name, rows) of every type of block; only HunyuanVideo has two."""
+        kinds = list(dict.fromkeys(kind for kind, _ in self.rows))
+        return [
+            (
+                f"{kind} block" if kind and len(kinds) > 1 else "block",
+                [row for row in self.rows if row[0] == kind],
+            )
+            for kind in kinds
+        ]
+
+    def columns(self) -> Iterator[tuple[int | None, float, float]]:
+        """(step, left, right) of every column."""
+        gap = 0.0 if self.slot < 6 else 1.0 if self.slot < 20 else 2.0
+        for index, step in enumerate(self.steps):
+            left = LEFT + index * self.slot
+            yield step, left + gap / 2, left + self.slot - gap / 2
+
+
+def draw_map(canvas: ReportCanvas, table: Table, y: float) -> float:
+    """The heat map below `y`; returns the lower edge of its labels."""
+    canvas.text((MARGIN, y + 16), "Density by block and step", 18, TEXT, "ls")
+    _draw_map_key(canvas, table, y)
+    groups = table.groups()
+    height = (MAX_MAP_HEIGHT - GROUP_GAP * (len(groups) - 1)) / len(table.rows)
+    height = max(min(height, MAX_ROW_HEIGHT), MIN_ROW_HEIGHT)
+    stride = _stride(MIN_LABEL_DISTANCE / height)
+    top = y + 32
+    for name, rows in groups:
+        bottom = top + len(rows) * height
+        if bottom - top >= text_width(name, 15):
+            canvas.upright((MARGIN + 8, (top + bottom) / 2), name, 15, MUTED)
+        for index, block in enumerate(rows):
+            upper, lower = top + index * height, top + (index + 1) * height
+            if index % stride == 0:
+                label = "?" if block[1] is None else str(block[1])
+                canvas.text((LEFT - 10, (upper + lower) / 2), label, 13, MUTED, "rm")
+            for step, left, right in table.columns():
+                cell = table.cells.get((step, block))
+                draw_cell(canvas, (left, upper, right, lower), cell, table.scale)
+        top = bottom + GROUP_GAP
+    _draw_step_labels(canvas, table, top - GROUP_GAP)
+    return top - GROUP_GAP + 20
+
+
+def _draw_map_key(canvas: ReportCanvas, table: Table, y: float) -> None:
+    """In one line, from the right: dense and mixed cells, and the color scale."""
+    cells = table.cells.values()
+    x = float(RIGHT)
+    if any(cell.sparse and cell.dense for cell in cells):
+        x = _draw_key(canvas, x, y, "partly dense", Cell(1, 1, None))
+    if any(cell.dense and not cell.sparse for cell in cells):
+        x = _draw_key(canvas, x, y, "full (dense)", Cell(0, 1, None))
+    if any(cell.sparse for cell in cells):
+        low, high = table.scale
+        canvas.text((x, y + 15), f"{high:g}", 15, MUTED, "rs")
+        right = x - text_width(f"{high:g}", 15) - 6
+        left = right - SCALE_WIDTH
+        for pixel in range(SCALE_WIDTH):
+            color = density_color(pixel / SCALE_WIDTH)
+            canvas.fill((left + pixel, y + 2, left + pixel + 1, y + 16), color)
+        canvas.text((left - 6, y + 15), f"computed share   {low:g}", 15, MUTED, "rs")
+
+
+def _draw_key(
+    canvas: ReportCanvas, right: float, y: float, text: str, cell: Cell, color: Color = MUTED
+) -> float:
+    """An entry of a key that ends at `right`; returns where the one before it may end."""
+    canvas.text((right, y + 15), text, 15, color, "rs")
+    left = right - text_width(text, 15) - 32
+    draw_cell(canvas, (left, y + 2, left + 24, y + 16), cell, (0.0, 1.0))
+    return left - 22
+
+
+def draw_cell(
+    canvas: ReportCanvas, box: Box, cell: Cell | None, scale: tuple[float, float]
+) -> None:
+    """One block in one step; `scale` is (low, high) of the color scale."""
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    gap = 0.0 if height < 6 else 0.5 if height < 12 else 1.0
+    box = (left, top + gap, right, bottom - gap)
+    if cell is None or not (cell.sparse or cell.dense):
+        canvas.fill(box, GRID)
+    elif not cell.sparse:
+        canvas.dense(box)
+    else:
+        low, high = scale
+        share = 0.0 if cell.density is None else (cell.density - low) / (high - low)
+        color = density_color(share)
+        canvas.fill(box, color)
+        if cell.dense:
+            middle = (left + right) / 2
+            canvas.dense((middle, top + gap, right, bottom - gap))
+        elif (
+            cell.density is not None
+            and width >= MIN_LABELLED_CELL[0]
+            and height >= MIN_LABELLED_CELL[1]
+        ):
+            label = f"{cell.density:.2f}".removeprefix("0")
+            ink = BACKGROUND if sum(color) > 330 else TEXT
+            size = 12 if height < 20 else 14
+            canvas.text(((left + right) / 2, (top + bottom) / 2), label, size, ink, "mm")
+
+
+def density_color(share: float) -> Color:
+    """Color of a density; `share` is its place on the scale, 0 to 1."""
+    place = min(max(share, 0.0), 1.0) * (len(DENSITY_COLORS) - 1)
+    index = min(int(place), len(DENSITY_COLORS) - 2)
+    pairs = zip(DENSITY_COLORS[index], DENSITY_COLORS[index + 1], strict=True)
+    red, green, blue = (round(low + (place - index) * (high - low)) for low, high in pairs)
+    return red, green, blue
+
+
+def draw_times(canvas: ReportCanvas, record: RunRecord, table: Table, y: float) -> float:
+    """Seconds of each step as bars, the heading at `y`; returns the lower edge.
+
+    With guidance a step has two model calls or more, and not always as many: then a bar is the
+    mean of the step's calls, which is what the medians are of.
+    """
+    is_single = all(each.forwards <= 1 for each in record.steps)
+    title = "Seconds per step" if is_single else "Seconds per model call"
+    canvas.text((MARGIN, y), title, 18, TEXT, "ls")
+    _draw_times_key(canvas, record, y - 16)
+
+    seconds = {each.step: each.seconds / max(each.forwards, 1) for each in record.steps}
+    end, ticks = time_axis(list(seconds.values()))
+    top, bottom = y + 36, y + 36 + BARS_HEIGHT
+
+    def level(value: float) -> float:
+        return bottom - min(value / end, 1.0) * BARS_HEIGHT
+
+    for tick in ticks:
+        canvas.line((LEFT, level(tick)), (RIGHT, level(tick)), GRID, 1)
+        canvas.text((LEFT - 10, level(tick)), f"{tick:g}", 13, MUTED, "rm")
+    dense_median = record.dense_step_seconds
+    for step, left, right in table.columns():
+        if step not in seconds:
+            continue
+        each, value = table.records[step], seconds[step]
+        _draw_time_bar(canvas, (left, level(value), right, bottom), each)
+        if each.sparse and dense_median is not None and dense_median <= end:
+            # What the step would have taken: dashes over the sparse steps.
+            place = level(dense_median)
+            inset = min(0.2 * (right - left), 6.0)
+            canvas.line((left + inset, place), (right - inset, place), DENSE, 1)
+        if value > end:
+            canvas.fill((left - 1, top + 8, right + 1, top + 11), BACKGROUND)
+        if right - left >= MIN_LABELLED_BAR or value > end:
+            label = seconds_words(value)
+            half = text_width(label, 12) / 2
+            middle = min(max((left + right) / 2, LEFT + half), RIGHT - half)
+            canvas.note((middle, level(value) - 5), label, 12, BACKGROUND, TEXT)
+    canvas.line((LEFT, bottom), (RIGHT, bottom), MUTED, 1.5)
+    _draw_step_labels(canvas, table, bottom + 2)
+    axis = "step (0 = first, ? = not known)" if None in table.steps else "step (0 = first)"
+    canvas.text(((LEFT + RIGHT) / 2, bottom + 42), axis, 15, MUTED, "ms")
+    return bottom + 46
+
+
+def _draw_times_key(canvas: ReportCanvas, record: RunRecord, y: float) -> None:
+    """In one line, from the right: the speed-up, and the medians beside their colors."""
+    x = float(RIGHT)
+    if speed := speed_words(record):
+        canvas.text((x, y + 15), speed, 15, TEXT, "rs")
+        x -= text_width(speed, 15) + 22
+    dense, sparse = record.dense_step_seconds, record.sparse_step_seconds
+    if dense is not None:
+        text = f"dense, median {seconds_words(dense)}"
+        x = _draw_key(canvas, x, y, text, Cell(0, 1, None))
+    if sparse is not None:
+        text = f"sparse, median {seconds_words(sparse)}"
+        _draw_key(canvas, x, y, text, Cell(1, 0, None))
+
+
+def _draw_time_bar(canvas: ReportCanvas, box: Box, step: StepRecord) -> None:
+    if step.sparse:
+        canvas.fill(box, BAR_HIGH)
+    elif step.dense:
+        canvas.dense(box)
+    else:
+        canvas.fill(box, MUTED)
+
+
+def time_axis(seconds: Sequence[float]) -> tuple[float, list[float]]:
+    """(end of the axis, its ticks) such that a single long step does not flatten the others."""
+    longest = max(seconds, default=0.0)
+    if len(seconds) > 2:
+        usual = [value for value in seconds if value <= CUT_BAR * median_low(seconds)]
+        longest = max(usual, default=longest)
+    if not math.isfinite(longest) or longest <= 0.0:
+        return 1.0, [0.0, 1.0]
+    unit = 10.0 ** math.floor(math.log10(longest))
+    spacing = next(step * unit for step in (0.2, 0.5, 1.0, 2.0, 5.0) if longest <= 5 * step * unit)
+    count = math.ceil(longest / spacing)
+    return count * spacing, [round(tick * spacing, 9) for tick in range(count + 1)]
+
+
+def _draw_step_labels(canvas: ReportCanvas, table: Table, y: float) -> None:
+    stride = _stride(len(table.steps) / MAX_STEP_LABELS)
+    for index, (step, left, right) in enumerate(table.columns()):
+        if index % stride == 0 or step is None:
+            label = "?" if step is None else str(step)
+            canvas.text(((left + right) / 2, y + 17), label, 13, MUTED, "ms")
+
+
+def _stride(least: float) -> int:
+    """A round number of rows or columns from one label to the next."""
+    return next((each for each in (1, 2, 5, 10, 20, 50, 100) if each >= least), 200)
+
+
+def _block_order(block: Block) -> tuple[int, str, bool, int]:
+    kind, index = block
+    return GROUP_ORDER.get(kind, 2), kind, index is None, index or 0

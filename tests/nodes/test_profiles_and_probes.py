@@ -1,0 +1,246 @@
+"""What a profile does to each block of a run, and what a probe does to the calls it measures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rectified_spaattn.nodes.forward_plan import ForwardPlan
+from rectified_spaattn.nodes.inputs import patch_settings
+from rectified_spaattn.nodes.override import DENSE_IN_PROFILE, PROBED
+from rectified_spaattn.nodes.patching import KEY, SparseAttentionPatch, find_patch
+from rectified_spaattn.nodes.probe_recorder import ProbeRecorder
+from rectified_spaattn.rspa_core import ConfigError, metrics, rectified_attention
+from rectified_spaattn.rspa_core.fingerprint import ModelFingerprint
+from rectified_spaattn.rspa_core.presets import PRESETS
+from rectified_spaattn.rspa_core.probe import ProbeSettings, parse_probe_steps
+from rectified_spaattn.rspa_core.profile import SparsityProfile
+from rectified_spaattn.rspa_core.schedule import SparsitySchedule, parse_dense_blocks
+
+from .patch_rig import BLOCKS, CONFIG, SAMPLE_SIGMAS, make_executor, make_patch, run
+from .rig import LAYOUT, OPTIONS, Rig, wan_tensors
+from .stand_ins import GRID, HEADS, Box, dense, optimized_attention
+
+WAN = ModelFingerprint("wan", BLOCKS, 0, 32, HEADS)
+PROFILE = SparsityProfile(WAN, (0.0, 0.1, 0.3, 0.9), (), GRID, 0.05, 64, "paper", "gilbert", 1)
+PROBE = ProbeSettings(parse_probe_steps("1"), sparsities=(0.5, 0.8))
+VALUES: dict[str, Any] = {
+    "sparsity": 0.5,
+    "block_size": "64",
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "schedule": None,
+    "rectification": "precise",
+    "token_order": "gilbert",
+    "top_p": 0.0,
+    "dense_blocks": "",
+    "min_tokens": 0,
+    "verbose": False,
+    "precision": "auto",
+    "node_id": None,
+}
+
+
+def recording_attend(seen: list[float]) -> Any:
+    def attend(q: Any, k: Any, v: Any, layout: Any, config: Any, **kw: Any) -> Any:
+        seen.append(config.sparsity)
+        return rectified_attention(q, k, v, layout, config, **kw)
+
+    return attend
+
+
+def sigmas() -> list[float]:
+    return SAMPLE_SIGMAS[:-1].tolist()
+
+
+def test_a_profile_sets_the_sparsity_of_every_block() -> None:
+    seen: list[Any] = []
+    patch = make_patch(attend=recording_attend(seen), profile=PROFILE)
+    run(patch, make_executor())
+    assert seen == [0.1, 0.3, 0.9]
+    patch.on_cleanup(None)
+    record = patch.last_run
+    assert record.reasons == {DENSE_IN_PROFILE: 1}
+    density = [record.cells[0, ("double", index)].density for index in range(BLOCKS)]
+    assert density[0] is None
+    assert density[1] > density[2] > density[3] > 0.0
+
+
+def test_the_schedule_still_says_when() -> None:
+    patch = make_patch(SparsitySchedule(0.5, 0.5, "constant", 0.5), profile=PROFILE)
+    for sigma in sigmas():
+        run(patch, make_executor(), sigma)
+    patch.on_cleanup(None)
+    assert [step.sparse for step in patch.last_run.steps] == [0, 0, 3, 3]
+
+
+def test_dense_blocks_win_over_a_profile() -> None:
+    patch = make_patch(profile=PROFILE, dense_blocks=parse_dense_blocks("1, 2"))
+    run(patch, make_executor())
+    assert patch.report.reasons == {"dense_blocks": 2, DENSE_IN_PROFILE: 1}
+
+
+def test_a_profile_of_another_model_is_refused() -> None:
+    other = replace(WAN, hidden_dim=64)
+    with pytest.raises(ConfigError, match=r"profile = .*dimension 32.*this one is .*dimension 64"):
+        patch_settings(**VALUES, profile=PROFILE, model=other)
+    assert patch_settings(**VALUES, profile=PROFILE, model=WAN).profile is PROFILE
+    with pytest.raises(ConfigError, match="profile = 3"):
+        patch_settings(**VALUES, profile=3, model=WAN)
+
+
+def test_a_profile_measured_otherwise_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    settings = patch_settings(**{**VALUES, "block_size": "128"}, profile=PROFILE, model=WAN)
+    patch = SparseAttentionPatch(settings)
+    patch.on_pre_run(None)
+    assert "measured with block_size = 64, this run has 128" in caplog.text
+    assert "measured with rectification = paper, this run has precise" in caplog.text
+    assert "token_order" not in caplog.text
+
+
+def test_preset_replaces_the_inputs_it_names(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    settings = patch_settings(**VALUES, preset="fast", model=WAN)
+    fast = PRESETS["wan"]["fast"]
+    assert settings.config.sparsity == settings.schedule.start_sparsity == fast.sparsity
+    assert settings.config.q_block == fast.block_size
+    assert settings.schedule.start_percent == fast.start_percent
+    assert f"preset fast sets sparsity {fast.sparsity} (not 0.5)" in caplog.text
+    assert settings.asked["preset"] == "fast"
+    assert settings.asked["sparsity"] == fast.sparsity
+
+
+def test_a_preset_leaves_a_schedule_in_force() -> None:
+    schedule = SparsitySchedule(0.1, 0.2)
+    values = {**VALUES, "schedule": schedule}
+    settings = patch_settings(**values, preset="fast", model=WAN)
+    assert settings.schedule is schedule
+    assert "sparsity" not in settings.asked, "it is not what the run used"
+    assert settings.asked["schedule"]["end_sparsity"] == 0.2
+
+
+@pytest.mark.parametrize("tail_keys", ["1", "2", "4", "8"])
+def test_tail_keys(tail_keys: str) -> None:
+    assert patch_settings(**VALUES, tail_keys=tail_keys).config.tail_keys == int(tail_keys)
+    paper = patch_settings(**{**VALUES, "rectification": "paper"}, tail_keys=tail_keys)
+    assert paper.config.tail_keys == 1
+
+
+def test_tail_keys_out_of_range() -> None:
+    with pytest.raises(ConfigError, match="tail_keys = '3' is not allowed: one of 1, 2, 4, 8"):
+        patch_settings(**VALUES, tail_keys="3")
+
+
+def probing_rig(**parts: Any) -> tuple[Rig, ProbeRecorder]:
+    recorder = ProbeRecorder(PROBE)
+    plan = ForwardPlan(LAYOUT, CONFIG, step=1, num_steps=4, probe=(recorder, CONFIG), **parts)
+    return Rig(plan), recorder
+
+
+def test_a_measured_call_returns_the_dense_output() -> None:
+    rig, recorder = probing_rig()
+    q, k, v = wan_tensors()
+    assert torch.equal(rig.wan(q, k, v), dense(q, k, v, HEADS))
+    assert rig.dense_reasons == {PROBED: 1}
+    table = recorder.table()
+    assert (table.steps, table.blocks) == ((1,), (("double", 1),))
+    heads = [x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v)]
+    exact = dense(*heads, HEADS, skip_reshape=True, skip_output_reshape=True)
+    for sparsity, error in zip(PROBE.sparsities, table.errors[0][0], strict=True):
+        out = rectified_attention(*heads, LAYOUT, replace(CONFIG, sparsity=sparsity))
+        assert error == pytest.approx(float(metrics.relative_l2(out, exact)), rel=1e-4)
+
+
+def test_a_measured_call_in_containers_returns_the_dense_output() -> None:
+    rig, recorder = probing_rig()
+    q, k, v = wan_tensors()
+    boxes = [Box(x.clone()) for x in (q, k, v)]
+    taken: list[Any] = []
+
+    def previous(func: Any, *args: Any, **kwargs: Any) -> Any:
+        taken.append(args[:3])
+        return dense(*args, **kwargs)
+
+    rig.calls.previous = previous
+    # The core's own function needs ComfyUI: a previous override stands in for the dense path.
+    previous.container_function = lambda *args, **kw: previous(
+        None, *(box.take() for box in args[:3]), *args[3:], **kw
+    )
+    out = rig.override.container_function(*boxes, heads=HEADS, transformer_options=OPTIONS)
+    assert torch.equal(out, dense(q, k, v, HEADS))
+    assert [box.tensor for box in boxes] == [None] * 3
+    assert len(taken) == 1
+    assert not recorder.is_empty
+
+
+def test_other_calls_run_as_without_a_probe() -> None:
+    rig, recorder = probing_rig()
+    q, k, v = wan_tensors()
+    rig.calls.plan = replace(rig.plan, step=2)
+    plain = Rig(ForwardPlan(LAYOUT, CONFIG))
+    assert torch.equal(rig.wan(q, k, v), plain.wan(q, k, v))
+    assert recorder.is_empty
+    assert rig.tally.sparse.total() == 1
+
+
+def test_steps_that_the_schedule_keeps_dense_are_measured_too() -> None:
+    rig, recorder = probing_rig()
+    rig.calls.plan = replace(rig.plan, config=None, reason="schedule: first 20 %")
+    rig.wan(*wan_tensors())
+    assert not recorder.is_empty
+
+
+def test_a_measurement_that_fails_costs_nothing_but_itself() -> None:
+    rig, recorder = probing_rig()
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    recorder._attend = fail
+    q, k, v = wan_tensors()
+    assert torch.equal(rig.wan(q, k, v), dense(q, k, v, HEADS))
+    assert recorder.is_empty
+    assert "OutOfMemoryError: out of memory" in rig.warnings[0]
+
+
+def test_calls_that_sparse_attention_cannot_do_are_not_measured() -> None:
+    rig, recorder = probing_rig()
+    mask = torch.zeros(1, 1, LAYOUT.length)
+    rig.wan(*wan_tensors(), mask=mask)
+    assert rig.dense_reasons == {"attention mask": 1}
+    assert recorder.is_empty
+
+
+def test_a_run_with_a_probe() -> None:
+    patch = make_patch(probe=PROBE)
+    for _ in range(2):  # the second run begins anew
+        patch.on_pre_run(None)
+        for sigma in sigmas():
+            run(patch, make_executor(), sigma)
+        patch.on_cleanup(None)
+    table = patch.recorder.table()
+    assert table.steps == (1,)
+    assert table.blocks == tuple(("double", index) for index in range(BLOCKS))
+    assert patch.last_run.reasons == {PROBED: BLOCKS}
+    assert patch.recorder.grid == GRID
+
+
+def test_find_patch() -> None:
+    patch = make_patch()
+    assert find_patch(SimpleNamespace(wrappers={"apply_model": {KEY: [patch]}})) is patch
+    options = {"transformer_options": {"wrappers": {"apply_model": {KEY: [patch]}}}}
+    assert find_patch(SimpleNamespace(model_options=options)) is patch
+    assert find_patch(SimpleNamespace()) is None
+    assert find_patch(SimpleNamespace(wrappers={"apply_model": {"other": [patch]}})) is None
+
+
+def test_the_stand_in_hands_calls_to_the_override() -> None:
+    """The rig of this file is only worth something if the models' calls arrive."""
+    rig, recorder = probing_rig()
+    options = {**OPTIONS, "optimized_attention_override": rig.override}
+    optimized_attention(*wan_tensors(), heads=HEADS, transformer_options=options)
+    assert not recorder.is_empty
