@@ -6,11 +6,17 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..rspa_core.config import ConfigError
 from .canvas import as_tensor
 from .patching import find_patch
 from .report_picture import draw_no_run, draw_report
-from .report_text import NO_RUN_CAUSES, NO_RUN_TITLE, json_text, summary_text
+from .report_text import (
+    NO_RUN_CAUSES,
+    NO_RUN_TITLE,
+    NOT_PATCHED_CAUSES,
+    NOT_PATCHED_TITLE,
+    json_text,
+    summary_text,
+)
 from .schema_compat import build
 
 
@@ -78,14 +84,14 @@ class RectifiedSpaAttnReport(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, after: Any) -> io.NodeOutput:
         patch = find_patch(model)
-        if patch is None:
-            raise ConfigError(
-                "model", type(model).__name__, "a model that comes from a Rectified SpaAttn node"
-            )
-        record = patch.last_run
+        record = None if patch is None else patch.last_run
         if record is None:
-            image = as_tensor(draw_no_run())
-            summary = "\n".join([f"{NO_RUN_TITLE}. Likely causes:", *NO_RUN_CAUSES])
+            # Not an error: switching the node off to compare must not stop the render.
+            title, causes = NO_RUN_TITLE, NO_RUN_CAUSES
+            if patch is None:
+                title, causes = NOT_PATCHED_TITLE, NOT_PATCHED_CAUSES
+            image = as_tensor(draw_no_run(title, causes))
+            summary = "\n".join([f"{title}. Likely causes:", *causes])
             json = "null"
         else:
             image = as_tensor(draw_report(record))

@@ -5,6 +5,8 @@ The parts stand below one another, and the picture is as high as they need.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image
 
 from .canvas import DENSE, MUTED, TEXT
@@ -57,13 +59,13 @@ def draw_report(record: RunRecord) -> Image.Image:
     return canvas.cut(y + BOTTOM_MARGIN)
 
 
-def draw_no_run() -> Image.Image:
-    """What the node shows before its model has been sampled: likely causes."""
+def draw_no_run(title: str = NO_RUN_TITLE, causes: Sequence[str] = NO_RUN_CAUSES) -> Image.Image:
+    """What the node shows where there is no run to show: a title and likely causes."""
     canvas = ReportCanvas.empty(WIDTH, MAX_HEIGHT)
-    canvas.text((MARGIN, 48), NO_RUN_TITLE, 24, TEXT, "ls")
+    canvas.text((MARGIN, 48), title, 24, TEXT, "ls")
     canvas.text((MARGIN, 80), "Likely causes:", 16, MUTED, "ls")
     y = 90.0
-    for number, cause in enumerate(NO_RUN_CAUSES, start=1):
+    for number, cause in enumerate(causes, start=1):
         canvas.text((MARGIN, y + LINE_HEIGHT), f"{number}.", 16, DENSE, "ls")
         y = canvas.lines(MARGIN + 24, y, cause, 16, TEXT, RIGHT) + 8
     return canvas.cut(y + BOTTOM_MARGIN)

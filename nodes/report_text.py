@@ -20,6 +20,11 @@ NO_RUN_CAUSES = (
     "Rectified SpaAttn node; nodes in between are fine.",
     "ComfyUI took the sampler's result from its cache. Change the seed and queue again.",
 )
+NOT_PATCHED_TITLE = "Full attention: no Rectified SpaAttn on this model"
+NOT_PATCHED_CAUSES = (
+    "The Rectified SpaAttn node is switched off (enabled), as for comparing with and without.",
+    "The model connected here comes from a place before the Rectified SpaAttn node.",
+)
 NEVER_CALLED = "no attention call over the video reached the node"
 
 

@@ -1,11 +1,13 @@
-"""Build the example workflows and their thumbnails from ComfyUI's official templates.
+"""Build the example workflows, their thumbnails and the subgraph blueprint.
 
     pip install comfyui-workflow-templates-json pillow
     python tools/build_workflows.py
 
-reads the templates from the installed package, puts this pack's nodes in place, and writes
-`workflows/<stem>.json` and `workflows/<stem>.jpg`. The files for headless use in `workflows/api/`
-come from a running front end: `python tests/workflows/browser/export_api.py` afterwards.
+reads ComfyUI's official templates from the installed package, puts this pack's nodes in place with
+the values of their presets, and writes `workflows/<stem>.json`, `workflows/<stem>.jpg` and the
+blueprint in `subgraphs/`. What the thumbnails show comes from `tools/render_thumbnails.py`. The
+files for headless use in `workflows/api/` come from a running front end: `python
+tests/workflows/browser/export_api.py` afterwards.
 """
 
 from __future__ import annotations
@@ -16,11 +18,16 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import tomllib
-from workflow_builder import thumbnails
+from workflow_builder import renders, thumbnails
 from workflow_builder.assemble import assemble
-from workflow_builder.specs import SPECS
+from workflow_builder.blueprint import NAME, build_blueprint
+from workflow_builder.catalogue import SPECS
+from workflow_builder.specs import Spec
+
+from rectified_spaattn.rspa_core.probe import ProbeTable, propose
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PACKAGE = "comfyui_workflow_templates_json"
@@ -56,6 +63,12 @@ def main() -> None:
         default=ROOT / "workflows",
         help="folder to write to (default: workflows)",
     )
+    parser.add_argument(
+        "--subgraphs",
+        type=Path,
+        default=ROOT / "subgraphs",
+        help="folder for the blueprint (default: subgraphs)",
+    )
     options = parser.parse_args()
     source = templates_folder(options.templates)
     origin = f"{options.templates} {importlib.metadata.version(options.templates)}"
@@ -66,11 +79,41 @@ def main() -> None:
         template = json.loads((source / f"{spec.template}.json").read_text(encoding="utf-8"))
         workflow = assemble(template, spec, pack_version(), origin)
         target = options.out / f"{spec.stem}.json"
-        target.write_text(
-            json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        thumbnails.draw(spec.picture).save(target.with_suffix(".jpg"), quality=88, optimize=True)
+        write_json(target, workflow)
+        write_thumbnail(target.with_suffix(".jpg"), spec)
         print(f"{spec.stem}: from {spec.template}")
+    options.subgraphs.mkdir(parents=True, exist_ok=True)
+    write_json(options.subgraphs / f"{NAME}.json", build_blueprint(pack_version()))
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write `data` readably."""
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_thumbnail(path: Path, spec: Spec) -> None:
+    """Draw the thumbnail from what `tools/render_thumbnails.py` has left for this workflow."""
+    record = renders.load_records().get(spec.stem)
+    if record is None:
+        print(f"{spec.stem}: no thumbnail, run tools/render_thumbnails.py {spec.stem} first")
+        return
+    frames, chosen = None, []
+    if spec.picture.is_chart:
+        curves = record["worst_errors"]
+        chosen = [highest_sparsity(record["sparsities"], curve) for curve in curves]
+    else:
+        frames = renders.load_pair(spec.stem)
+    picture = thumbnails.draw(spec.picture, spec.sparsity_of_steps(), record, frames, chosen)
+    picture.save(path, quality=88, optimize=True)
+
+
+def highest_sparsity(sparsities: list[float], errors: list[float]) -> float:
+    """What the probe's result proposes for a layer with these worst errors."""
+    block = ("", 0)
+    measured = tuple(errors)
+    table = ProbeTable((0,), (block,), tuple(sparsities), ((measured,),), ((measured,),))
+    return propose(table, thumbnails.WANTED_ERROR)[block]
 
 
 if __name__ == "__main__":

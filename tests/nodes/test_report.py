@@ -16,7 +16,6 @@ import torch
 from rectified_spaattn.nodes import patching
 from rectified_spaattn.nodes import report_text as words
 from rectified_spaattn.nodes.inputs import patch_settings
-from rectified_spaattn.rspa_core import ConfigError
 
 from .run_records import run_record
 
@@ -85,8 +84,13 @@ def test_no_run_yet_is_a_picture_and_not_an_error(node: Any) -> None:
 
 
 def test_a_model_without_our_patch(node: Any) -> None:
-    with pytest.raises(ConfigError, match="a model that comes from a Rectified SpaAttn node"):
-        node.execute(SimpleNamespace(wrappers={}, model_options={}), after=None)
+    """As when the node is switched off to compare: the render goes on, the picture says so."""
+    result = node.execute(SimpleNamespace(wrappers={}, model_options={}), after=None)
+    image, summary, text = result.values
+    assert result.ui is image
+    assert summary.startswith("Full attention: no Rectified SpaAttn on this model")
+    assert "enabled" in summary
+    assert json.loads(text) is None
 
 
 def test_caching_is_left_to_comfyui(node: Any) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from rectified_spaattn.nodes import report_canvas, report_charts
 from rectified_spaattn.nodes.canvas import BACKGROUND, BAR_HIGH, DENSE
 from rectified_spaattn.nodes.report_picture import WARNING, WARNING_FILL, draw_no_run, draw_report
+from rectified_spaattn.nodes.report_text import NOT_PATCHED_CAUSES, NOT_PATCHED_TITLE
 from rectified_spaattn.nodes.run_record import Cell, RunRecord, StepRecord
 
 from .run_records import run_record
@@ -57,6 +58,7 @@ def test_long_text_and_many_rows_fit(record: RunRecord) -> None:
 
 def test_no_run() -> None:
     assert_has_a_margin(draw_no_run())
+    assert_has_a_margin(draw_no_run(NOT_PATCHED_TITLE, NOT_PATCHED_CAUSES))
 
 
 def test_dense_runs_are_hatched_and_have_no_bright_cells() -> None:

@@ -119,6 +119,21 @@ def test_template_browser_shows_every_thumbnail(report: Json) -> None:
     assert shown == dict.fromkeys(STEMS, 640)
 
 
+def test_node_library_offers_the_blueprint(report: Json) -> None:
+    ours = [
+        each for each in report["global_subgraphs"].values() if PACK in each["info"]["node_pack"]
+    ]
+    assert [each["name"] for each in ours] == list(report["blueprints"])
+    assert {each["source"] for each in ours} == {"custom_node"}
+
+
+def test_blueprint_opens_without_a_word(report: Json) -> None:
+    for entry in report["blueprints"].values():
+        assert entry["ours"]
+        for name in ("messages", "unknown", "marked", "overlaps"):
+            assert entry[name] == []
+
+
 @each_stem
 def test_front_end_knows_every_node(report: Json, stem: str) -> None:
     assert report["workflows"][stem]["unknown"] == []

@@ -15,6 +15,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from rectified_spaattn.rspa_core.presets import PRESET_NAMES, PRESETS
+from rectified_spaattn.rspa_core.probe import (
+    parse_probe_blocks,
+    parse_probe_steps,
+    parse_sparsities,
+)
 from rectified_spaattn.rspa_core.schedule import (
     CURVES,
     SparsitySchedule,
@@ -47,6 +53,8 @@ ATTENTION = {
     "min_tokens": (0, 1_000_000),
     "verbose": (True, False),
     "precision": ("auto", "16-bit", "int8"),
+    "preset": PRESET_NAMES,
+    "tail_keys": ("1", "2", "4", "8"),
 }
 SCHEDULE = {
     "start_sparsity": (0.0, 0.98),
@@ -58,7 +66,22 @@ SCHEDULE = {
     "dense_steps": parse_dense_steps,
     "preview_steps": (1, 200),
 }
-WIDGETS = {"RectifiedSpaAttn": ATTENTION, "RectifiedSpaAttnSchedule": SCHEDULE}
+WIDGETS = {
+    "RectifiedSpaAttn": ATTENTION,
+    "RectifiedSpaAttnSchedule": SCHEDULE,
+    "RectifiedSpaAttnReport": {},
+    "RectifiedSpaAttnProbe": {
+        "steps": parse_probe_steps,
+        "blocks": parse_probe_blocks,
+        "sparsities": parse_sparsities,
+    },
+    "RectifiedSpaAttnProbeResult": {"wanted_error": (0.001, 1.0), "name": ("",)},
+    "RectifiedSpaAttnSaveProfile": {"filename": ("profile",)},
+    # No file is there before the first run: the node is muted.
+    "RectifiedSpaAttnLoadProfile": {"profile_name": ("",)},
+}
+MUTED = 2
+COMPARISON, TUNING = "compare_dense_and_sparse", "tune_with_the_probe"
 LOADERS = {"UNETLoader", "LoraLoaderModelOnly"}
 SAMPLERS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced"}
 
@@ -112,7 +135,7 @@ def target_end(graph: Json, nodes: dict[int, Json], link: Json) -> Json:
 
 
 def test_there_are_workflows() -> None:
-    assert len(STEMS) == 7
+    assert len(STEMS) == 9
 
 
 @each_stem
@@ -177,6 +200,18 @@ def test_values_of_our_nodes(stem: str) -> None:
 
 
 @each_stem
+def test_attention_nodes_hold_the_values_of_their_preset(stem: str) -> None:
+    family = "hunyuan_video" if "hunyuan" in stem else "wan"
+    for node in our_nodes(read(stem)):
+        if node["type"] != "RectifiedSpaAttn":
+            continue
+        stored = values(node)
+        assert stored["preset"] == ("4-step" if "4_steps" in stem else "balanced")
+        for name, value in PRESETS[family][stored["preset"]].as_dict().items():
+            assert stored[name] == (str(value) if name in ("block_size", "tail_keys") else value)
+
+
+@each_stem
 def test_our_nodes_are_marked_as_ours(stem: str) -> None:
     version = re.search(
         r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
@@ -234,6 +269,10 @@ def test_api_file_has_our_node_between_loader_and_sampler(stem: str) -> None:
     for sampler in samplers:
         name = "guider" if "guider" in prompt[sampler]["inputs"] else "model"
         kinds = [prompt[key]["class_type"] for key in upstream(prompt, sampler, name)]
+        if prompt[sampler]["_meta"]["title"] == "KSampler (dense)":
+            assert stem == COMPARISON
+            assert "RectifiedSpaAttn" not in kinds
+            continue
         assert kinds.count("RectifiedSpaAttn") == 1, kinds
         position = kinds.index("RectifiedSpaAttn")
         assert LOADERS & set(kinds[position:]), kinds
@@ -244,6 +283,9 @@ def test_api_file_has_our_node_between_loader_and_sampler(stem: str) -> None:
 def test_api_file_has_the_values_of_the_workflow(stem: str) -> None:
     prompt = read_api(stem)
     for node in our_nodes(read(stem)):
+        if node["mode"] == MUTED:
+            assert not any(entry["class_type"] == node["type"] for entry in prompt.values())
+            continue
         (inputs,) = (
             entry["inputs"]
             for key, entry in prompt.items()
@@ -262,29 +304,93 @@ def test_files_name_no_place_of_one_machine(stem: str) -> None:
 
 
 @each_stem
-def test_thumbnail_shows_the_steps_of_the_workflow(
-    stem: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The strip of steps on the picture is what the nodes are set to."""
+def test_each_sparse_sampling_has_a_report(stem: str) -> None:
+    """On the model that the sampler gets, after that sampler; of the probe's run its result."""
+    prompt = read_api(stem)
+    reports = [
+        node["inputs"]
+        for node in prompt.values()
+        if node["class_type"] in ("RectifiedSpaAttnReport", "RectifiedSpaAttnProbeResult")
+    ]
+    reported = {inputs["after"][0]: inputs["model"][0] for inputs in reports}
+    assert len(reported) == len(reports)
+    for key, node in prompt.items():
+        if node["class_type"] not in SAMPLERS:
+            continue
+        name = "guider" if "guider" in node["inputs"] else "model"
+        before = list(upstream(prompt, key, name))
+        if any(prompt[each]["class_type"] == "RectifiedSpaAttn" for each in before):
+            assert reported.pop(key) in before
+    assert not reported
+
+
+def test_comparison_samples_one_seed_twice_and_stitches_the_clips() -> None:
+    prompt = read_api(COMPARISON)
+    dense, sparse = (
+        {**node["inputs"], "model": None}
+        for node in sorted(prompt.values(), key=lambda node: node["_meta"]["title"])
+        if node["class_type"] == "KSampler"
+    )
+    assert dense == sparse
+    assert prompt[dense["seed"][0]]["class_type"] == "PrimitiveInt"
+    (stitch,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "ImageStitch")
+    sides = [
+        prompt[prompt[stitch[name][0]]["inputs"]["samples"][0]] for name in ("image1", "image2")
+    ]
+    assert [side["_meta"]["title"] for side in sides] == ["KSampler (dense)", "KSampler (sparse)"]
+
+
+def test_tuning_renders_with_the_fresh_profile_on_the_first_run() -> None:
+    """The file to load is only there afterwards: its node waits, muted."""
+    prompt = read_api(TUNING)
+    (profile,) = (
+        node["inputs"]["profile"]
+        for node in prompt.values()
+        if node["class_type"] == "RectifiedSpaAttn" and "profile" in node["inputs"]
+    )
+    save = prompt[profile[0]]
+    assert save["class_type"] == "RectifiedSpaAttnSaveProfile"
+    result = prompt[save["inputs"]["profile"][0]]
+    assert result["class_type"] == "RectifiedSpaAttnProbeResult"
+    assert prompt[result["inputs"]["model"][0]]["class_type"] == "RectifiedSpaAttnProbe"
+    (load,) = (
+        node for node in read(TUNING)["nodes"] if node["type"] == "RectifiedSpaAttnLoadProfile"
+    )
+    assert load["mode"] == MUTED
+
+
+@each_stem
+def test_thumbnail_shows_the_workflow(stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strip of steps is what the nodes are set to, and the clip was rendered that way."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    specs = importlib.import_module("workflow_builder.specs").SPECS
-    (picture,) = (spec.picture for spec in specs if spec.stem == stem)
-    workflow = read(stem)
-    schedules = [node for node in our_nodes(workflow) if node["type"] != "RectifiedSpaAttn"]
-    count = len(picture.steps)
+    specs = importlib.import_module("workflow_builder.catalogue").SPECS
+    (spec,) = (spec for spec in specs if spec.stem == stem)
+    assert spec.sparsity_of_steps() == pytest.approx(steps_of(read(stem), spec.steps))
+    record = importlib.import_module("workflow_builder.renders").load_records()[stem]
+    chosen = spec.chosen
+    assert record["block_size"] == chosen.block_size
+    assert record["rectification"] == chosen.rectification
+    assert record["tail_keys"] == chosen.tail_keys
+    if stem != TUNING:
+        rendered = spec.sparsity_of_steps(record["sampled_steps"])
+        assert record["sparsity_of_steps"] == pytest.approx(rendered)
+
+
+def steps_of(workflow: Json, count: int) -> list[float | None]:
+    """Sparsity of every step, as the nodes of the workflow are set."""
+    ours = list(our_nodes(workflow))
+    schedules = [node for node in ours if node["type"] == "RectifiedSpaAttnSchedule"]
     if not schedules:
-        (node,) = our_nodes(workflow)
-        set_to = values(node)
+        set_to = values(next(node for node in ours if node["type"] == "RectifiedSpaAttn"))
         percents = set_to["start_percent"], set_to["end_percent"]
-        shown = steps(SparsitySchedule(set_to["sparsity"], 0.0, "constant", *percents), count)
-    else:
-        shown = []
-        for node in schedules:
-            set_to = values(node)
-            preview = set_to.pop("preview_steps")
-            lists = parse_steps(set_to.pop("steps")), parse_dense_steps(set_to.pop("dense_steps"))
-            shown += steps(SparsitySchedule(*set_to.values(), *lists), preview)
-    assert shown == pytest.approx(list(picture.steps))
+        return steps(SparsitySchedule(set_to["sparsity"], 0.0, "constant", *percents), count)
+    shown = []
+    for node in schedules:
+        set_to = values(node)
+        preview = set_to.pop("preview_steps")
+        lists = parse_steps(set_to.pop("steps")), parse_dense_steps(set_to.pop("dense_steps"))
+        shown += steps(SparsitySchedule(*set_to.values(), *lists), preview)
+    return shown
 
 
 def steps(schedule: SparsitySchedule, count: int) -> list[float | None]:

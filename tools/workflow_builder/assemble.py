@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from . import nodes
 from .graph import Graph, Workflow, WorkflowError
-from .specs import Schedule, Spec
+from .specs import Box, Report, Schedule, Spec
 
 Json = dict[str, Any]
+
+NOTE_TITLE = "Rectified SpaAttn: what to try"
 
 
 def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
@@ -29,20 +32,24 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
     for node_id, distance in spec.lower.items():
         graph.node(node_id)["pos"][1] += distance
 
-    inserted = [
-        graph.insert_after(
-            item.source,
-            nodes.attention_node(item.values, item.position, item.width, item.title, version),
-            item.targets,
-        )
-        for item in spec.insertions
-    ]
-    graph.add_group("Sparse attention", spec.group, nodes.GROUP_COLOR)
+    inserted = []
+    for item in spec.insertions:
+        values = spec.preset_widgets | dict(item.values)
+        size = (item.width, nodes.OURS["RectifiedSpaAttn"].size[1])
+        node = nodes.make("RectifiedSpaAttn", item.position, version, values, item.title, size)
+        inserted.append(graph.insert_after(item.source, node, item.targets))
+    _add_groups(graph, spec.groups)
+    _add_groups(workflow.root, spec.root_groups)
     if spec.schedules:
         _add_controls(workflow, graph, spec, [node["id"] for node in inserted], version)
+    for report in spec.reports:
+        _add_report(workflow, graph, report, inserted[report.of], version)
+    if spec.extend is not None:
+        spec.extend(workflow, inserted, version)
 
     x, y, width, height = spec.note_box
-    workflow.root.add_node(nodes.note_node(spec.note, (x, y), (width, height)))
+    note = nodes.note_node(_filled(spec), (x, y), (width, height), NOTE_TITLE)
+    workflow.root.add_node(note)
     workflow.rename(spec.stem)
     workflow.data["extra"]["built_from"] = f"{spec.template}, {origin}"
     for subgraph in workflow.subgraphs:
@@ -50,11 +57,30 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
     return workflow.finish()
 
 
+def _filled(spec: Spec) -> str:
+    """The note with the preset's numbers."""
+    chosen = spec.chosen
+    numbers = {
+        "preset": spec.preset,
+        "sparsity": f"{chosen.sparsity:g}",
+        "skipped": f"{chosen.sparsity:.0%}",
+        "start": f"{chosen.start_percent:g}",
+        "block_size": chosen.block_size,
+        "dense": spec.sparsity_of_steps().count(None),
+        "steps": spec.steps,
+    }
+    return spec.note.format_map(numbers)
+
+
 def _graph_with(workflow: Workflow, node_id: int) -> Graph:
     for graph in workflow.graphs:
         if any(node["id"] == node_id for node in graph.nodes):
             return graph
     raise WorkflowError(f"no graph of the template holds node {node_id}")
+
+
+def _instance_of(workflow: Workflow, graph: Graph) -> Json:
+    return next(node for node in workflow.root.nodes if node["type"] == graph.data["id"])
 
 
 def _set_widgets(workflow: Workflow, spec: Spec) -> None:
@@ -68,11 +94,16 @@ def _set_widgets(workflow: Workflow, spec: Spec) -> None:
         values[position] = value
 
 
+def _add_groups(graph: Graph, groups: Mapping[str, Box]) -> None:
+    for title, box in groups.items():
+        graph.add_group(title, box, nodes.GROUP_COLOR)
+
+
 def _add_controls(
     workflow: Workflow, graph: Graph, spec: Spec, node_ids: list[int], version: str
 ) -> None:
     """Schedules beside the subgraph's instance, and one on/off switch on it."""
-    instance = next(node for node in workflow.root.nodes if node["type"] == graph.data["id"])
+    instance = _instance_of(workflow, graph)
     for schedule in spec.schedules:
         targets = [(node_ids[index], "schedule") for index in schedule.feeds]
         graph.add_subgraph_input(schedule.name, schedule.name, nodes.SCHEDULE_TYPE, targets)
@@ -95,10 +126,40 @@ def _add_controls(
 
 def _add_schedule(root: Graph, schedule: Schedule, instance: Json, version: str) -> None:
     node = root.add_node(
-        nodes.schedule_node(schedule.values, schedule.position, schedule.title, version)
+        nodes.make(
+            "RectifiedSpaAttnSchedule",
+            schedule.position,
+            version,
+            schedule.values,
+            schedule.title,
+        )
     )
-    slot = len(instance["inputs"]) - 1
-    root.connect(node["id"], 0, instance["id"], slot, nodes.SCHEDULE_TYPE)
-    x, y, width, height = schedule.preview
-    preview = root.add_node(nodes.preview_node((x, y), (width, height), f"{schedule.title}: curve"))
-    root.connect(node["id"], 1, preview["id"], 0, "IMAGE")
+    root.wire(node, "schedule", instance, schedule.name)
+    _add_preview(root, node, "preview", schedule.preview, f"{schedule.title}: curve")
+
+
+def _add_report(
+    workflow: Workflow, graph: Graph, report: Report, attention: Json, version: str
+) -> None:
+    """The report, and for one inside a subgraph a preview of its picture outside."""
+    x, y, width, height = report.box
+    node = nodes.make(
+        "RectifiedSpaAttnReport", (x, y), version, title=report.title, size=(width, height)
+    )
+    graph.add_node(node)
+    sampler = graph.node(report.sampler)
+    graph.wire(attention, "model", node, "model")
+    graph.wire(sampler, sampler["outputs"][0]["name"], node, "after")
+    if graph.is_root:
+        return
+    graph.add_subgraph_output(report.name, "IMAGE", node, "image")
+    graph.move_outputs_beyond(x + width + 80)
+    instance = _instance_of(workflow, graph)
+    instance["outputs"].append({"name": report.name, "type": "IMAGE", "links": []})
+    _add_preview(workflow.root, instance, report.name, report.preview, report.title)
+
+
+def _add_preview(root: Graph, source: Json, output: str, box: Box, title: str) -> None:
+    x, y, width, height = box
+    preview = nodes.make("PreviewImage", (x, y), "", title=title, size=(width, height))
+    root.wire(source, output, root.add_node(preview), "images")

@@ -41,7 +41,7 @@ class Workflow:
 
     def next_link_id(self) -> int:
         """A link id that no graph of this file uses."""
-        return 1 + max(link["id"] for graph in self.graphs for link in graph.links())
+        return 1 + max((link["id"] for graph in self.graphs for link in graph.links()), default=0)
 
     def rename(self, stem: str) -> None:
         """Give the file and its subgraphs their own ids, derived from `stem`.
@@ -127,6 +127,28 @@ class Graph:
         target_input["link"] = link_id
         return link_id
 
+    def wire(self, source: Json, output: str, target: Json, name: str) -> int:
+        """Connect the output and the input of these names; returns the link's id.
+
+        `WorkflowError` when a node has no such output or input, or the input is in use.
+        """
+        slots = [slot for slot, entry in enumerate(source["outputs"]) if entry["name"] == output]
+        if not slots:
+            raise WorkflowError(f"node {source['id']} ({source['type']}) has no output {output!r}")
+        slot, _ = find_input(target, name)
+        link_type = source["outputs"][slots[0]]["type"]
+        return self.connect(source["id"], slots[0], target["id"], slot, link_type)
+
+    def disconnect(self, target: int, name: str) -> None:
+        """Take away the link into the input `name` of a node of the root graph."""
+        _, entry = find_input(self.node(target), name)
+        link_id, entry["link"] = entry["link"], None
+        for node in self.nodes:
+            for output in node.get("outputs", []):
+                if link_id in (output.get("links") or []):
+                    output["links"].remove(link_id)
+        self.data["links"] = [link for link in self.data["links"] if link[0] != link_id]
+
     def insert_after(
         self, source: int, node: Json, targets: tuple[int, ...], link_type: str = "MODEL"
     ) -> Json:
@@ -171,7 +193,7 @@ class Graph:
             "type": link_type,
             "linkIds": [],
             "label": label,
-            "pos": [inputs[0]["pos"][0], inputs[0]["pos"][1] + 20 * slot],
+            "pos": _slot_place(box, slot),
         }
         inputs.append(entry)
         box[3] += 20
@@ -181,6 +203,36 @@ class Graph:
             target_input["link"] = link_id
             entry["linkIds"].append(link_id)
         return slot
+
+    def add_subgraph_output(self, name: str, link_type: str, source: Json, output: str) -> int:
+        """Add an output to this subgraph that passes on the output of an inner node.
+
+        Returns its slot. Instances of the subgraph must be given the matching output.
+        """
+        outputs = self.data["outputs"]
+        slot = len(outputs)
+        box = self.data["outputNode"]["bounding"]
+        entry: Json = {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.data['id']}/{name}")),
+            "name": name,
+            "type": link_type,
+            "linkIds": [],
+            "label": name,
+            "pos": _slot_place(box, slot),
+        }
+        outputs.append(entry)
+        box[3] += 20
+        inner = [index for index, each in enumerate(source["outputs"]) if each["name"] == output]
+        link_id = self._store_link(source["id"], inner[0], SUBGRAPH_OUTPUT, slot, link_type)
+        source["outputs"][inner[0]]["links"].append(link_id)
+        entry["linkIds"].append(link_id)
+        return slot
+
+    def move_outputs_beyond(self, x: float) -> None:
+        """Put this subgraph's output node to the right of `x`, unless it is there already."""
+        distance = x - self.data["outputNode"]["bounding"][0]
+        if distance > 0:
+            self._move_outputs(distance)
 
     def shift_right(self, from_x: float, distance: float, above_y: float = float("inf")) -> None:
         """Move every node and group that starts at or right of `from_x` to the right.
@@ -198,9 +250,7 @@ class Graph:
             if moves(group["bounding"]):
                 group["bounding"][0] += distance
         if not self.is_root:
-            self.data["outputNode"]["bounding"][0] += distance
-            for output in self.data["outputs"]:
-                output["pos"][0] += distance
+            self._move_outputs(distance)
 
     def add_group(self, title: str, box: tuple[float, float, float, float], color: str) -> None:
         """Add a titled frame; `box` is x, y, width, height."""
@@ -226,6 +276,11 @@ class Graph:
         scale = round(min(width / (right - left + 80), height / (bottom - top + 80), 1.0), 3)
         # 70 px on the left are covered by the side bar, 90 px at the top by the tabs.
         return {"scale": scale, "offset": [70 / scale - left + 20, 90 / scale - top + 20]}
+
+    def _move_outputs(self, distance: float) -> None:
+        self.data["outputNode"]["bounding"][0] += distance
+        for output in self.data["outputs"]:
+            output["pos"][0] += distance
 
     def _store_link(
         self, source: int, source_slot: int, target: int, target_slot: int, link_type: str
@@ -257,6 +312,11 @@ def find_input(node: Json, name: str) -> tuple[int, Json]:
         if entry["name"] == name:
             return slot, entry
     raise WorkflowError(f"node {node['id']} ({node['type']}) has no input {name!r}")
+
+
+def _slot_place(box: list[float], slot: int) -> list[float]:
+    """Where a boundary node at `box` draws its slot of that number; files keep it, nothing more."""
+    return [box[0] + 20, box[1] + 20 + 20 * slot]
 
 
 def _pair(value: list[float] | Json) -> list[float]:

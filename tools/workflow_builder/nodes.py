@@ -1,89 +1,213 @@
 """The nodes that the builder adds, in the form a workflow file stores them.
 
-A file keeps widget values by position, so the order of the two tables below is the order of the
+A file keeps widget values by position, so the order of the widgets below is the order of the
 inputs in `nodes/`. `tests/workflows/test_front_end.py` compares them with a running ComfyUI.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 Json = dict[str, Any]
+Sockets = tuple[tuple[str, str], ...]
+Point = tuple[float, float]
 
 PACK_ID = "rectified-spaattn"
 SCHEDULE_TYPE = "RSPA_SCHEDULE"
-
-ATTENTION_WIDGETS: Mapping[str, Any] = {
-    "enabled": True,
-    "sparsity": 0.75,
-    "block_size": "128",
-    "start_percent": 0.0,
-    "end_percent": 1.0,
-    "rectification": "paper",
-    "token_order": "gilbert",
-    "top_p": 0.0,
-    "dense_blocks": "",
-    "min_tokens": 8192,
-    "verbose": False,
-    "precision": "auto",
-}
-
-SCHEDULE_WIDGETS: Mapping[str, Any] = {
-    "start_sparsity": 0.6,
-    "end_sparsity": 0.8,
-    "curve": "linear",
-    "start_percent": 0.1,
-    "end_percent": 1.0,
-    "steps": "",
-    "dense_steps": "",
-    "preview_steps": 20,
-}
+PROFILE_TYPE = "RSPA_PROFILE"
+ANY = "*"
 
 # The node colours are the front end's own "cyan" preset, its notes are drawn in the usual black.
 NODE_COLORS = {"color": "#233", "bgcolor": "#355"}
 NOTE_COLORS = {"color": "#222", "bgcolor": "#000"}
 GROUP_COLOR = "#8AA"
 
+MUTED = 2
+"""Mode of a node that the front end leaves out of what it sends."""
 
-def attention_node(
-    values: Mapping[str, Any], position: tuple[float, float], width: float, title: str, version: str
+
+@dataclass(frozen=True)
+class Kind:
+    """What a file has to hold of one node class.
+
+    `inputs` and `outputs` are (name, type) of the sockets, those in `optional` may stay empty;
+    `widgets` are names and default values in stored order.
+    """
+
+    inputs: Sockets = ()
+    outputs: Sockets = ()
+    widgets: Mapping[str, Any] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    size: Point = (300, 100)
+
+
+OURS: Mapping[str, Kind] = {
+    "RectifiedSpaAttn": Kind(
+        (("model", "MODEL"), ("schedule", SCHEDULE_TYPE), ("profile", PROFILE_TYPE)),
+        (("model", "MODEL"),),
+        {
+            "enabled": True,
+            "sparsity": 0.75,
+            "block_size": "128",
+            "start_percent": 0.2,
+            "end_percent": 1.0,
+            "rectification": "precise",
+            "token_order": "gilbert",
+            "top_p": 0.0,
+            "dense_blocks": "",
+            "min_tokens": 8192,
+            "verbose": False,
+            "precision": "auto",
+            "preset": "custom",
+            "tail_keys": "4",
+        },
+        ("schedule", "profile"),
+        (460, 430),
+    ),
+    "RectifiedSpaAttnSchedule": Kind(
+        (),
+        (("schedule", SCHEDULE_TYPE), ("preview", "IMAGE")),
+        {
+            "start_sparsity": 0.6,
+            "end_sparsity": 0.8,
+            "curve": "linear",
+            "start_percent": 0.1,
+            "end_percent": 1.0,
+            "steps": "",
+            "dense_steps": "",
+            "preview_steps": 20,
+        },
+        size=(400, 318),
+    ),
+    "RectifiedSpaAttnReport": Kind(
+        (("model", "MODEL"), ("after", ANY)),
+        (("image", "IMAGE"), ("summary", "STRING"), ("json", "STRING")),
+        size=(560, 660),
+    ),
+    "RectifiedSpaAttnProbe": Kind(
+        (("model", "MODEL"),),
+        (("model", "MODEL"),),
+        {"steps": "1, 50%, -1", "blocks": "", "sparsities": "0.5, 0.65, 0.75, 0.85, 0.92"},
+        size=(460, 150),
+    ),
+    "RectifiedSpaAttnProbeResult": Kind(
+        (("model", "MODEL"), ("after", ANY)),
+        (("profile", PROFILE_TYPE), ("image", "IMAGE"), ("summary", "STRING")),
+        {"wanted_error": 0.05, "name": ""},
+        size=(560, 660),
+    ),
+    "RectifiedSpaAttnSaveProfile": Kind(
+        (("profile", PROFILE_TYPE),),
+        (("profile", PROFILE_TYPE),),
+        {"filename": "profile"},
+        size=(340, 90),
+    ),
+    "RectifiedSpaAttnLoadProfile": Kind(
+        (),
+        (("profile", PROFILE_TYPE), ("summary", "STRING")),
+        {"profile_name": ""},
+        size=(340, 90),
+    ),
+}
+
+CORE: Mapping[str, Kind] = {
+    "ModelSamplingSD3": Kind(
+        (("model", "MODEL"),), (("MODEL", "MODEL"),), {"shift": 8.0}, size=(315, 60)
+    ),
+    "KSampler": Kind(
+        (
+            ("model", "MODEL"),
+            ("positive", "CONDITIONING"),
+            ("negative", "CONDITIONING"),
+            ("latent_image", "LATENT"),
+        ),
+        (("LATENT", "LATENT"),),
+        {
+            "seed": 0,
+            "control_after_generate": "fixed",
+            "steps": 30,
+            "cfg": 6.0,
+            "sampler_name": "uni_pc",
+            "scheduler": "simple",
+            "denoise": 1.0,
+        },
+        size=(315, 262),
+    ),
+    "VAEDecode": Kind(
+        (("samples", "LATENT"), ("vae", "VAE")), (("IMAGE", "IMAGE"),), size=(210, 46)
+    ),
+    "ImageStitch": Kind(
+        (("image1", "IMAGE"), ("image2", "IMAGE")),
+        (("IMAGE", "IMAGE"),),
+        {
+            "direction": "right",
+            "match_image_size": True,
+            "spacing_width": 8,
+            "spacing_color": "black",
+        },
+        ("image2",),
+        (300, 150),
+    ),
+    "CreateVideo": Kind(
+        (("images", "IMAGE"), ("audio", "AUDIO")),
+        (("VIDEO", "VIDEO"),),
+        {"fps": 16.0},
+        ("audio",),
+        (300, 110),
+    ),
+    "SaveVideo": Kind(
+        (("video", "VIDEO"),),
+        (),
+        {"filename_prefix": "video/ComfyUI", "format": "auto", "codec": "auto"},
+        size=(480, 440),
+    ),
+    "PrimitiveInt": Kind(
+        (), (("INT", "INT"),), {"value": 0, "control_after_generate": "fixed"}, size=(315, 110)
+    ),
+    "PreviewImage": Kind((("images", "IMAGE"),), size=(480, 480)),
+}
+
+WIDGET_TYPES = {"enabled": "BOOLEAN", "preset": "COMBO", "seed": "INT"}
+
+
+def make(
+    node_type: str,
+    position: Point,
+    version: str,
+    values: Mapping[str, Any] | None = None,
+    title: str | None = None,
+    size: Point | None = None,
 ) -> Json:
-    """A `RectifiedSpaAttn` node with the defaults of the schema, overridden by `values`."""
-    node = _node("RectifiedSpaAttn", position, (width, 320), version)
-    node["inputs"] = [
-        {"name": "model", "type": "MODEL", "link": None},
-        {"name": "schedule", "shape": 7, "type": SCHEDULE_TYPE, "link": None},
-    ]
-    node["outputs"] = [{"name": "MODEL", "type": "MODEL", "links": []}]
-    node["widgets_values"] = _positional(ATTENTION_WIDGETS, values)
-    return node | {"title": title} | NODE_COLORS
+    """A node of `OURS` or `CORE` with its default values, overridden by `values`.
+
+    `version` is this pack's, for the nodes of `OURS`. `ValueError` when a value has no widget.
+    """
+    is_ours = node_type in OURS
+    kind = OURS[node_type] if is_ours else CORE[node_type]
+    origin = {"cnr_id": PACK_ID, "ver": version}
+    if not is_ours:
+        origin = {"cnr_id": "comfy-core", "ver": "0.8.0"}
+    node: Json = {
+        "id": 0,
+        "type": node_type,
+        "pos": list(position),
+        "size": list(size or kind.size),
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [_socket(name, of, name in kind.optional) for name, of in kind.inputs],
+        "outputs": [{"name": name, "type": of, "links": []} for name, of in kind.outputs],
+        "properties": origin | {"Node name for S&R": node_type},
+        "widgets_values": _positional(kind.widgets, values or {}),
+    }
+    if title is not None:
+        node["title"] = title
+    return node | (NODE_COLORS if is_ours else {})
 
 
-def schedule_node(
-    values: Mapping[str, Any], position: tuple[float, float], title: str, version: str
-) -> Json:
-    """A `RectifiedSpaAttnSchedule` node with the schema's defaults, overridden by `values`."""
-    node = _node("RectifiedSpaAttnSchedule", position, (400, 318), version)
-    node["inputs"] = []
-    node["outputs"] = [
-        {"name": "schedule", "type": SCHEDULE_TYPE, "links": []},
-        {"name": "preview", "type": "IMAGE", "links": []},
-    ]
-    node["widgets_values"] = _positional(SCHEDULE_WIDGETS, values)
-    return node | {"title": title} | NODE_COLORS
-
-
-def preview_node(position: tuple[float, float], size: tuple[float, float], title: str) -> Json:
-    """A core `PreviewImage` node, which shows the curve that a schedule describes."""
-    node = _node("PreviewImage", position, size, None)
-    node["inputs"] = [{"name": "images", "type": "IMAGE", "link": None}]
-    node["outputs"] = []
-    node["widgets_values"] = []
-    return node | {"title": title}
-
-
-def note_node(text: str, position: tuple[float, float], size: tuple[float, float]) -> Json:
+def note_node(text: str, position: Point, size: Point, title: str) -> Json:
     """A `MarkdownNote`, which only the front end knows; the server never sees it."""
     return {
         "id": 0,
@@ -95,7 +219,7 @@ def note_node(text: str, position: tuple[float, float], size: tuple[float, float
         "mode": 0,
         "inputs": [],
         "outputs": [],
-        "title": "Rectified SpaAttn: what to try",
+        "title": title,
         "properties": {},
         "widgets_values": [text],
     } | NOTE_COLORS
@@ -108,21 +232,9 @@ def widget_input(node: Json, name: str, widget_type: str) -> None:
     )
 
 
-def _node(
-    node_type: str, position: tuple[float, float], size: tuple[float, float], version: str | None
-) -> Json:
-    core = {"cnr_id": "comfy-core", "ver": "0.8.0"}
-    origin = core if version is None else {"cnr_id": PACK_ID, "ver": version}
-    return {
-        "id": 0,
-        "type": node_type,
-        "pos": list(position),
-        "size": list(size),
-        "flags": {},
-        "order": 0,
-        "mode": 0,
-        "properties": origin | {"Node name for S&R": node_type},
-    }
+def _socket(name: str, of: str, is_optional: bool) -> Json:
+    shape = {"shape": 7} if is_optional else {}
+    return {"name": name, "type": of, "link": None} | shape
 
 
 def _positional(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> list[Any]:

@@ -1,47 +1,57 @@
-"""The text of the note inside each graph: what this workflow sets, and what to try next."""
+"""The text of the notes inside the graphs: what a workflow sets, and what to try next.
+
+`{names}` are filled in with the numbers of the workflow's preset: see `assemble`.
+"""
 
 from __future__ import annotations
 
 COMPARE = """### Compare
-The seed is fixed. Run once with **enabled** off, once with it on, and compare time and \
-picture. The line of text on the node says what was really computed sparsely.
+The seed is fixed. Run once with **enabled** off, once with it on, and compare time and picture; \
+or open the workflow *compare_dense_and_sparse*. **What really ran** shows which steps and blocks \
+were sparse, and the time of each step.
 """
 
 COMPARE_SUBGRAPH = """### Compare
-The seed is fixed. Run once with **sparse_attention** off, once with it on, and compare \
-time and picture. What was really computed sparsely stands in the log, and on the nodes \
-while the subgraph is open.
+The seed is fixed. Run once with **sparse_attention** off, once with it on, and compare time and \
+picture. The two reports on the right show which steps and blocks were sparse, and the time of \
+each step.
 """
 
 TRY = """### Then try
 | You see | Change |
 |---|---|
-| Soft detail, flicker, odd hands | **sparsity** 0.6, or **block_size** 64 |
+| Soft detail, flicker, odd hands | **preset** `quality` |
 | The scene itself changed | **start_percent** higher: more exact steps at the beginning |
-| No visible difference | **sparsity** 0.85 |
+| No visible difference | **preset** `fast` |
 | Not faster | More frames or pixels: below **min_tokens** attention stays exact |
-| Small loss at any sparsity | **rectification** `precise` (advanced) |
+| Only some layers matter | the workflow *tune_with_the_probe* |
 """
 
 TRY_STEPS = """### Then try
 | You see | Change |
 |---|---|
-| Soft detail, flicker, odd hands | 0.6 instead of 0.8 in **steps**, or \
-**block_size** 64 (inside the subgraph) |
-| The scene or the motion changed | `off, off` in the high-noise **steps** |
-| No visible difference | `off, 0.75` high, `0.85` low |
+| Soft detail, flicker, odd hands | `0.75, 0.75` in the low-noise **steps**, or **preset** \
+`quality` (inside the subgraph) |
+| The scene or the motion changed | `off, 0.6` or `off, off` in the high-noise **steps** |
+| No visible difference | `0.9, 0.9` in the low-noise **steps** |
 | Not faster | A longer clip or a larger picture: short ones stay exact |
 """
 
 TRY_CURVE = """### Then try
 | You see | Change |
 |---|---|
-| Soft detail, flicker, odd hands | **end_sparsity** 0.7, or **block_size** 64 \
+| Soft detail, flicker, odd hands | **end_sparsity** 0.7, or **preset** `quality` \
 (inside the subgraph) |
 | The scene or the motion changed | **start_percent** 0.25 |
 | No visible difference | **start_sparsity** 0.7, **end_sparsity** 0.85 |
 | Drift at the expert change | **dense_steps** `0`: each expert's first step is exact |
 """
+
+PRESET = """\
+The preset **{preset}** skips {skipped} of the video in each attention call and corrects for what \
+is left out; the first {dense} of {steps} steps (**start_percent** {start}) stay exact\
+"""
+LAYERS = ", and so do the first two layers (**dense_blocks** `0, 1`)."
 
 
 def text(about: str, *, compare: str = COMPARE, advice: str = TRY) -> str:
@@ -49,19 +59,15 @@ def text(about: str, *, compare: str = COMPARE, advice: str = TRY) -> str:
     return "\n".join(("## Rectified SpaAttn", about.strip() + "\n", compare, advice)).strip() + "\n"
 
 
-WAN21_T2V = text("""
-The node sits between the model loader and *ModelSamplingSD3*. It keeps a quarter of the \
-attention blocks (**sparsity** 0.75) and corrects for the rest; the first 3 of 30 steps and the \
-first two layers (**dense_blocks** `0, 1`) stay exact.
+WAN21_T2V = text(f"""
+The node sits between the model loader and *ModelSamplingSD3*. {PRESET}{LAYERS}
 
 The clip is 81 frames at 832x480 = 32,760 tokens. The official template's 33 frames are only \
 14,040, where less is gained.
 """)
 
-WAN21_I2V = text("""
-The node sits between the model loader and *ModelSamplingSD3*. It keeps a quarter of the \
-attention blocks (**sparsity** 0.75) and corrects for the rest; the first 2 of 20 steps and the \
-first two layers (**dense_blocks** `0, 1`) stay exact.
+WAN21_I2V = text(f"""
+The node sits between the model loader and *ModelSamplingSD3*. {PRESET}{LAYERS}
 
 The clip is 81 frames at 640x640 = 33,600 tokens. The official template's 33 frames at 512x512 \
 are 9,216: little more than **min_tokens**, where less is gained.
@@ -71,17 +77,18 @@ Load your own picture in place of the example.
 
 WAN22_I2V = text(
     """
-Both experts run through the node, inside the subgraph, after the LoRA switch. Four steps are too \
-few for a curve, so each expert has a list with one entry per step:
+Both experts run through the node, inside the subgraph, after the LoRA switch. Their preset is \
+**{preset}**. Four steps are too few for a curve: two lists hold the sparsity of each step, to be \
+changed one by one:
 
 | step | expert | steps |
 |---|---|---|
 | first | high noise | `off`: exact, it decides the composition |
-| second | high noise | `0.6` |
-| third, fourth | low noise | `0.8, 0.8` |
+| second | high noise | `{sparsity}` |
+| third, fourth | low noise | `{sparsity}, {sparsity}` |
 
 The count restarts at each sampler and the last entry repeats: without **enable_turbo_mode** \
-(20 steps) write `off, off, off, 0.6` for high noise.
+(20 steps) write `off, off, off, off, 0.75` for high noise and `0.75` for low noise.
 
 640x640, 81 frames = 33,600 tokens. Load your own picture in place of the example.
 """,
@@ -91,10 +98,11 @@ The count restarts at each sampler and the last entry repeats: without **enable_
 
 WAN22_T2V = text(
     """
-Both experts run through the node, inside the subgraph, and share one schedule. Its percentages \
-follow the noise level, which goes on where the first expert stops: the ramp runs from 0.6 to 0.8 \
-over both. Exact steps before **start_percent** 0.12: 3 of 20, or 1 of 4 with \
-**enable_turbo_mode**. The first two layers of each expert stay exact as well.
+Both experts run through the node, inside the subgraph, and share one schedule in place of the \
+sparsity of their preset **{preset}**. Its percentages follow the noise level, which goes on where \
+the first expert stops: the ramp runs from 0.6 to 0.8 over both. Exact steps before \
+**start_percent** 0.12: {dense} of {steps}, or 1 of 4 with **enable_turbo_mode**. The first two \
+layers of each expert stay exact as well.
 
 640x640, 81 frames = 33,600 tokens.
 """,
@@ -102,29 +110,91 @@ over both. Exact steps before **start_percent** 0.12: 3 of 20, or 1 of 4 with \
     advice=TRY_CURVE,
 )
 
-WAN22_5B = text("""
-The node sits between the model loader and *ModelSamplingSD3*. It keeps a quarter of the \
-attention blocks (**sparsity** 0.75) and corrects for the rest; the first 2 of 20 steps and the \
-first two layers (**dense_blocks** `0, 1`) stay exact.
+WAN22_5B = text(f"""
+The node sits between the model loader and *ModelSamplingSD3*. {PRESET}{LAYERS}
 
 1280x704, 121 frames = 27,280 tokens: this model packs its latents twice as tightly. For image to \
 video, enable *Load Image* (Ctrl+B); nothing else changes.
 """)
 
-HUNYUAN = text("""
-The node feeds *ModelSamplingSD3* and the scheduler. It keeps a fifth of the video's attention \
-blocks (**sparsity** 0.8) and corrects for the rest; the first step stays exact, and so does \
-everything that reads or is read by the text tokens.
+HUNYUAN = text(f"""
+The node feeds *ModelSamplingSD3* and the scheduler. {PRESET}, and so does everything that reads \
+or is read by the text tokens.
 
 848x480, 73 frames = 30,210 tokens plus the text. At 1280x720 and 129 frames there are 118,800: \
 the larger the clip, the more there is to save.
 """)
 
-HUNYUAN15 = text("""
+HUNYUAN15 = text(f"""
 The node sits right after the model loader, before *EasyCache* (bypassed here; both can be on). \
-It keeps a fifth of the video's attention blocks (**sparsity** 0.8) and corrects for the rest; \
-the first 2 of 20 steps stay exact.
+{PRESET}, and so does everything that reads or is read by the text tokens.
 
 1280x720, 121 frames = 111,600 tokens plus the text: attention is most of the work at this size. \
 The upscale part below runs without the node.
 """)
+
+COMPARISON = (
+    """## Rectified SpaAttn: dense and sparse, side by side
+
+One press of **Run** renders the clip twice from the same noise: left with full attention, right \
+with the node. """
+    + PRESET
+    + LAYERS
+    + """
+
+### What to look at
+1. **Composition**: the same scene, camera and motion on both sides? It is decided in the first \
+steps. If it drifts apart, raise **start_percent**.
+2. **Detail**: hands, faces, hair, writing, things far away. If they are softer on the right, \
+take the preset `quality`.
+3. **Time**: *What really ran* shows the seconds of each step. Dense steps come first, so both \
+kinds stand beside one another in one picture. The first sparse step after a start is slower: \
+its kernels are compiled once.
+
+Differences are expected, as between two seeds that are close; what counts is whether the right \
+side is worse.
+
+### Then try
+| You want | Do |
+|---|---|
+| Another setting | Change the node and press **Run**: only the right side is rendered again |
+| Another clip | Change **Seed for both** or the prompt: both sides are rendered again |
+| Another size | *Step 2*: the larger the clip, the more there is to save |
+
+Change **steps**, **cfg** or the sampler in *both* KSamplers, or the two sides are no longer \
+comparable.
+"""
+)
+
+TUNING = """## Rectified SpaAttn: a sparsity for each layer
+
+Some layers bear much more sparsity than others. The probe measures it on *your* model, and the \
+profile keeps it. The first press of **Run** does all of this:
+
+1. **Measure** renders the clip once. At the steps listed in the probe (the second one, the \
+middle, the last) every layer is computed exactly, then at each of the sparsities, and compared. \
+These steps take several times as long; the video is as good as ever.
+2. **Choose and save**: each layer gets the highest sparsity whose error stays within \
+**wanted_error**. The profile is saved to `models/rectified_spaattn`; a file that is there \
+already is kept.
+3. **Render with the profile** samples the same seed again, straight from the fresh profile, \
+and reports what really ran.
+
+### Then try
+| You want | Do |
+|---|---|
+| Faster | **wanted_error** 0.08: nothing is measured again, only step 3 renders |
+| Closer to the full result | **wanted_error** 0.03 |
+| Only new clips, without measuring | See *Later: the saved file* |
+"""
+
+LATER = """### Another day: the saved file
+*Load Profile* is muted, because before the first run there is no file to choose.
+
+1. Press **R**, so that the list shows the new file.
+2. Select *Load Profile*, press **Ctrl+M**, choose the file.
+3. Drag its **profile** output to the **profile** input of *Rectified SpaAttn (with the profile)*.
+4. Select the groups 1 and 2 and press **Ctrl+M**: nothing is measured any more.
+
+A profile belongs to the model it was measured on. Others are refused.
+"""

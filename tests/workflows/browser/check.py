@@ -20,7 +20,15 @@ import front_end
 import server
 
 ROOT = Path(__file__).resolve().parents[3]
-OUR_NODES = ("RectifiedSpaAttn", "RectifiedSpaAttnSchedule")
+OUR_NODES = (
+    "RectifiedSpaAttn",
+    "RectifiedSpaAttnSchedule",
+    "RectifiedSpaAttnReport",
+    "RectifiedSpaAttnProbe",
+    "RectifiedSpaAttnProbeResult",
+    "RectifiedSpaAttnSaveProfile",
+    "RectifiedSpaAttnLoadProfile",
+)
 
 Json = dict[str, Any]
 
@@ -34,11 +42,11 @@ def main() -> None:
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser program")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    files = sorted((ROOT / "workflows").glob("*.json"))
-    workflows = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    workflows = read_all(ROOT / "workflows")
     with server.running_server(options.comfyui, options.pack) as comfyui:
         report = {
             "templates": server.get_json(f"{comfyui.address}/api/workflow_templates"),
+            "global_subgraphs": server.get_json(f"{comfyui.address}/global_subgraphs"),
             "files": template_files(comfyui.address, list(workflows)),
             "widget_order": {name: widget_order(comfyui.address, name) for name in OUR_NODES},
             "workflows": {stem: {} for stem in workflows},
@@ -54,12 +62,23 @@ def main() -> None:
         with front_end.opened(comfyui.address, options.chromium) as page:
             for stem, workflow in workflows.items():
                 report["workflows"][stem] |= inspect(page, workflow, options.out / stem)
+            # A blueprint is a workflow that holds one instance of its subgraph.
+            report["blueprints"] = {
+                stem: inspect(page, workflow, options.out / stem)
+                for stem, workflow in read_all(ROOT / "subgraphs").items()
+            }
             report["cards"] = page.template_cards(server.PACK_FOLDER)
             page.page.screenshot(path=options.out / "template_browser.png")
         # Last: an accepted prompt starts to run, which would show in the pictures.
         for entry in report["workflows"].values():
             entry["errors_with_models"] = prompt_errors(comfyui.address, entry["prompt"])
     write_json(options.out / "report.json", report)
+
+
+def read_all(folder: Path) -> dict[str, Json]:
+    """The workflow files of a folder by their stems."""
+    files = sorted(folder.glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
 def write_json(path: Path, data: Json) -> None:
@@ -123,7 +142,7 @@ def inspect(page: front_end.FrontEnd, workflow: Json, picture: Path) -> Json:
     page.load(workflow)
     messages = page.messages()
     nodes = page.nodes()
-    previews = page.run([node["id"] for node in nodes if node["type"] == "PreviewImage"])
+    previews = page.run(schedule_previews(workflow))
     page.screenshot(picture.with_name(picture.name + ".png"))
     prompt = page.prompt()
     for number, name in enumerate(sorted({node["graph"] for node in nodes} - {""})):
@@ -138,6 +157,16 @@ def inspect(page: front_end.FrontEnd, workflow: Json, picture: Path) -> Json:
         "previews": previews,
         "prompt": prompt,
     }
+
+
+def schedule_previews(workflow: Json) -> list[str]:
+    """Ids of the previews in the root graph that need nothing but a schedule node."""
+    kinds = {node["id"]: node["type"] for node in workflow["nodes"]}
+    return [
+        str(target)
+        for _, source, _, target, _, _ in workflow["links"]
+        if kinds[target] == "PreviewImage" and kinds[source] == "RectifiedSpaAttnSchedule"
+    ]
 
 
 def overlaps(nodes: list[Json]) -> list[list[str]]:
