@@ -13,7 +13,10 @@ from typing import Any
 
 
 def send_status(text: str, node_id: str | None) -> None:
-    """Show `text` on the node in the open graph; does nothing without a server or a node id."""
+    """Show `text` on the node, and on the subgraphs around it for whoever has not opened them.
+
+    Does nothing without a server or a node id. Ids inside a subgraph read "129:164".
+    """
     if node_id is None:
         return
     # Looked up, not imported: outside ComfyUI `server` may be anybody's module.
@@ -23,7 +26,9 @@ def send_status(text: str, node_id: str | None) -> None:
         return
     # A status line must never end a sampling run, whatever the server thinks of it.
     with suppress(Exception):
-        server.send_progress_text(text, node_id)
+        parts = node_id.split(":")
+        for depth in range(len(parts), 0, -1):
+            server.send_progress_text(text, ":".join(parts[:depth]))
 
 
 def core_attention() -> Callable[..., Any]:

@@ -84,6 +84,11 @@ def free_path(filename: str) -> Path:
     return free
 
 
+def shown_path(path: Path) -> str:
+    """A file of the profile folder as a user knows it: from models/ on."""
+    return f"models/{FOLDER}/{path.relative_to(_own_folder()).as_posix()}"
+
+
 def _parts(filename: str) -> list[str]:
     """Folders and file name of a relative path that is one on every system."""
     allowed = 'a file name, or subfolder/name, without .. and without < > : " | ? *'

@@ -29,11 +29,10 @@ from .call_arguments import (
 from .forward_plan import ForwardPlan, RunFailures
 from .forward_tally import ForwardTally
 from .host import core_attention, pause_allocation_recording
-from .run_record import Block
+from .run_record import PROBED, Block
 
 DENSE_BLOCK = "dense_blocks"
 DENSE_IN_PROFILE = "dense in the profile"
-PROBED = "measured by the probe"
 
 REASON_LENGTH = 160
 """Longest part of an error message that becomes a reason, in characters."""

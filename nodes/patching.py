@@ -158,6 +158,8 @@ class SparseAttentionPatch:
             if DENSE_BLOCK not in self.report.reasons:
                 self.report.warn_once("dense_blocks matches no block of this model")
         self.report.finish_run(self._model_name)
+        if self.recorder is not None:
+            self.recorder.finish()
         self._reset()
         release_tables()
 

@@ -9,6 +9,8 @@ from typing import Any
 from .host import send_status
 
 SAY_INTERVAL_S = 0.25
+RUNNING = "probe: "
+"""How a line about a running measurement begins."""
 
 
 class ProbeProgress:
@@ -34,9 +36,10 @@ class ProbeProgress:
             _pass_on_interruption(error)
 
     def say(self, text: str) -> None:
-        """Show a line of text on the node, a few times a second at most."""
+        """Show a line of text on the node, those of a running measurement a few times a second."""
         now = self._clock()
-        if self._last_said is None or now - self._last_said >= SAY_INTERVAL_S:
+        is_last = not text.startswith(RUNNING)
+        if is_last or self._last_said is None or now - self._last_said >= SAY_INTERVAL_S:
             self._last_said = now
             send_status(text, self._node_id)
 

@@ -143,6 +143,16 @@ class ProbeRecorder:
         out, stats = self._attend(q, k, v, layout, config, return_stats=True)
         return _sum_squares(out[:, :, video], dense), stats.density.float()
 
+    def finish(self) -> None:
+        """The run is over: say what was measured."""
+        if self._say is not None and self._measured:
+            steps = len({step for step, _ in self._measured})
+            blocks = len({block for _, block in self._measured})
+            self._say(
+                f"measured {blocks} {'block' if blocks == 1 else 'blocks'} in {steps} "
+                f"{'step' if steps == 1 else 'steps'}"
+            )
+
     def table(self) -> ProbeTable:
         """What was measured so far; waits for the device once per device."""
         cells: dict[Key, list[float]] = {}

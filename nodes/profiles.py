@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..rspa_core.config import ConfigError
 from ..rspa_core.profile import SparsityProfile, load_profile, save_profile
 from .host import send_status
-from .model_folder import find_profile, free_path, profile_names
+from .model_folder import find_profile, free_path, profile_names, shown_path
 from .profile_type import PROFILE_TYPE
 from .schema_compat import build
 
@@ -58,7 +58,7 @@ class RectifiedSpaAttnSaveProfile(io.ComfyNode):
             raise ConfigError("profile", profile, "the output of a Rectified SpaAttn node")
         path = free_path(filename)
         save_profile(profile, path)
-        return _shown(cls, f"Saved {path}\n{profile.describe()}", profile)
+        return _shown(cls, f"Saved {shown_path(path)}", profile)
 
 
 class RectifiedSpaAttnLoadProfile(io.ComfyNode):
@@ -124,8 +124,8 @@ class RectifiedSpaAttnLoadProfile(io.ComfyNode):
     @classmethod
     def execute(cls, profile_name: str | None = None) -> io.NodeOutput:
         profile = load_profile(find_profile(profile_name or ""))
-        summary = profile.describe()
-        return _shown(cls, summary, profile, summary)
+        lines = profile.describe().splitlines()
+        return _shown(cls, "\n".join(lines[:2]), profile, "\n".join(lines))
 
 
 def _shown(cls: type[io.ComfyNode], text: str, *outputs: Any) -> io.NodeOutput:

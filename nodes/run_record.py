@@ -9,6 +9,9 @@ from typing import Any
 Block = tuple[str, int | None]
 """(block_type, block_index) of an attention call; the index is None where the core has none."""
 
+PROBED = "measured by the probe"
+"""Reason of a dense call whose time is that of the measurement."""
+
 MIN_FORWARDS = 2
 """A speed-up is told from this many forwards of either kind: the first of a kind warms up."""
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..rspa_core import TokenLayout
 from .forward_tally import ForwardTally
-from .run_record import Block, Cell, RunRecord, StepRecord, speedup
+from .run_record import PROBED, Block, Cell, RunRecord, StepRecord, speedup
 
 logger = logging.getLogger("rectified_spaattn")
 
@@ -118,7 +118,8 @@ class RunReport:
             if started is not None:
                 seconds = now - started
                 step.seconds += seconds
-                if tally.seen:
+                was_probed = any(reason == PROBED for _, reason in tally.dense)
+                if tally.seen and not was_probed:
                     (self._sparse_seconds if tally.sparse else self._dense_seconds).append(seconds)
             self._layout = layout or self._layout
             self._seconds = now - (self._started if self._started is not None else now)

@@ -11,9 +11,10 @@ import torch
 
 from rectified_spaattn.nodes.forward_plan import ForwardPlan
 from rectified_spaattn.nodes.inputs import patch_settings
-from rectified_spaattn.nodes.override import DENSE_IN_PROFILE, PROBED
+from rectified_spaattn.nodes.override import DENSE_IN_PROFILE
 from rectified_spaattn.nodes.patching import KEY, SparseAttentionPatch, find_patch
 from rectified_spaattn.nodes.probe_recorder import ProbeRecorder
+from rectified_spaattn.nodes.run_record import PROBED
 from rectified_spaattn.rspa_core import ConfigError, metrics, rectified_attention
 from rectified_spaattn.rspa_core.fingerprint import ModelFingerprint
 from rectified_spaattn.rspa_core.presets import PRESETS
@@ -227,6 +228,9 @@ def test_a_run_with_a_probe() -> None:
     assert table.blocks == tuple(("double", index) for index in range(BLOCKS))
     assert patch.last_run.reasons == {PROBED: BLOCKS}
     assert patch.recorder.grid == GRID
+    record = patch.last_run
+    assert len(record.sparse_forward_seconds) == 3
+    assert record.dense_forward_seconds == (), "a measured forward's time is the measurement's"
 
 
 def test_find_patch() -> None:

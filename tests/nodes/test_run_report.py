@@ -267,6 +267,9 @@ def test_send_status_to_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     send_status("a", "7")
     send_status("b", None)
     assert server.sent == [("a", "7")]
+    server.sent.clear()
+    send_status("c", "129:4:164")
+    assert server.sent == [("c", "129:4:164"), ("c", "129:4"), ("c", "129")]
 
 
 def test_send_status_without_a_server_or_with_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,277 @@
+"""What an artist does with ComfyUI's front end, by mouse and keyboard only, in headless Chromium.
+
+Scripts in the page only read: where things are and what they say. The one exception is the view,
+which is moved without the mouse wheel.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from front_end import SETTLE_MS, FrontEnd
+
+TRIES = 3
+PANEL = 50
+"""Width of the side bar, pixels."""
+TEXT_PREVIEW = "$$node-text-preview"
+
+
+# Nodes of the graph on show. `disabled` widgets get their value over a link.
+NODES = """() => app.canvas.graph.nodes.map(n => ({
+  id: String(n.id), type: n.type, title: n.title, mode: n.mode,
+  is_subgraph: Boolean(n.isSubgraphNode?.()), name: n.subgraph?.name ?? n.type,
+  widgets: (n.widgets ?? []).map(w => ({
+    name: w.name, label: w.label ?? w.name, value: w.value, type: w.type, hidden: Boolean(w.hidden),
+    disabled: Boolean(w.computedDisabled ?? w.disabled)})),
+}))"""
+LOOK = """([id, scale, panel]) => {
+  const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds;
+  const {width, height} = app.canvas.canvas.getBoundingClientRect();
+  ds.scale = scale;
+  ds.offset = [(width + panel) / 2 / scale - node.pos[0] - node.size[0] / 2,
+               (height + panel) / 2 / scale - node.pos[1] - node.size[1] / 2];
+  app.canvas.setDirty(true, true);
+}"""
+WIDGET_AT = """([id, name]) => {
+  const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds;
+  const widget = node.widgets.find(w => w.name === name);
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  return [canvas.x + (node.pos[0] + node.size[0] / 2 + ds.offset[0]) * ds.scale,
+          canvas.y + (node.pos[1] + widget.y + 10 + ds.offset[1]) * ds.scale];
+}"""
+VALUE = """([id, name]) =>
+  app.canvas.graph.getNodeById(id).widgets.find(w => w.name === name).value"""
+CORNER = """id => {
+  const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds;
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  return [canvas.x + (node.pos[0] + node.size[0] + ds.offset[0]) * ds.scale,
+          canvas.y + (node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT / 2 + ds.offset[1]) * ds.scale];
+}"""
+# A place in the window where the canvas is empty.
+EMPTY = """panel => {
+  const ds = app.canvas.ds, graph = app.canvas.graph;
+  for (let y = innerHeight - 20; y > 200; y -= 20)
+    for (let x = innerWidth - 20; x > panel + 20; x -= 20) {
+      const place = [x / ds.scale - ds.offset[0], y / ds.scale - ds.offset[1]];
+      if (!graph.getNodeOnPos(...place) && document.elementFromPoint(x, y) === app.canvas.canvas)
+        return [x, y];
+    }
+  throw new Error('no empty place in the window');
+}"""
+# The part of the window around a node, without side bar and tabs.
+AROUND = """([id, panel]) => {
+  const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds, margin = 24;
+  const left = Math.max(panel + 10, (node.pos[0] + ds.offset[0]) * ds.scale - margin);
+  const top = Math.max(90, (node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT + ds.offset[1]) * ds.scale
+    - margin);
+  const right = (node.pos[0] + node.size[0] + ds.offset[0]) * ds.scale + margin;
+  const bottom = (node.pos[1] + node.size[1] + ds.offset[1]) * ds.scale + margin;
+  return {x: left, y: top, width: Math.min(right, innerWidth) - left,
+          height: Math.min(bottom, innerHeight) - top};
+}"""
+# Everything nodes show after or during a run, of all graphs: texts, pictures, boxes.
+SHOWN = """preview => {
+  const root = app.rootGraph ?? app.graph;
+  return [root, ...root.subgraphs.values()].flatMap(graph => graph.nodes.map(n => ({
+    id: String(n.id), type: n.type, title: n.title, mode: n.mode,
+    text: n.widgets?.find(w => w.name === preview)?.value ?? null,
+    pictures: (n.imgs ?? []).map(i => [i.naturalWidth, i.naturalHeight]),
+    has_video: Boolean(n.videoContainer), size: [...n.size],
+  })));
+}"""
+# Keeps every new text of every node, as it appears, in window.sessionTexts: [node id, text].
+COLLECT = """preview => {
+  window.sessionTexts = [];
+  clearInterval(window.sessionTimer);
+  const last = {}, root = app.rootGraph ?? app.graph;
+  window.sessionTimer = setInterval(() => {
+    for (const graph of [root, ...root.subgraphs.values()])
+      for (const node of graph.nodes) {
+        const text = node.widgets?.find(w => w.name === preview)?.value;
+        if (text && text !== last[node.id]) {
+          last[node.id] = text;
+          window.sessionTexts.push([String(node.id), text]);
+        }
+      }
+  }, 50);
+}"""
+QUEUE_LENGTH = """async () => {
+  const queue = await (await fetch('/queue')).json();
+  return queue.queue_running.length + queue.queue_pending.length;
+}"""
+VISIBLE_TEXTS = """() => [...document.querySelectorAll('.dom-widget')]
+  .filter(e => e.offsetParent !== null || getComputedStyle(e).position === 'fixed')
+  .filter(e => getComputedStyle(e).visibility !== 'hidden')
+  .map(e => ({text: e.innerText.trim(),
+              cut: e.firstElementChild.scrollHeight - e.firstElementChild.clientHeight}))"""
+
+Node = dict[str, Any]
+
+
+class Artist(FrontEnd):
+    """Somebody at the page. Nodes are named by their id in the graph on show."""
+
+    def open_templates(self, pack: str) -> None:
+        """Open the template browser by its button and choose the pack in its list."""
+        self.page.get_by_role("button", name="Templates").click()
+        dialog = self.page.get_by_role("dialog")
+        entry = dialog.get_by_text(pack, exact=True).first
+        entry.wait_for(timeout=20_000)
+        entry.click()
+        self.page.wait_for_timeout(SETTLE_MS)
+
+    def open_template(self, pack: str, stem: str) -> None:
+        """Open the workflow `stem` of the pack by clicking its card."""
+        self.open_templates(pack)
+        dialog = self.page.get_by_role("dialog")
+        dialog.locator(f'[data-testid="template-workflow-{stem}"]').click()
+        dialog.wait_for(state="hidden", timeout=20_000)
+        self.page.wait_for_timeout(SETTLE_MS)
+
+    def close_templates(self) -> None:
+        """Close the template browser by its cross."""
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_role("button", name="Close").first.click()
+        dialog.wait_for(state="hidden", timeout=20_000)
+
+    def on_show(self) -> list[Node]:
+        """The nodes of the graph on show with their widgets."""
+        return self.page.evaluate(NODES)
+
+    def look_at(self, node: str, scale: float = 1.0) -> None:
+        """Bring a node to the middle of the window."""
+        self.page.evaluate(LOOK, [node, scale, PANEL])
+        self.page.wait_for_timeout(400)
+
+    def place_of(self, node: str, widget: str, tag: str = "CANVAS") -> list[float]:
+        """Where to click a widget, once the page shows it there; `tag` of what takes the click."""
+        place = self.page.evaluate(WIDGET_AT, [node, widget])
+        # On a busy machine text fields follow the canvas late and may still lie over the widget.
+        shows = "([x, y, tag]) => document.elementFromPoint(x, y)?.tagName === tag"
+        self.page.wait_for_function(shows, arg=[*place, tag], timeout=10_000)
+        return place
+
+    def value(self, node: str, widget: str) -> Any:
+        """What a widget holds."""
+        return self.page.evaluate(VALUE, [node, widget])
+
+    def values(self, node: str) -> dict[str, Any]:
+        """What all widgets of a node hold."""
+        (found,) = [each for each in self.on_show() if each["id"] == node]
+        return {widget["name"]: widget["value"] for widget in found["widgets"]}
+
+    def type_value(self, node: str, widget: str, text: str) -> None:
+        """Double-click a number or text widget, replace its value, confirm with Enter."""
+        self.look_at(node)
+        self.page.mouse.dblclick(*self.place_of(node, widget))
+        field = self.page.locator(".graphdialog input, .graphdialog textarea")
+        for _ in range(TRIES):
+            field.click(timeout=5_000)
+            self.page.keyboard.press("Control+a")
+            self.page.keyboard.press("Delete")
+            self.page.keyboard.type(text)
+            # On a busy machine the field may get the keyboard late: look before confirming.
+            if field.input_value() == text:
+                break
+        self.page.keyboard.press("Enter")
+        field.wait_for(state="hidden", timeout=5_000)
+        self.page.wait_for_timeout(150)
+
+    def open_list(self, node: str, widget: str) -> list[str]:
+        """Click a combo; the choices that its menu shows."""
+        self.look_at(node)
+        self.page.mouse.click(*self.place_of(node, widget))
+        entries = self.page.locator(".litecontextmenu .litemenu-entry")
+        entries.first.wait_for(timeout=5_000)
+        return entries.all_inner_texts()
+
+    def choose(self, node: str, widget: str, option: str) -> None:
+        """Choose from a combo by mouse."""
+        self.open_list(node, widget)
+        self.pick(option)
+
+    def pick(self, option: str) -> None:
+        """Click an entry of the open menu."""
+        menu = self.page.locator(".litecontextmenu")
+        menu.locator(f'.litemenu-entry[data-value="{option}"]').click()
+        menu.wait_for(state="hidden", timeout=5_000)
+        self.page.wait_for_timeout(200)
+
+    def toggle(self, node: str, widget: str) -> None:
+        """Click a switch."""
+        self.look_at(node)
+        self.page.mouse.click(*self.place_of(node, widget))
+        self.page.wait_for_timeout(200)
+
+    def write_prompt(self, node: str, text: str) -> None:
+        """Replace the text of a prompt node."""
+        self.look_at(node)
+        x, y = self.place_of(node, "text", "TEXTAREA")
+        self.page.mouse.click(x, y)
+        self.page.wait_for_timeout(200)
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.type(text)
+        # A click on the empty canvas, so that keys go to the graph again and nothing is selected.
+        self.page.mouse.click(*self.page.evaluate(EMPTY, PANEL))
+        self.page.wait_for_timeout(200)
+
+    def enter_subgraph(self, node: str) -> None:
+        """Open the inside of a subgraph by the button in its title."""
+        self.look_at(node)
+        x, y = self.page.evaluate(CORNER, node)
+        self.page.mouse.click(x - 17, y)
+        self.page.wait_for_timeout(1000)
+
+    def leave_subgraph(self) -> None:
+        """Go back to the graph around it."""
+        self.page.keyboard.press("Escape")
+        self.page.wait_for_timeout(1000)
+
+    def press_run(self, by_key: bool) -> None:
+        """Queue the graph by Ctrl+Enter or by the Run button, and start collecting texts."""
+        self.page.evaluate(COLLECT, TEXT_PREVIEW)
+        if by_key:
+            self.page.keyboard.press("Control+Enter")
+        else:
+            # The second button of that name opens the list of its modes.
+            self.page.get_by_role("button", name="Run", exact=True).first.click()
+        self.page.wait_for_function(f"async () => await ({QUEUE_LENGTH})() > 0")
+
+    def texts(self) -> dict[str, list[str]]:
+        """The successive texts of every node since the run began."""
+        collected: dict[str, list[str]] = {}
+        for node, text in self.page.evaluate("window.sessionTexts"):
+            collected.setdefault(node, []).append(text)
+        return collected
+
+    def wait_for_texts(self, count: int) -> None:
+        """Wait until nodes have shown so many texts, or until the run is over."""
+        while self.page.evaluate("window.sessionTexts.length") < count:
+            if not self.page.evaluate(QUEUE_LENGTH):
+                return
+            self.page.wait_for_timeout(100)
+
+    def wait_until_done(self, seconds: float) -> float:
+        """Wait until the queue is empty; the seconds it took. `RuntimeError` if it does not end."""
+        start = time.monotonic()
+        while self.page.evaluate(QUEUE_LENGTH):
+            if time.monotonic() - start > seconds:
+                raise RuntimeError(f"still running after {seconds} s; texts: {self.texts()}")
+            self.page.wait_for_timeout(200)
+        self.page.wait_for_timeout(SETTLE_MS)
+        return time.monotonic() - start
+
+    def shown(self) -> list[Node]:
+        """What every node of every graph shows: text, pictures, video."""
+        return self.page.evaluate(SHOWN, TEXT_PREVIEW)
+
+    def visible_texts(self) -> list[dict[str, Any]]:
+        """Texts that lie over the canvas now, and how many pixels of each are cut off."""
+        return self.page.evaluate(VISIBLE_TEXTS)
+
+    def snapshot(self, path: Path, node: str | None = None) -> None:
+        """A picture of the window as it is, or of the part of it around a node."""
+        clip = None if node is None else self.page.evaluate(AROUND, [node, PANEL])
+        self.page.screenshot(path=path, clip=clip)

@@ -1,0 +1,153 @@
+"""Stand-ins for text encoders and VAEs, for a test server: the example workflows run unchanged.
+
+Importing this replaces the load functions of ComfyUI's loader nodes. Text becomes one of the stored
+prompts of the small trained model in `tools/tiny_wan`, latents become pictures by its linear
+decoder; where no such thing exists, by fixed random numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import comfy.clip_vision
+import comfy.latent_formats
+import torch
+import torch.nn.functional as F
+
+import nodes
+
+TOOLS = Path(__file__).resolve().parents[4] / "tools"
+if str(TOOLS) not in sys.path:
+    sys.path.append(str(TOOLS))
+
+from tiny_wan.clips_smooth import SmoothDecoder  # noqa: E402
+from tiny_wan.latents import LinearCode  # noqa: E402
+from tiny_wan.model_files import CODE, DECODER, PROMPTS, Prompts  # noqa: E402
+
+CHECKPOINT = TOOLS / "tiny_wan" / "checkpoint"
+# Widths of the tiny random checkpoints, see tests/integration/tiny_models.py.
+HUNYUAN_TEXT = (1, 40, 64)
+HUNYUAN_POOLED = (1, 768)
+VISION_TOKENS = (1, 257, 1280)
+FRAMES_PER_LATENT = 4
+
+
+def fixed_noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Normal numbers, the same in every run."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class StoredPrompts:
+    """In place of a text encoder for Wan: a text that names a scene becomes that scene's prompt."""
+
+    def __init__(self) -> None:
+        self.prompts = Prompts.load(CHECKPOINT / PROMPTS)
+
+    def tokenize(self, text: str, **options: Any) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str, **options: Any) -> list[Any]:
+        # The templates' negative prompts are Chinese; whatever else names no scene gets the first.
+        scene = 0 if tokens.strip() and tokens.isascii() else self.prompts.empty
+        for number, name in enumerate(self.prompts.names):
+            if name in tokens:
+                scene = number
+        return [[self.prompts.embeddings[scene : scene + 1].clone(), {}]]
+
+
+class RandomPrompts:
+    """In place of the text encoders of HunyuanVideo: fixed noise for every text."""
+
+    def tokenize(self, text: str, **options: Any) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str, **options: Any) -> list[Any]:
+        seed = sum(tokens.encode())
+        pooled = {"pooled_output": fixed_noise(HUNYUAN_POOLED, seed)}
+        return [[fixed_noise(HUNYUAN_TEXT, seed), pooled]]
+
+
+class LinearVAE:
+    """In place of a VAE: a product with a matrix; `channels` and `stride` are the real one's."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        self.channels = channels
+        self.stride = stride
+
+    def decode(self, latent: torch.Tensor, **options: Any) -> torch.Tensor:
+        """RGB `[B, F, H, W, 3]` in 0..1 of latents `[B, C, T, h, w]`."""
+        matrix = fixed_noise((3, self.channels), 0) / self.channels**0.5
+        video = torch.einsum("rc,bcthw->brthw", matrix, latent.float())
+        video = (video / (3 * video.std() + 1e-6)).repeat_interleave(FRAMES_PER_LATENT, dim=2)
+        video = F.interpolate(video[:, :, FRAMES_PER_LATENT - 1 :], scale_factor=(1, *self._scale))
+        return as_images(video)
+
+    def decode_tiled(self, latent: torch.Tensor, **options: Any) -> torch.Tensor:
+        return self.decode(latent)
+
+    def spacial_compression_decode(self) -> int:
+        return self.stride
+
+    def temporal_compression_decode(self) -> int:
+        return FRAMES_PER_LATENT
+
+    @property
+    def _scale(self) -> tuple[int, int]:
+        return self.stride, self.stride
+
+
+class TinyWanVAE(LinearVAE):
+    """In place of Wan 2.1's VAE: the code that the small model is trained in."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 8)
+        self.format = comfy.latent_formats.Wan21()
+        self.decoder = SmoothDecoder.load(CHECKPOINT / DECODER)
+        self.code = LinearCode.load(CHECKPOINT / CODE)
+
+    def decode(self, latent: torch.Tensor, **options: Any) -> torch.Tensor:
+        return as_images(self.decoder.decode(self.format.process_in(latent.float())))
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents `[1, 16, T, h, w]` of RGB `[F, H, W, 3]` in 0..1."""
+        video = images[..., :3].float().movedim(-1, 0)[None] * 2 - 1
+        return self.format.process_out(self.code.encode(video))
+
+
+class NoVision:
+    """In place of a CLIP vision model: fixed noise for every picture."""
+
+    def encode_image(self, image: torch.Tensor, **options: Any) -> comfy.clip_vision.Output:
+        output = comfy.clip_vision.Output()
+        output.penultimate_hidden_states = fixed_noise(VISION_TOKENS, 1)
+        return output
+
+
+def as_images(video: torch.Tensor) -> torch.Tensor:
+    """RGB `[B, F, H, W, 3]` in 0..1 of a video `[B, 3, F, H, W]` in -1..1."""
+    return ((video.clamp(-1, 1) + 1) / 2).movedim(1, -1)
+
+
+def load_clip(self: Any, *names: str, type: str = "", **options: Any) -> tuple[Any]:
+    return (StoredPrompts() if type == "wan" else RandomPrompts(),)
+
+
+def load_vae(self: Any, vae_name: str, **options: Any) -> tuple[LinearVAE]:
+    other = {"wan2.2_vae.safetensors": (48, 16), "hunyuanvideo15_vae_fp16.safetensors": (32, 16)}
+    if vae_name in other:
+        return (LinearVAE(*other[vae_name]),)
+    return (LinearVAE(16, 8) if "hunyuan" in vae_name else TinyWanVAE(),)
+
+
+def load_vision(self: Any, *names: str, **options: Any) -> tuple[NoVision]:
+    return (NoVision(),)
+
+
+nodes.CLIPLoader.load_clip = load_clip
+nodes.DualCLIPLoader.load_clip = load_clip
+nodes.VAELoader.load_vae = load_vae
+nodes.CLIPVisionLoader.load_clip = load_vision
+
+NODE_CLASS_MAPPINGS: dict[str, Any] = {}

@@ -1,0 +1,96 @@
+"""What the artist changes in each example workflow before it is run on a CPU with tiny models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+NODE = "RectifiedSpaAttn"
+REPORT = "RectifiedSpaAttnReport"
+PROBE = "RectifiedSpaAttnProbe"
+PICTURED = {
+    NODE: "node",
+    REPORT: "report",
+    PROBE: "probing",
+    "RectifiedSpaAttnProbeResult": "probe",
+    "RectifiedSpaAttnSaveProfile": "profile",
+    "PreviewImage": "preview",
+    "SaveVideo": "video",
+}
+"""Types of nodes that pictures are taken of, and what those are called."""
+LATENTS = (
+    "EmptyHunyuanLatentVideo",
+    "EmptyHunyuanVideo15Latent",
+    "WanImageToVideo",
+    "Wan22ImageToVideoLatent",
+)
+
+Values = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one workflow is made small.
+
+    Attributes:
+        width, height, length: of the video, pixels and frames.
+        steps, cfg: of a KSampler or scheduler; with subgraphs, the switch for four steps serves.
+        prompt: names a scene of the trained model; None leaves the template's.
+        shift: of the noise levels; None leaves the template's.
+        min_tokens: typed into our node; None leaves its default, for videos that are large enough.
+        duration: seconds, where the workflow asks for those instead of frames.
+    """
+
+    width: int = 256
+    height: int = 256
+    length: int = 17
+    steps: int = 4
+    cfg: str = "1"
+    prompt: str | None = None
+    shift: str | None = None
+    min_tokens: str | None = "0"
+    duration: str = "1"
+    toggles: dict[str, bool] = field(default_factory=lambda: {"enable_turbo_mode": True})
+
+    def values_for(self, node: dict[str, Any]) -> Values:
+        """What to type into the widgets of this node, by label."""
+        size = {"width": str(self.width), "height": str(self.height)}
+        if node["is_subgraph"]:
+            return size | {"duration": self.duration}
+        if node["type"] in LATENTS:
+            return size | {"length": str(self.length)}
+        if node["type"] == NODE:
+            # The tiny models have so few blocks that leaving out two of them leaves none.
+            return {"dense_blocks": "", **_given("min_tokens", self.min_tokens)}
+        if node["type"] == "ModelSamplingSD3":
+            return _given("shift", self.shift)
+        if node["type"] in ("KSampler", "BasicScheduler", "CFGGuider"):
+            return {"steps": str(self.steps), "cfg": self.cfg}
+        return {}
+
+
+def _given(name: str, value: str | None) -> Values:
+    return {} if value is None else {name: value}
+
+
+# As wide as the template's video, so that the nodes take up as much room as they do there.
+TRAINED = Plan(320, 192, 33, steps=8, cfg="3", prompt="hill pan", shift="3")
+SHORT = Plan(320, 192, steps=6, prompt="hill pan", shift="3")
+LARGE = Plan(512, 320, 49, steps=4, prompt="hill pan", shift="3", min_tokens=None)
+"""8,320 tokens: above the node's default limit for sparse attention."""
+
+SHORT_STEM = "wan2.1_text_to_video"
+PLANS = {
+    SHORT_STEM: LARGE,
+    "compare_dense_and_sparse": TRAINED,
+    "tune_with_the_probe": TRAINED,
+    "wan2.2_14B_text_to_video": Plan(duration="2", prompt="hill pan"),
+    "wan2.2_5B_text_to_video": Plan(768, 416),
+    "hunyuan_video_text_to_video": Plan(320, 192),
+    "hunyuan_video_1.5_text_to_video": Plan(384, 224),
+}
+
+
+def plan_of(stem: str, is_short: bool) -> Plan:
+    """The plan for a workflow; a small one for those without their own."""
+    return SHORT if is_short else PLANS.get(stem, Plan())

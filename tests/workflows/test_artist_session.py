@@ -1,0 +1,190 @@
+"""What an artist does with the example workflows, in a real ComfyUI and its real front end.
+
+`browser/artist_session.py` opens workflows from the template browser, changes inputs by mouse and
+keyboard, runs them on the CPU with tiny models and writes a report, which the tests judge. The
+suite does that with one workflow; all of them take about ten minutes:
+
+    RSPA_FULL_SESSION=1 pytest tests/workflows/test_artist_session.py
+
+Skipped with the reason where ComfyUI, playwright or Chromium is missing, as `test_front_end.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .test_front_end import browser, comfyui
+
+Json = dict[str, Any]
+
+FOLDER = Path(__file__).parent
+IS_FULL = os.environ.get("RSPA_FULL_SESSION") == "1"
+SECONDS = 3000 if IS_FULL else 900
+WORKFLOWS = sorted(path.stem for path in (FOLDER.parents[1] / "workflows").glob("*.json"))
+FIRST = "wan2.1_text_to_video"
+STEMS = WORKFLOWS if IS_FULL else [FIRST]
+NODE = "RectifiedSpaAttn"
+PADDING = 10
+"""Of a text field, pixels: so much of it may be out of sight while the text is not."""
+PICTURED = ("RectifiedSpaAttnReport", "RectifiedSpaAttnProbeResult")
+STATUS = re.compile(r"sparse (\d+) / dense (\d+)")
+EXPECTED = json.loads((FOLDER / "saved" / "expected.json").read_text(encoding="utf-8"))
+
+pytestmark = pytest.mark.timeout(SECONDS + 60)
+each_stem = pytest.mark.parametrize("stem", STEMS)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Json:
+    """What `browser/artist_session.py` saw, plus the folder of its pictures under "folder"."""
+    found = comfyui()
+    if isinstance(found, str):
+        pytest.skip(found)
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    out = shared / "artist_session"
+    finished = out / "finished.json"
+    try:
+        out.mkdir()
+    except FileExistsError:  # another test process is at it
+        deadline = time.monotonic() + SECONDS
+        while not finished.exists() and time.monotonic() < deadline:
+            time.sleep(1)
+    else:
+        partial = out / "partial.json"
+        partial.write_text(json.dumps(run_artist(*found, out)), encoding="utf-8")
+        partial.rename(finished)
+    returncode, error_text = json.loads(finished.read_text(encoding="utf-8"))
+    assert returncode == 0, error_text
+    seen = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    errors = {stem: entry["error"] for stem, entry in seen["workflows"].items() if "error" in entry}
+    assert not errors, f"pictures in {out}: {errors}"
+    return seen | {"folder": str(out)}
+
+
+def run_artist(folder: Path, python: Path, out: Path) -> tuple[int, str]:
+    """Return code and last words of that program, which writes its files to `out`."""
+    script = FOLDER / "browser" / "artist_session.py"
+    command = [python, script, "--comfyui", folder, "--out", out, "--chromium", browser()]
+    command += ["--all"] if IS_FULL else []
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    try:
+        result = subprocess.run(
+            [str(part) for part in command],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return 1, f"no report after {SECONDS} s"
+    return result.returncode, result.stderr[-4000:]
+
+
+def shown(report: Json, stem: str, *kinds: str) -> list[Json]:
+    """What the nodes of these types showed after the run."""
+    found = [node for node in report["workflows"][stem]["shown"] if node["type"] in kinds]
+    return [node for node in found if node["mode"] == 0]
+
+
+def test_a_preset_fills_the_inputs_it_names(report: Json) -> None:
+    families = report["definition"]["input"]["optional"]["preset"][1]["rspa_presets"]
+    tried = report["workflows"][FIRST]["presets"]
+    assert tried
+    for entry in tried:
+        assert entry["choices"] == ["custom", *families["wan"]]
+        expected = families["wan"][entry["preset"]] | {"preset": entry["preset"]}
+        assert {name: entry["chosen"][name] for name in expected} == expected
+
+
+def test_a_change_by_hand_goes_back_to_custom(report: Json) -> None:
+    for entry in report["workflows"][FIRST]["presets"]:
+        by_hand = {"preset": "custom", "sparsity": float(entry["by_hand"])}
+        assert entry["changed"] == entry["chosen"] | by_hand
+
+
+@each_stem
+def test_widgets_take_what_was_typed(report: Json, stem: str) -> None:
+    edits = report["workflows"][stem]["edits"]
+    assert edits
+    for edit in edits:
+        got, typed = edit["got"], edit["typed"]
+        assert got == (typed if isinstance(got, str | bool) else float(typed)), edit
+
+
+@each_stem
+def test_front_end_has_nothing_to_complain_about(report: Json, stem: str) -> None:
+    entry = report["workflows"][stem]
+    assert entry["messages_opened"] == []
+    assert entry["messages"] == []
+
+
+@each_stem
+def test_every_node_of_ours_shows_how_the_run_goes_on(report: Json, stem: str) -> None:
+    """The status text of each node changes while sampling, counts up, and ends sparse."""
+    texts = report["workflows"][stem]["texts"]
+    nodes = [node["id"] for node in shown(report, stem, NODE)]
+    assert nodes
+    for node in nodes:
+        counts = [tuple(map(int, STATUS.search(text).groups())) for text in texts[node]]
+        assert len(set(texts[node])) == len(texts[node]) >= 2
+        assert counts == sorted(counts, key=sum)
+        assert counts[-1][0] > 0
+
+
+@each_stem
+def test_texts_can_be_read_on_the_nodes(report: Json, stem: str) -> None:
+    """In the window at 100 %, with nothing cut off."""
+    cut = report["workflows"][stem]["cut"]
+    assert {node["id"] for node in shown(report, stem, NODE)} <= set(cut)
+    for node, pixels in cut.items():
+        assert pixels is not None, f"the text of node {node} is not in the window"
+        assert pixels <= PADDING, f"{pixels} pixels of the text of node {node} are cut off"
+
+
+@each_stem
+def test_reports_and_probes_show_their_picture(report: Json, stem: str) -> None:
+    nodes = shown(report, stem, *PICTURED)
+    assert nodes
+    for node in nodes:
+        assert len(node["pictures"]) == 1
+        assert min(node["pictures"][0]) >= 300
+
+
+@each_stem
+def test_the_video_is_shown(report: Json, stem: str) -> None:
+    nodes = shown(report, stem, "SaveVideo")
+    assert nodes
+    assert all(node["has_video"] for node in nodes)
+
+
+@each_stem
+def test_no_node_covers_another_once_all_is_shown(report: Json, stem: str) -> None:
+    assert report["workflows"][stem]["overlaps"] == []
+
+
+@each_stem
+def test_pictures_of_the_session_are_kept(report: Json, stem: str) -> None:
+    folder = Path(report["folder"])
+    assert (folder / "templates.png").exists()
+    assert (folder / f"{stem}.sampling.png").exists()
+    assert list(folder.glob(f"{stem}.*report.*.png"))
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_old_workflows_open_with_their_values(report: Json, name: str) -> None:
+    """Saved before inputs were added: values must not move to other widgets."""
+    entry = report["saved"][name]
+    assert entry["messages"] == []
+    for node, widgets in EXPECTED[name].items():
+        assert {key: entry["widgets"][node][key] for key in widgets} == widgets
