@@ -35,7 +35,12 @@ def profile_names() -> list[str]:
     """Files in the profile folders, relative to them, as a combo lists them."""
     import folder_paths
 
-    return folder_paths.get_filename_list(FOLDER)
+    try:
+        return folder_paths.get_filename_list(FOLDER)
+    except FileNotFoundError:
+        # ComfyUI looks at the folders of its last listing, one of which somebody has removed.
+        folder_paths.filename_list_cache.pop(FOLDER, None)
+        return folder_paths.get_filename_list(FOLDER)
 
 
 def find_profile(name: str) -> Path:

@@ -147,6 +147,7 @@ class SparseAttentionPatch:
         """ON_PRE_RUN: a new sampling run begins."""
         self._reset()
         self.report.reset()
+        self.report.announce()
         if self.recorder is not None:
             self.recorder.reset()
         for difference in _differences(self.settings):

@@ -26,6 +26,8 @@ logger = logging.getLogger("rectified_spaattn")
 STATUS_INTERVAL_S = 0.25
 """The status line is sent at most this often; the last one of a run always is."""
 REPORT_PREFIX = "RSPA_REPORT "
+SAME_SPEED = 0.95
+"""Times faster from which on a run does not count as slower: timings spread."""
 SCHEDULE_PREFIX = "schedule: "
 
 Key = tuple[int | None, Block]
@@ -130,6 +132,10 @@ class RunReport:
         if is_due:
             self.send_status(text, self.node_id)
 
+    def announce(self) -> None:
+        """A run begins: replace what an earlier one has left on the node."""
+        self.send_status("waiting for the first model call", self.node_id)
+
     def warn_once(self, text: str) -> None:
         """Log a warning that has not been logged in this run; it is part of the record, too."""
         with self._lock:
@@ -168,7 +174,8 @@ class RunReport:
             parts.append(f"density {self.density:.2f}")
         faster = speedup(tuple(self._sparse_seconds), tuple(self._dense_seconds))
         if faster is not None:
-            parts.append(f"{faster:.1f}x per step")
+            slower = f"{1 / faster:.1f}x slower per step" if faster < SAME_SPEED else ""
+            parts.append(slower or f"{faster:.1f}x per step")
         parts.append(f"{self._seconds:.1f} s")
         return " · ".join(parts)
 

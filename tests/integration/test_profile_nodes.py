@@ -99,7 +99,7 @@ def test_saved_profiles_are_listed_and_loaded(comfy, folder):
         os.path.join("wan", copy.name) for copy in copies
     }
     texts = [text for node, text in listener.texts if node == "2"]
-    assert texts == [f"Saved models/rectified_spaattn/{copy.name}" for copy in copies]
+    assert texts == [f"Saved models/rectified_spaattn/wan/{copy.name}" for copy in copies]
     assert ("1", "\n".join(profile.describe().splitlines()[:2])) in listener.texts
 
     comfy.run(load_and_save(os.path.join("wan", "copy_00002.safetensors"), "third"))

@@ -72,6 +72,23 @@ def put(folder: Path, name: str) -> Path:
     return path
 
 
+def test_a_removed_folder_does_not_stop_the_listing(
+    comfy: FolderPaths, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI asks the folders of its cached listing for their time, and falls over a lost one."""
+    put(folder, "left.safetensors")
+    comfy.filename_list_cache = {FOLDER: "with a folder that is gone"}
+    listing = comfy.get_filename_list
+
+    def cached(name: str) -> list[str]:
+        if name in comfy.filename_list_cache:
+            raise FileNotFoundError(2, "No such file or directory")
+        return listing(name)
+
+    monkeypatch.setattr(comfy, "get_filename_list", cached)
+    assert profile_names() == ["left.safetensors"]
+
+
 # --- Registration --------------------------------------------------------------------------------
 
 

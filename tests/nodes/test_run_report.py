@@ -79,6 +79,20 @@ def test_speed_up_is_told_from_two_forwards_of_either_kind() -> None:
     assert "· 2.0x per step ·" in report.status_text(), "the slower first forwards do not count"
 
 
+def test_a_slow_down_is_told_as_one() -> None:
+    report = RunReport(clock=Clock())
+    for step in range(2):
+        add(report, tally(step, dense=4, reason="schedule: first 10 %"), 1.0)
+        add(report, tally(step, sparse=4), 2.0)
+    assert "· 2.0x slower per step ·" in report.status_text()
+
+
+def test_a_new_run_replaces_the_line_of_the_last_one() -> None:
+    sent: list[tuple[str, str | None]] = []
+    RunReport("7", send_status=lambda *line: sent.append(line)).announce()
+    assert sent == [("waiting for the first model call", "7")]
+
+
 def test_forwards_without_video_attention_are_neither() -> None:
     report = RunReport(clock=Clock())
     add(report, tally(0), 1.0)

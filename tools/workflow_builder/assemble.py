@@ -142,24 +142,27 @@ def _add_report(
     workflow: Workflow, graph: Graph, report: Report, attention: Json, version: str
 ) -> None:
     """The report, and for one inside a subgraph a preview of its picture outside."""
-    x, y, width, height = report.box
-    node = nodes.make(
-        "RectifiedSpaAttnReport", (x, y), version, title=report.title, size=(width, height)
-    )
+    node = nodes.make("RectifiedSpaAttnReport", report.position, version, title=report.title)
     graph.add_node(node)
     sampler = graph.node(report.sampler)
-    graph.wire(attention, "model", node, "model")
-    graph.wire(sampler, sampler["outputs"][0]["name"], node, "after")
+    model_link = graph.wire(attention, "model", node, "model")
+    after_link = graph.wire(sampler, sampler["outputs"][0]["name"], node, "after")
+    graph.route(model_link, report.model_route)
+    graph.route(after_link, report.after_route)
     if graph.is_root:
         return
     graph.add_subgraph_output(report.name, "IMAGE", node, "image")
-    graph.move_outputs_beyond(x + width + 80)
+    graph.route(node["outputs"][0]["links"][0], report.output_route)
+    graph.move_outputs_beyond(report.position[0] + node["size"][0] + 80)
     instance = _instance_of(workflow, graph)
     instance["outputs"].append({"name": report.name, "type": "IMAGE", "links": []})
-    _add_preview(workflow.root, instance, report.name, report.preview, report.title)
+    box = (*report.preview, *nodes.REPORT_PREVIEW_SIZE)
+    preview = _add_preview(workflow.root, instance, report.name, box, report.title)
+    workflow.root.route(preview["inputs"][0]["link"], report.preview_route)
 
 
-def _add_preview(root: Graph, source: Json, output: str, box: Box, title: str) -> None:
+def _add_preview(root: Graph, source: Json, output: str, box: Box, title: str) -> Json:
     x, y, width, height = box
     preview = nodes.make("PreviewImage", (x, y), "", title=title, size=(width, height))
     root.wire(source, output, root.add_node(preview), "images")
+    return preview

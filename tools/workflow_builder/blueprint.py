@@ -101,10 +101,10 @@ def _inner_nodes(version: str) -> dict[str, Json]:
     }
     sampler = {"steps": STEPS, "cfg": CFG}
     return {
-        "attention": nodes.make("RectifiedSpaAttn", (0, 0), version, values, size=(400, 520)),
+        "attention": nodes.make("RectifiedSpaAttn", (0, 0), version, values, size=(400, 530)),
         "shift": nodes.make("ModelSamplingSD3", (460, 0), version, {"shift": SHIFT}),
         "sampler": nodes.make("KSampler", (460, 140), version, sampler),
-        "report": nodes.make("RectifiedSpaAttnReport", (840, 0), version, size=(520, 640)),
+        "report": nodes.make("RectifiedSpaAttnReport", (840, 0), version),
     }
 
 
@@ -117,7 +117,7 @@ def _empty_subgraph(subgraph_id: str) -> Json:
         "config": {},
         "name": NAME,
         "inputNode": {"id": -10, "bounding": [-260, 0, 140, 40]},
-        "outputNode": {"id": -20, "bounding": [1460, 0, 120, 40]},
+        "outputNode": {"id": -20, "bounding": [1940, 0, 120, 40]},
         "inputs": [],
         "outputs": [],
         "widgets": [],
@@ -141,8 +141,9 @@ def _fill(graph: Graph, inner: dict[str, Json]) -> None:
     )
     graph.wire(attention, "model", shift, "model")
     graph.wire(shift, "MODEL", sampler, "model")
-    graph.wire(attention, "model", report, "model")
+    model_link = graph.wire(attention, "model", report, "model")
     graph.wire(sampler, "LATENT", report, "after")
+    graph.route(model_link, ((430, -60), (816, -60)))
     for name, of_node, socket, of in SOCKETS:
         graph.add_subgraph_input(name, name, of, [(inner[of_node]["id"], socket)])
     for name, of_node, widget, of in PROMOTED:

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import nodes
 from .graph import Workflow
-from .specs import Box
+from .specs import Box, Report
 
 Json = dict[str, Any]
 
@@ -17,14 +17,22 @@ SHIFT, SAMPLER, DECODER, VIDEO, SAVER = 48, 3, 8, 49, 50
 RIGHT, DENSE_Y, SPARSE_Y = 1270, 40, 600
 GROUPS: dict[str, Box] = {
     "Seed for both": (300, 460, 445, 200),
-    "Sparse attention": (770, -30, 480, 640),
+    "Sparse attention": (770, 530, 480, 620),
     "Left: full attention": (1260, -30, 600, 530),
     "Right: Rectified SpaAttn": (1260, 530, 600, 570),
     "Side by side": (1890, -30, 860, 700),
-    "What really ran": (2780, -30, 580, 780),
+    "What really ran": (1890, 690, 1030, 1230),
 }
 NOTE: Box = (-130, 720, 875, 600)
-REPORT: Box = (2790, 40, 560, 690)
+# Its model link runs below the samplers, so that it does not seem to come from VAE Decode.
+REPORTS = (
+    Report(
+        SAMPLER,
+        (1905, 760),
+        title="Rectified SpaAttn Report",
+        model_route=((1255, 1125), (1876, 1125)),
+    ),
+)
 
 
 def extend(workflow: Workflow, attention: list[Json], version: str) -> None:
@@ -49,6 +57,9 @@ def extend(workflow: Workflow, attention: list[Json], version: str) -> None:
     root.wire(root.node(LATENT), "LATENT", dense, "latent_image")
     root.wire(dense, "LATENT", decoder, "samples")
     root.wire(vae, "VAE", decoder, "vae")
+    # Above the prompts, and between them and the note.
+    root.route(shift["inputs"][0]["link"], ((290, -50), (1250, -50)))
+    root.route(attention[0]["inputs"][0]["link"], ((290, 675), (757, 675)))
     sampler["title"] = "KSampler (sparse)"
     for each in (dense, sampler):
         nodes.widget_input(each, "seed", "INT")

@@ -8,6 +8,7 @@ six facts. `Graph` hides that difference, so that one set of operations serves b
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 Json = dict[str, Any]
@@ -29,6 +30,7 @@ class Workflow:
         self.root = Graph(data, self, is_root=True)
         definitions = data.get("definitions", {}).get("subgraphs", [])
         self.subgraphs = [Graph(item, self, is_root=False) for item in definitions]
+        self._last_reroute = 0
 
     @property
     def graphs(self) -> list[Graph]:
@@ -42,6 +44,11 @@ class Workflow:
     def next_link_id(self) -> int:
         """A link id that no graph of this file uses."""
         return 1 + max((link["id"] for graph in self.graphs for link in graph.links()), default=0)
+
+    def next_reroute_id(self) -> int:
+        """An id that no reroute of this file uses."""
+        self._last_reroute += 1
+        return self._last_reroute
 
     def rename(self, stem: str) -> None:
         """Give the file and its subgraphs their own ids, derived from `stem`.
@@ -66,7 +73,9 @@ class Workflow:
         self.data["last_node_id"] = last_node
         self.data["last_link_id"] = last_link
         for subgraph in self.subgraphs:
-            subgraph.data["state"].update(lastNodeId=last_node, lastLinkId=last_link)
+            subgraph.data["state"].update(
+                lastNodeId=last_node, lastLinkId=last_link, lastRerouteId=self._last_reroute
+            )
         for graph in self.graphs:
             for order, node in enumerate(graph.nodes):
                 node["order"] = order
@@ -138,6 +147,29 @@ class Graph:
         slot, _ = find_input(target, name)
         link_type = source["outputs"][slots[0]]["type"]
         return self.connect(source["id"], slots[0], target["id"], slot, link_type)
+
+    def route(self, link_id: int, points: Sequence[tuple[float, float]]) -> None:
+        """Lead a link through `points`, in its direction.
+
+        They are the front end's own reroutes: points on the link, which leave its ends as they are.
+        """
+        if not points:
+            return
+        parent: Json = {}
+        for x, y in points:
+            reroute_id = self.workflow.next_reroute_id()
+            self._reroutes.append({"id": reroute_id, **parent, "pos": [x, y], "linkIds": [link_id]})
+            parent = {"parentId": reroute_id}
+        if self.is_root:
+            extensions = self.data["extra"].setdefault("linkExtensions", [])
+            extensions.append({"id": link_id, **parent})
+        else:
+            next(link for link in self.links() if link["id"] == link_id).update(parent)
+
+    @property
+    def _reroutes(self) -> list[Json]:
+        """The list that stores them: version 0.4 has no place of its own for them."""
+        return (self.data["extra"] if self.is_root else self.data).setdefault("reroutes", [])
 
     def disconnect(self, target: int, name: str) -> None:
         """Take away the link into the input `name` of a node of the root graph."""

@@ -24,6 +24,11 @@ NODE_COLORS = {"color": "#233", "bgcolor": "#355"}
 NOTE_COLORS = {"color": "#222", "bgcolor": "#000"}
 GROUP_COLOR = "#8AA"
 
+# The picture of a report, or of a probe's result, at full size below the sockets: 960 x 1070 pixels
+# for a model of 30 blocks or more.
+REPORT_SIZE: Point = (1000, 1150)
+REPORT_PREVIEW_SIZE: Point = (1000, 1110)
+
 MUTED = 2
 """Mode of a node that the front end leaves out of what it sends."""
 
@@ -64,7 +69,7 @@ OURS: Mapping[str, Kind] = {
             "tail_keys": "4",
         },
         ("schedule", "profile"),
-        (460, 430),
+        (460, 530),
     ),
     "RectifiedSpaAttnSchedule": Kind(
         (),
@@ -84,7 +89,7 @@ OURS: Mapping[str, Kind] = {
     "RectifiedSpaAttnReport": Kind(
         (("model", "MODEL"), ("after", ANY)),
         (("image", "IMAGE"), ("summary", "STRING"), ("json", "STRING")),
-        size=(560, 660),
+        size=REPORT_SIZE,
     ),
     "RectifiedSpaAttnProbe": Kind(
         (("model", "MODEL"),),
@@ -96,13 +101,13 @@ OURS: Mapping[str, Kind] = {
         (("model", "MODEL"), ("after", ANY)),
         (("profile", PROFILE_TYPE), ("image", "IMAGE"), ("summary", "STRING")),
         {"wanted_error": 0.05, "name": ""},
-        size=(560, 660),
+        size=(1240, 960),
     ),
     "RectifiedSpaAttnSaveProfile": Kind(
         (("profile", PROFILE_TYPE),),
         (("profile", PROFILE_TYPE),),
         {"filename": "profile"},
-        size=(340, 90),
+        size=(480, 160),
     ),
     "RectifiedSpaAttnLoadProfile": Kind(
         (),

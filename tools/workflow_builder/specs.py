@@ -45,15 +45,20 @@ class Report:
     """One report node behind the sampler `sampler`, on the model of the insertion `of`.
 
     Inside a subgraph its picture also leaves through the subgraph's output `name`, to a preview
-    at `preview` in the root graph.
+    at `preview` in the root graph. The links lead through the points of the routes, around nodes
+    that they would otherwise seem to come from.
     """
 
     sampler: int
-    box: Box
+    position: Point
     of: int = 0
     title: str = "What really ran"
     name: str = ""
-    preview: Box = (0, 0, 0, 0)
+    preview: Point = (0, 0)
+    model_route: tuple[Point, ...] = ()
+    after_route: tuple[Point, ...] = ()
+    output_route: tuple[Point, ...] = ()
+    preview_route: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import nodes, notes
-from .graph import Workflow
+from .graph import Graph, Workflow, find_input
 from .specs import Box
 
 Json = dict[str, Any]
@@ -14,14 +14,15 @@ Json = dict[str, Any]
 LOADER, VAE_LOADER, POSITIVE, NEGATIVE, LATENT = 37, 39, 6, 7, 40
 SHIFT, SAMPLER, DECODER, VIDEO, SAVER = 48, 3, 8, 49, 50
 
-LOWER = 830
+# Where the second row begins. A square video makes *Save Video* about as high as it is wide.
+LOWER = 1150
 GROUPS: dict[str, Box] = {
     "Seed for both": (300, 460, 445, 200),
-    "1 - Measure while rendering": (770, -30, 1340, 780),
-    "2 - Choose and save": (2130, -30, 980, 780),
-    "3 - Render with the profile": (770, 770, 1340, 780),
-    "What really ran": (2130, 770, 580, 780),
-    "Later: the saved file": (2730, 770, 500, 780),
+    "1 - Measure while rendering": (770, -30, 1340, 1050),
+    "2 - Choose and save": (2130, -30, 1790, 1050),
+    "3 - Render with the profile": (770, LOWER - 60, 1340, 1240),
+    "What really ran": (2130, LOWER - 60, 1030, 1240),
+    "Later: the saved file": (3180, LOWER - 60, 500, 780),
 }
 NOTE: Box = (-130, 720, 875, 620)
 
@@ -35,10 +36,10 @@ def extend(workflow: Workflow, attention: list[Json], version: str) -> None:
         nodes.make("PrimitiveInt", (330, 530), version, {"value": values["seed"]}, "Seed for both")
     )
 
-    probe = nodes.make("RectifiedSpaAttnProbe", (780, 590), version, size=(460, 150))
+    probe = nodes.make("RectifiedSpaAttnProbe", (780, 640), version, size=(460, 150))
     root.insert_after(attention[0]["id"], probe, (SHIFT,))
     result = nodes.make("RectifiedSpaAttnProbeResult", (2140, 40), version)
-    save = nodes.make("RectifiedSpaAttnSaveProfile", (2740, 40), version)
+    save = nodes.make("RectifiedSpaAttnSaveProfile", (3420, 40), version)
     for node in (result, save):
         root.add_node(node)
     root.wire(probe, "model", result, "model")
@@ -72,7 +73,7 @@ def extend(workflow: Workflow, attention: list[Json], version: str) -> None:
     report = nodes.make(
         "RectifiedSpaAttnReport", (2140, LOWER + 10), version, title="Rectified SpaAttn Report"
     )
-    load = nodes.make("RectifiedSpaAttnLoadProfile", (2740, LOWER + 10), version)
+    load = nodes.make("RectifiedSpaAttnLoadProfile", (3190, LOWER + 10), version)
     load["mode"] = nodes.MUTED
     for node in (patched, shift, again, decoder, video, saver, report, load):
         root.add_node(node)
@@ -89,6 +90,7 @@ def extend(workflow: Workflow, attention: list[Json], version: str) -> None:
     root.wire(video, "VIDEO", saver, "video")
     root.wire(patched, "model", report, "model")
     root.wire(again, "LATENT", report, "after")
+    _route(root, probe, result, patched, report)
     sampler["title"] = "KSampler (measured)"
     for each in (sampler, again):
         nodes.widget_input(each, "seed", "INT")
@@ -103,4 +105,20 @@ def extend(workflow: Workflow, attention: list[Json], version: str) -> None:
     for node_id, place in places.items():
         root.node(node_id)["pos"] = list(place)
     root.node(SAVER)["size"] = [480, 390]
-    root.add_node(nodes.note_node(notes.LATER, (2740, LOWER + 180), (480, 440), "The saved file"))
+    root.add_node(nodes.note_node(notes.LATER, (3190, LOWER + 180), (480, 440), "The saved file"))
+
+
+def _route(root: Graph, probe: Json, result: Json, patched: Json, report: Json) -> None:
+    """Lead the long links around the nodes, between the two rows and above them."""
+    row = LOWER - 60  # the upper edge of the second row's groups
+    routes = (
+        (probe, "model", ((1254, 592), (766, 592))),
+        (result, "model", ((1256, 990), (2120, 990))),
+        (result, "after", ((1596, -60), (2114, -60))),
+        (patched, "model", ((290, 675), (752, 675))),
+        (patched, "profile", ((3932, row - 58), (760, row - 58))),
+        (report, "model", ((1256, row - 38), (2120, row - 38))),
+        (report, "after", ((1596, row - 18), (2114, row - 18))),
+    )
+    for node, name, points in routes:
+        root.route(find_input(node, name)[1]["link"], points)

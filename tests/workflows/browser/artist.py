@@ -6,15 +6,19 @@ which is moved without the mouse wheel.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
 
-from front_end import SETTLE_MS, FrontEnd
+from front_end import SETTLE_MS, VIEWPORT, FrontEnd
+from playwright.sync_api import TimeoutError
 
 TRIES = 3
 PANEL = 50
 """Width of the side bar, pixels."""
+LARGE_HEIGHT = 1400
+"""Of a window that shows a whole report."""
 TEXT_PREVIEW = "$$node-text-preview"
 
 
@@ -59,6 +63,21 @@ EMPTY = """panel => {
         return [x, y];
     }
   throw new Error('no empty place in the window');
+}"""
+# The lower right corner of a node in the window, and how much higher the node would have to be to
+# show its picture at full size without empty room above and below.
+RESIZE = """id => {
+  const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds;
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  const preview = node.widgets.find(w => w.name === '$$canvas-image-preview');
+  const caption = 15, wanted = preview.y + node.imgs[0].naturalHeight + caption;
+  return [canvas.x + (node.pos[0] + node.size[0] + ds.offset[0]) * ds.scale,
+          canvas.y + (node.pos[1] + node.size[1] + ds.offset[1]) * ds.scale,
+          (wanted - node.size[1]) * ds.scale];
+}"""
+THUMBNAILS = """() => {
+  const cards = [...document.querySelectorAll('[data-testid^=template-workflow-]')].slice(0, 8);
+  return cards.length && cards.every(card => card.querySelector('img')?.naturalWidth);
 }"""
 # The part of the window around a node, without side bar and tabs.
 AROUND = """([id, panel]) => {
@@ -121,6 +140,8 @@ class Artist(FrontEnd):
         entry.wait_for(timeout=20_000)
         entry.click()
         self.page.wait_for_timeout(SETTLE_MS)
+        with contextlib.suppress(TimeoutError):  # on a busy machine the pictures come late
+            self.page.wait_for_function(THUMBNAILS, timeout=20_000)
 
     def open_template(self, pack: str, stem: str) -> None:
         """Open the workflow `stem` of the pack by clicking its card."""
@@ -144,6 +165,21 @@ class Artist(FrontEnd):
         """Bring a node to the middle of the window."""
         self.page.evaluate(LOOK, [node, scale, PANEL])
         self.page.wait_for_timeout(400)
+
+    def make_room(self, is_large: bool) -> None:
+        """Make the window high enough for the largest nodes, or as it was."""
+        self.page.set_viewport_size(VIEWPORT | ({"height": LARGE_HEIGHT} if is_large else {}))
+        self.page.wait_for_timeout(400)
+
+    def fit_to_picture(self, node: str) -> None:
+        """Drag the corner of a node on show until it is as high as its picture needs."""
+        x, y, distance = self.page.evaluate(RESIZE, node)
+        self.page.mouse.move(x - 4, y - 4)
+        self.page.mouse.down()
+        self.page.mouse.move(x - 4, y - 4 + distance / 2)
+        self.page.mouse.move(x - 4, y - 4 + distance)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(200)
 
     def place_of(self, node: str, widget: str, tag: str = "CANVAS") -> list[float]:
         """Where to click a widget, once the page shows it there; `tag` of what takes the click."""

@@ -23,7 +23,7 @@ import session_server
 from artist import Artist, Node
 from check import overlaps, write_json
 from server import PACK_FOLDER
-from session_plan import NODE, PICTURED, PROBE, SHORT_STEM, Plan, plan_of
+from session_plan import LARGE_NODES, NODE, PICTURED, PROBE, REPORT, SHORT_STEM, Plan, plan_of
 
 WORKFLOWS = session_server.ROOT / "workflows"
 SAVED = session_server.ROOT / "tests" / "workflows" / "saved"
@@ -87,11 +87,19 @@ class Visit:
         for node in self.artist.on_show():
             if node["type"] not in PICTURED or node["mode"]:
                 continue
+            is_large = node["type"] in LARGE_NODES
+            if is_large:
+                self.artist.make_room(True)
             self.artist.look_at(node["id"])
+            if node["type"] == REPORT:  # tiny models have few blocks and so a low picture
+                self.artist.fit_to_picture(node["id"])
+                self.artist.look_at(node["id"])
             if node["type"] == "SaveVideo":  # its node grows once the video has been loaded
                 self.artist.page.wait_for_timeout(front_end.SETTLE_MS)
                 self.artist.look_at(node["id"])
             self.picture(f"{name}.{PICTURED[node['type']]}.{node['id']}", node["id"])
+            if is_large:
+                self.artist.make_room(False)
             text = texts[node["id"]]
             if text:
                 visible = {plain(e["text"]): e["cut"] for e in self.artist.visible_texts()}

@@ -12,7 +12,7 @@ from PIL import Image
 
 TARGET = Path(__file__).resolve().parents[3] / "docs" / "images" / "ui"
 MAX_BYTES = 400_000
-MAX_FULL_BYTES = 100_000
+MAX_FULL_BYTES = 200_000
 """Larger ones, those of a whole window, get few colours."""
 COLOURS = 256
 PICTURES = {

@@ -18,6 +18,8 @@ PICTURED = {
     "SaveVideo": "video",
 }
 """Types of nodes that pictures are taken of, and what those are called."""
+LARGE_NODES = (REPORT, "RectifiedSpaAttnProbeResult", "PreviewImage")
+"""Types of nodes that the usual window may be too low for."""
 LATENTS = (
     "EmptyHunyuanLatentVideo",
     "EmptyHunyuanVideo15Latent",
