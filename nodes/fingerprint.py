@@ -8,6 +8,11 @@ from ..rspa_core.fingerprint import ModelFingerprint
 from .token_regions import HUNYUAN_PARTS, WAN_PARTS
 
 
+def fingerprint_of_patcher(patcher: Any) -> ModelFingerprint | None:
+    """That of the transformer in a ComfyUI model patcher, None if it has none of a known kind."""
+    return fingerprint_of(getattr(getattr(patcher, "model", None), "diffusion_model", None))
+
+
 def fingerprint_of(diffusion_model: Any) -> ModelFingerprint | None:
     """Family and sizes of a Wan or HunyuanVideo transformer, compiled or not; None for others.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..rspa_core.config import ConfigError, check_number
 from ..rspa_core.probe import ProbeSettings, parse_probe_blocks, parse_probe_steps, parse_sparsities
-from .fingerprint import fingerprint_of
+from .fingerprint import fingerprint_of_patcher
 from .patching import find_patch, install
 from .probe_outcome import NothingMeasured, ProbeOutcome, make_outcome, why_nothing
 
@@ -54,7 +54,7 @@ def read_probe(model: Any, wanted_error: float, name: str) -> ProbeOutcome:
     if recorder.is_empty or recorder.grid is None:
         cause = why_nothing(recorder, patch.last_run)
         raise NothingMeasured(f"the probe has measured nothing: {cause}")
-    fingerprint = fingerprint_of(model.model.diffusion_model)
+    fingerprint = fingerprint_of_patcher(model)
     if fingerprint is None:
         kind = type(model.model.diffusion_model).__name__
         raise ConfigError("model", kind, "a Wan or HunyuanVideo model")

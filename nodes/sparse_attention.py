@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..rspa_core.config import MAX_SPARSITY, ORDERS, PRECISIONS, RECTIFICATIONS
 from ..rspa_core.presets import CUSTOM, PRESET_NAMES, PRESETS
-from .fingerprint import fingerprint_of
+from .fingerprint import fingerprint_of_patcher
 from .inputs import (
     BLOCK_SIZES,
     MAX_MIN_TOKENS,
@@ -97,7 +97,7 @@ class RectifiedSpaAttn(io.ComfyNode):
             preset=preset,
             tail_keys=tail_keys,
             profile=profile,
-            model=fingerprint_of(model.model.diffusion_model),
+            model=fingerprint_of_patcher(model),
         )
         return io.NodeOutput(install(model, settings))
 

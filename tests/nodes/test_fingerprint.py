@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rectified_spaattn.nodes.fingerprint import fingerprint_of
+from rectified_spaattn.nodes.fingerprint import fingerprint_of, fingerprint_of_patcher
 from rectified_spaattn.rspa_core.profile import ModelFingerprint
 
 from .stand_ins import hunyuan_model, wan_model
@@ -56,3 +56,11 @@ def test_compiled_models_have_the_same(model: Any) -> None:
 )
 def test_other_models_have_none(model: Any) -> None:
     assert fingerprint_of(model) is None
+
+
+def test_model_patchers() -> None:
+    """Of whatever is patched: something without a transformer is no reason to fail."""
+    wan = wan_model(**WAN_SIZES)
+    assert fingerprint_of_patcher(SimpleNamespace(model=SimpleNamespace(diffusion_model=wan)))
+    assert fingerprint_of_patcher(SimpleNamespace(model=SimpleNamespace())) is None
+    assert fingerprint_of_patcher(SimpleNamespace()) is None
