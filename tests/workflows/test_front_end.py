@@ -8,15 +8,14 @@ work in that environment and writes a report; the tests judge the report.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .browser_run import report_of
 
 Json = dict[str, Any]
 
@@ -32,73 +31,10 @@ pytestmark = pytest.mark.timeout(CHECK_SECONDS + 60)
 each_stem = pytest.mark.parametrize("stem", STEMS)
 
 
-def browser() -> str | None:
-    """Path of a Chromium, or None."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next(filter(None, map(shutil.which, names)), None)
-
-
-def comfyui() -> tuple[Path, Path] | str:
-    """ComfyUI's folder and its Python, or the reason why the browser check cannot run."""
-    folder = Path(os.environ.get("COMFYUI_DIR") or "~/comfy/ComfyUI").expanduser()
-    if not (folder / "main.py").is_file():
-        return f"no ComfyUI at {folder} (set COMFYUI_DIR)"
-    pythons = [folder / ".venv" / name for name in ("bin/python", "Scripts/python.exe")]
-    python = next((path for path in pythons if path.exists()), None)
-    if python is None:
-        return f"{folder} has no .venv with a Python interpreter"
-    probe = [str(python), "-c", "import playwright, comfyui_frontend_package"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode:
-        return f"{python} lacks playwright or ComfyUI's requirements"
-    if browser() is None:
-        return "no Chromium on the path"
-    return folder, python
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Json:
     """What `browser/check.py` found, plus the folder of its files under "folder"."""
-    found = comfyui()
-    if isinstance(found, str):
-        pytest.skip(found)
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    out = shared / "front_end_check"
-    finished = out / "finished.json"
-    try:
-        out.mkdir()
-    except FileExistsError:  # another test process is at it
-        deadline = time.monotonic() + CHECK_SECONDS
-        while not finished.exists() and time.monotonic() < deadline:
-            time.sleep(1)
-    else:
-        outcome = run_check(*found, out)
-        partial = out / "partial.json"
-        partial.write_text(json.dumps(outcome), encoding="utf-8")
-        partial.rename(finished)
-    returncode, error_text = json.loads(finished.read_text(encoding="utf-8"))
-    assert returncode == 0, error_text
-    return json.loads((out / "report.json").read_text(encoding="utf-8")) | {"folder": str(out)}
-
-
-def run_check(folder: Path, python: Path, out: Path) -> tuple[int, str]:
-    """Return code and last words of `browser/check.py`, which writes its files to `out`."""
-    script = Path(__file__).parent / "browser" / "check.py"
-    command = [python, script, "--comfyui", folder, "--out", out, "--chromium", browser()]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    try:
-        result = subprocess.run(
-            [str(part) for part in command],
-            capture_output=True,
-            text=True,
-            timeout=CHECK_SECONDS,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return 1, f"no report after {CHECK_SECONDS} s"
-    return result.returncode, result.stderr[-4000:]
+    return report_of("check.py", tmp_path_factory, CHECK_SECONDS)
 
 
 def test_template_browser_lists_the_workflows_and_nothing_else(report: Json) -> None:

@@ -58,7 +58,7 @@ class Visit:
         assert watched is not None, "no node of ours in the graph on show"
         artist.look_at(watched)
         artist.press_run(by_key)
-        artist.wait_for_texts(2)
+        artist.wait_for_texts(3)
         self.picture(f"{stem}.sampling")
         report["seconds"] = artist.wait_until_done(RUN_SECONDS)
         if hosts:
