@@ -166,7 +166,7 @@ class RunReport:
         return sum(self._densities.values()) / calls if calls else None
 
     def status_text(self, full_reasons: bool = False) -> str:
-        """ "sparse 304 / dense 16 (first 10 %) · density 0.17 · 1.9x per step · 12.3 s" """
+        """ "sparse 288 / dense 32 (first 10 %) · density 0.17 · 1.9x per step · 12.3 s" """
         parts = [f"sparse {self.sparse.total()} / dense {self.dense.total()}"]
         if self.reasons:
             parts[0] += f" ({_listed(self.reasons, full_reasons)})"
