@@ -87,9 +87,8 @@ class RectifiedSpaAttnReport(io.ComfyNode):
         record = None if patch is None else patch.last_run
         if record is None:
             # Not an error: switching the node off to compare must not stop the render.
-            title, causes = NO_RUN_TITLE, NO_RUN_CAUSES
-            if patch is None:
-                title, causes = NOT_PATCHED_TITLE, NOT_PATCHED_CAUSES
+            title = NO_RUN_TITLE if patch is not None else NOT_PATCHED_TITLE
+            causes = NO_RUN_CAUSES if patch is not None else NOT_PATCHED_CAUSES
             image = as_tensor(draw_no_run(title, causes))
             summary = "\n".join([f"{title}. Likely causes:", *causes])
             json = "null"
