@@ -37,8 +37,9 @@ def profile_of(model: ModelFingerprint, name: str, sparsity: float = 0.75) -> Sp
 
 @pytest.fixture
 def folder(comfy) -> Iterator[Path]:
-    """The server's profile folder, removed after each test."""
+    """The server's profile folder, removed before and after each test."""
     folder = comfy.server.base / "models" / "rectified_spaattn"
+    shutil.rmtree(folder, ignore_errors=True)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
