@@ -62,12 +62,25 @@ def report_of(
             time.sleep(1)
     else:
         partial = out / "partial.json"
+        end = time.monotonic() + seconds
         outcome = _run(program, *found, out, seconds, words)
+        # On a busy machine a page may not answer in time: once more, if there is time for it.
+        remaining = end - time.monotonic()
+        if _went_wrong(outcome[0], out) and remaining > seconds / 2:
+            outcome = _run(program, *found, out, remaining, words)
         partial.write_text(json.dumps(outcome), encoding="utf-8")
         partial.rename(finished)
     returncode, error_text = json.loads(finished.read_text(encoding="utf-8"))
     assert returncode == 0, error_text
     return json.loads((out / "report.json").read_text(encoding="utf-8")) | {"folder": str(out)}
+
+
+def _went_wrong(returncode: int, out: Path) -> bool:
+    """Whether the program failed, or reports a workflow that it could not go through."""
+    if returncode:
+        return True
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return any("error" in entry for entry in report["workflows"].values())
 
 
 def _run(
