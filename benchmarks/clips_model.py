@@ -165,7 +165,7 @@ class Variant:
         """While it is open, the reference and the kernels compute this variant."""
         places = ["rspa_core.rectification"]
         if find_spec("triton") is not None:
-            places.append("kernels.stages")
+            places += ["kernels.scores", "kernels.stages"]
         # All are imported before one is patched: a module that is imported later would take over
         # the patched value and keep it.
         modules = [import_module(f"..{name}", __package__) for name in places]

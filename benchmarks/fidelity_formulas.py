@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..rspa_core import SparseConfig, TokenLayout, token_order
-from ..rspa_core.key_groups import group_keys, pool_groups, sampled_queries
+from ..rspa_core.key_groups import KeyGroups, group_means, head_groups
 from ..rspa_core.pooling import PooledBlocks, pool_blocks, split_blocks
 from ..rspa_core.rectification import capped, variance_term
-from ..rspa_core.selection import forced_blocks, pooled_probs, select_blocks
+from ..rspa_core.selection import forced_blocks, group_probs, pooled_probs, select_blocks
 from .fidelity_inputs import Inputs
 from .fidelity_oracle import Oracle, heads_of, row_chunks
 from .rivals import SOL_BLOCK, sol_kept
@@ -36,10 +36,10 @@ class Tail:
 
     Attributes:
         score: "row" (c q_r·k̄) or "pair" (c q̄_i·k̄, one value for all rows of a q-block).
-        variance: "none", "row" (w_r S_ij, as `precise`), "pair" (S_ij) or "full" (the product of
-            all channels).
-        selection: "precise", "none" (first order) or "sol" (that of Sol-Attn; needs raster order
-            and 64x64).
+        variance: "none", "row" (w_r S_ij, as `precise`), "pair" (S_ij), "full" (the product of
+            all channels) or, with several groups, "sampled" (|q_r|² ν_g, as `precise`).
+        selection: "precise", "none" (first order), "groups" (as `precise` with several) or "sol"
+            (that of Sol-Attn; needs raster order and 64x64).
         groups: stand-ins of a block: 1 for its mean, else means of groups of its keys.
         outliers: keys kept exact for every query, those farthest from their block's mean, as a
             share of all; they are left out of the means.
@@ -67,7 +67,9 @@ FORMULAS: dict[str, Tail] = {
     "precise, outlier keys": Tail(outliers=OUTLIER_SHARE),
     "precise, two resolutions": Tail(split=4),
     "precise, residual .5": Tail(residual=0.5),
-    "precise 4 keys, residual .5": Tail(groups=4, residual=0.5),
+    "precise 4 keys, residual .5": Tail("row", "sampled", "groups", groups=4, residual=0.5),
+    "precise 4 keys, ranked by block means": Tail("row", "sampled", groups=4),
+    "precise 4 keys, their mean variance": Tail(selection="groups", groups=4),
 }
 SOL_FORMULA = Tail(variance="none", selection="sol")
 """ComfyUI's Sol-Attn without its int8 rounding."""
@@ -117,8 +119,9 @@ def formula_rows(inputs: Inputs, oracle: Oracle, config: SparseConfig, tail: Tai
     if tail.selection == "sol":
         if (config.q_block, config.kv_block, config.order) != (SOL_BLOCK, SOL_BLOCK, "raster"):
             raise ValueError("selection = 'sol' is not allowed: only with 64x64 in raster order")
-    elif tail.selection not in ("precise", "none"):
-        raise ValueError(f"selection = {tail.selection!r} is not allowed: precise, none or sol")
+    elif tail.selection not in ("precise", "none", "groups"):
+        allowed = "precise, none, groups or sol"
+        raise ValueError(f"selection = {tail.selection!r} is not allowed: {allowed}")
     out, density, recall = [], [], []
     for q, k, v in heads_of(inputs):
         head = _Head(q, k, v, inputs.layout, config, tail)
@@ -148,8 +151,11 @@ class _Head:
         self.pooled_q = pool_blocks(q, config.q_block)
         self.pooled_k = _pool(self.k, config.kv_block, self.outlier)
         self.block = torch.arange(len(k), device=k.device) // config.kv_block
+        self.groups: KeyGroups | None = None
+        if tail.groups > 1:
+            self.groups = head_groups(q, self.k, config.kv_block, tail.groups)
         self.critical, ranking = self._select(q, forced_blocks(layout, config, q.device))
-        self.stand_ins = self._stand_ins(q)
+        self.stand_ins = self._stand_ins()
         # A stand-in takes part where its block is left out: [NQ, S].
         self.used = ~self.critical[:, self.stand_ins.block]
         if tail.split:
@@ -161,32 +167,39 @@ class _Head:
         if self.tail.selection == "sol":
             kept = sol_kept(q, self.k, topk_ratio=share)
             return kept, kept
-        probs = pooled_probs(self.pooled_q, self.pooled_k, q[:0], self.tail.selection)
+        if self.tail.selection == "groups" and self.groups is not None:
+            probs = group_probs(q, self.groups, q[:0], self.config.q_block)
+        else:
+            probs = pooled_probs(self.pooled_q, self.pooled_k, q[:0], self.tail.selection)
         wider = replace(self.config, sparsity=max(0.0, 1.0 - 2 * share))
         return select_blocks(probs, forced, self.config), select_blocks(probs, forced, wider)
 
-    def _stand_ins(self, q: Tensor) -> StandIns:
+    def _stand_ins(self) -> StandIns:
         """Means of whole blocks or of groups of their keys."""
-        groups, kv_block = self.tail.groups, self.config.kv_block
-        blocks = torch.arange(len(self.pooled_k.mean), device=q.device)
-        if groups == 1:
+        kv_block, groups, pooled = self.config.kv_block, self.groups, self.pooled_k
+        blocks = torch.arange(len(pooled.mean), device=self.k.device)
+        if groups is None:
             values = _pool(self.v, kv_block, self.outlier).mean
-            pooled = self.pooled_k
             return StandIns(
                 pooled.mean, values, pooled.variance, pooled.lengths, blocks, self.block
             )
-        k_blocks, v_blocks = split_blocks(self.k, kv_block), split_blocks(self.v, kv_block)
-        features = q.shape[-1] ** -0.5 * (k_blocks @ sampled_queries(q).mT)
-        labels = group_keys(features, self.pooled_k.lengths, groups)
-        found = pool_groups(k_blocks, v_blocks, labels, self.pooled_k.lengths, groups)
-        owner = (blocks[:, None] * groups + labels).flatten()[: len(q)]
+        number, head_dim = self.tail.groups, self.k.shape[-1]
+        k_blocks = split_blocks(self.k, kv_block)
+        own = (blocks[:, None] * number + groups.labels).flatten()
+        if self.tail.variance == "sampled":
+            # The same in all channels: ½ c² Σ_d q_d² var_d is then |q|² ν.
+            variance = 2.0 * head_dim * groups.spread[:, None].expand_as(groups.keys)
+        else:
+            apart = (k_blocks - groups.keys[own].view_as(k_blocks)).square()
+            variance = group_means(apart, groups, pooled.lengths).mean(-1, keepdim=True)
+            variance = variance.expand_as(groups.keys)
         return StandIns(
-            found.keys,
-            found.values,
-            found.variance[:, None].expand_as(found.keys),
-            found.counts,
-            blocks.repeat_interleave(groups),
-            owner,
+            groups.keys,
+            group_means(split_blocks(self.v, kv_block), groups, pooled.lengths),
+            variance,
+            groups.counts,
+            blocks.repeat_interleave(number),
+            own[: len(self.k)],
         )
 
     def _add_parts(self, ranking: Tensor) -> None:
@@ -257,6 +270,7 @@ class _Head:
         spread = variance_term(self.pooled_q, pooled)[row_block]
         if kind == "pair":
             return spread
+        # "row", and "sampled" where `_stand_ins` has put ν into the variance.
         mean_length = self.pooled_q.mean_square.sum(-1)[row_block]
         return spread * (rows.square().sum(-1) / mean_length)[:, None]
 

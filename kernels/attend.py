@@ -118,7 +118,7 @@ def attend_kernel(
     tail_k,  # [HC, NK TAIL_KEYS, DP] dtype of q and v: block or group means, precise;
     tail_v,  # zeros behind the last block, with TMA in tiles of TAIL_N rows
     tail_size,  # [HC, tail_length] fp32: log2 n_g, TAIL_KEYS > 1
-    tail_variance,  # [HC, tail_length] fp32: ν_g = ½ c² times the group's variance
+    tail_variance,  # [HC, tail_length] fp32: ν_g of rspa_core/key_groups.py, TAIL_KEYS > 1
     out,  # [B, N, H, D] contiguous
     first_head,
     num_heads,

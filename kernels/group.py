@@ -1,49 +1,51 @@
 """Group: keys of a block by what sampled queries score, and what stands for each group.
 
     f_t = c (q_1·k_t, ..., q_R·k_t)     k-means on f: farthest-first seeds, `ROUNDS` of Lloyd
-    k̄_g, v̄_g, log2 n_g, ½ c² v_g        over the tokens of group g, v_g the mean variance of k
+    ν_g = 1/R Σ_s ln( 1/n_g Σ_{t in g} exp(min(f_ts - f̄_gs, limit)) ) / (1/R Σ_s |q_s|²)
+    k̄_g, v̄_g, log2 n_g                  over the tokens of group g
 
-One program per kv-block, which reads its keys and values once. A group without tokens has
-log2 n_g = -inf. Specification: rspa_core/key_groups.py.
+Two kernels, one program per kv-block: labels and what comes of f; means of keys or of values. A
+group without tokens has log2 n_g = -inf. Specification: rspa_core/key_groups.py.
 """
 
 import triton
 import triton.language as tl
 
+GROUP_ROWS = tl.constexpr(16)  # of products over the members of groups: no smaller one exists
+
 
 @triton.jit
-def _from_centre(features, centres, number, GROUPS: tl.constexpr):
-    """Squared distance of every key [BLOCK] from centre `number` of `centres` [GROUPS, R]."""
-    groups = tl.arange(0, GROUPS)
-    centre = tl.sum(tl.where((groups == number)[:, None], centres, 0.0), 0)
-    difference = features - centre[None, :]
-    return tl.sum(difference * difference, 1)
+def _sums(member_of, x, GROUPS: tl.constexpr):
+    """Sums of `x [BLOCK, R]` over the members of each group, `[GROUP_ROWS, R]`.
+
+    Not a product with the members: in three parts of tf32 each it would take all registers.
+    """
+    numbers = tl.arange(0, GROUP_ROWS)
+    sums = tl.zeros([GROUP_ROWS, x.shape[1]], tl.float32)
+    for group in tl.static_range(GROUPS):
+        total = tl.sum(tl.where((member_of == group)[:, None], x, 0.0), 0)
+        sums = tl.where((numbers == group)[:, None], total[None, :], sums)
+    return sums
 
 
 @triton.jit
 def _nearest(features, centres, GROUPS: tl.constexpr):
-    """Number of the nearest centre of every key, the lowest of equals."""
-    nearest = _from_centre(features, centres, 0, GROUPS)
-    labels = tl.zeros_like(nearest).to(tl.int32)
-    for group in tl.static_range(1, GROUPS):
-        distance = _from_centre(features, centres, group, GROUPS)
-        nearer = distance < nearest
-        labels = tl.where(nearer, group, labels)
-        nearest = tl.where(nearer, distance, nearest)
-    return labels
+    """Number of the nearest of `centres [GROUP_ROWS, R]` for every key, the lowest of equals."""
+    # |f - c|² less |f|², which is the same for all centres.
+    product = tl.dot(features, tl.trans(centres), input_precision="tf32x3")  # [BLOCK, GROUP_ROWS]
+    distance = tl.sum(centres * centres, 1)[None, :] - 2.0 * product
+    is_group = tl.arange(0, GROUP_ROWS)[None, :] < GROUPS
+    return tl.argmin(tl.where(is_group, distance, float("inf")), 1)
 
 
 @triton.jit(do_not_specialize=["first_head", "num_heads", "tail_length"])
-def group_kernel(
+def label_kernel(
     k,  # [B, H, N, D], any strides
-    v,  # [B, H, N, D], any strides
     source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding
     queries,  # [B * H, R, DP] dtype of k: the sampled queries, zeros behind D
-    shift,  # [B * H, D] fp32, taken off tail_k, or None
-    tail_k,  # [HC, tail_length, DP] dtype of k: k̄_g at j G + g, written
-    tail_v,  # [HC, tail_length, DP], written
-    tail_size,  # [HC, tail_length] fp32: log2 n_g, written
-    tail_variance,  # [HC, tail_length] fp32: ½ c² v_g, written
+    labels,  # [HC, NB * BLOCK] int8: group of each packed key, -1 for padding, written
+    tail_size,  # [HC, tail_length] fp32: log2 n_g at j G + g, written
+    tail_variance,  # [HC, tail_length] fp32: ν_g, written
     first_head,
     num_heads,
     tail_length,
@@ -51,18 +53,14 @@ def group_kernel(
     stride_h,
     stride_n,
     stride_d,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    v_stride_d,
     scale,
+    limit,
     D: tl.constexpr,
     DP: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUPS: tl.constexpr,
     R: tl.constexpr,
     ROUNDS: tl.constexpr,
-    SHIFTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     head = tl.program_id(0).to(tl.int64)
@@ -72,65 +70,108 @@ def group_kernel(
     cols = tl.arange(0, DP)
     token = tl.load(source + block * BLOCK + rows)
     is_token = token >= 0
+    base = k + (batch_head // num_heads) * stride_b + (batch_head % num_heads) * stride_h
+    offsets = token.to(tl.int64)[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
     inside = is_token[:, None] & (cols < D)[None, :]
-    base = (batch_head // num_heads) * stride_b + (batch_head % num_heads) * stride_h
-    offsets = base + token.to(tl.int64)[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
-    keys = tl.load(k + offsets, mask=inside, other=0.0)  # [BLOCK, DP]
+    keys = tl.load(base + offsets, mask=inside, other=0.0)  # [BLOCK, DP]
 
     asked = tl.arange(0, R)[:, None] * DP + cols[None, :]
     asked = tl.load(queries + batch_head * R * DP + asked)  # [R, DP]
     features = scale * tl.dot(keys, tl.trans(asked), input_precision=PRECISION)  # [BLOCK, R]
+    # Rows behind the last token are zero. Less the mean, distances keep their digits.
     length = tl.sum(is_token.to(tl.float32), 0)
-    mean = tl.sum(features, 0) / length  # rows behind the last token are zero
-    difference = features - mean[None, :]
-    distance = tl.sum(difference * difference, 1)
-    groups = tl.arange(0, GROUPS)
-    centres = tl.zeros([GROUPS, R], tl.float32)
+    features -= (tl.sum(features, 0) / length)[None, :]
+    distance = tl.sum(features * features, 1)
+    numbers = tl.arange(0, GROUP_ROWS)
+    centres = tl.zeros([GROUP_ROWS, R], tl.float32)
+    member_of = tl.where(is_token, 0, -1)
     for group in tl.static_range(GROUPS):
         seed = tl.argmax(tl.where(is_token, distance, -1.0), 0)
         centre = tl.sum(tl.where((rows == seed)[:, None], features, 0.0), 0)
-        centres = tl.where((groups == group)[:, None], centre[None, :], centres)
+        centres = tl.where((numbers == group)[:, None], centre[None, :], centres)
         from_seed = features - centre[None, :]
         from_seed = tl.sum(from_seed * from_seed, 1)
-        distance = from_seed if group == 0 else tl.minimum(distance, from_seed)
-    labels = _nearest(features, centres, GROUPS)
+        if group == 0:
+            distance = from_seed
+        else:
+            member_of = tl.where(is_token & (from_seed < distance), group, member_of)
+            distance = tl.minimum(distance, from_seed)
     for _ in tl.static_range(ROUNDS):
-        for group in tl.static_range(GROUPS):
-            member = tl.where(is_token, labels, -1) == group
-            count = tl.sum(member.to(tl.float32), 0)
-            centre = tl.sum(tl.where(member[:, None], features, 0.0), 0) / tl.maximum(count, 1.0)
-            # A group without keys keeps its centre.
-            moved = tl.where(count > 0, group, -1)
-            centres = tl.where((groups == moved)[:, None], centre[None, :], centres)
-        labels = _nearest(features, centres, GROUPS)
+        counts = tl.sum((member_of[None, :] == numbers[:, None]).to(tl.float32), 1)
+        sums = _sums(member_of, features, GROUPS)
+        # A group without keys keeps its centre.
+        averages = sums / tl.maximum(counts, 1.0)[:, None]
+        centres = tl.where((counts > 0)[:, None], averages, centres)
+        member_of = tl.where(is_token, _nearest(features, centres, GROUPS), -1)
+    tl.store(labels + (head * tl.num_programs(1) + block) * BLOCK + rows, member_of.to(tl.int8))
 
-    # Means of all groups at once: a product with the 0/1 matrix of the members is exact.
-    numbers = tl.arange(0, 16)
-    member = tl.where(is_token, labels, -1)[None, :] == numbers[:, None]  # [16, BLOCK]
-    counts = tl.sum(member.to(tl.float32), 1)
+    member = (member_of[None, :] == numbers[:, None]).to(tl.float32)  # [GROUP_ROWS, BLOCK]
+    counts = tl.sum(member, 1)
     share = 1.0 / tl.maximum(counts, 1.0)
-    members = member.to(keys.dtype)
-    out_row = head * tail_length + block * GROUPS + numbers
+    centres = _sums(member_of, features, GROUPS) * share[:, None]
+    apart = features - tl.dot(tl.trans(member), centres, input_precision="tf32x3")
+    # A key at or above the mean bounds the sum from below, the limit from above.
+    gain = _sums(member_of, tl.exp(tl.minimum(apart, limit)), GROUPS) * share[:, None]
+    gain = tl.sum(tl.log(tl.maximum(gain, 1.0)), 1) / R
+    query = asked.to(tl.float32)
+    query_length = tl.sum(tl.sum(query * query, 1), 0) / R
+    out = head * tail_length + block * GROUPS + numbers
     written = numbers < GROUPS
-    out_offsets = out_row[:, None] * DP + cols[None, :]
-    averages = tl.dot(members, keys, input_precision=PRECISION) * share[:, None]
-    # The spread about the block's mean less that of the group's: the digits are kept.
-    block_mean = tl.sum(keys.to(tl.float32), 0) / length
-    centred = tl.where(inside, keys.to(tl.float32) - block_mean[None, :], 0.0)
-    squares = tl.sum(centred * centred, 1)
-    squares = tl.sum(tl.where(member, squares[None, :], 0.0), 1) * share
-    apart = averages - block_mean[None, :]
-    variance = tl.maximum(squares - tl.sum(apart * apart, 1), 0.0) / D
+    size = tl.where(counts > 0, tl.log2(tl.maximum(counts, 1.0)), float("-inf"))
+    tl.store(tail_size + out, size, mask=written)
+    tl.store(tail_variance + out, gain / tl.maximum(query_length, 1e-30), mask=written)
+
+
+@triton.jit(do_not_specialize=["first_head", "num_heads", "tail_length"])
+def group_mean_kernel(
+    x,  # [B, H, N, D], any strides: k or v
+    source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding
+    labels,  # [HC, NB * BLOCK] int8
+    shift,  # [B * H, D] fp32, read if SHIFTED
+    mean,  # [HC, tail_length, DP] dtype of x: mean of group g of block j at j G + g, written
+    mean_low,  # what mean lacks, written, or None
+    shifted,  # [HC, tail_length, DP] dtype of x: the mean less the shift, written if SHIFTED
+    first_head,
+    num_heads,
+    tail_length,
+    stride_b,
+    stride_h,
+    stride_n,
+    stride_d,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    MEAN_LOW: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # In models the heads of one token lie beside each other in memory: they are read together.
+    head = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    batch_head = first_head + head
+    rows = tl.arange(0, BLOCK)
+    cols = tl.arange(0, DP)
+    token = tl.load(source + block * BLOCK + rows)
+    inside = (token >= 0)[:, None] & (cols < D)[None, :]
+    base = x + (batch_head // num_heads) * stride_b + (batch_head % num_heads) * stride_h
+    offsets = token.to(tl.int64)[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
+    tile = tl.load(base + offsets, mask=inside, other=0.0)  # [BLOCK, DP]
+    member_of = tl.load(labels + (head * tl.num_programs(1) + block) * BLOCK + rows).to(tl.int32)
+
+    # All groups at once: a product with the 0/1 matrix of the members is exact.
+    numbers = tl.arange(0, GROUP_ROWS)
+    member = member_of[None, :] == numbers[:, None]  # [GROUP_ROWS, BLOCK]
+    counts = tl.sum(member.to(tl.float32), 1)
+    averages = tl.dot(member.to(tile.dtype), tile, input_precision=PRECISION)
+    averages *= (1.0 / tl.maximum(counts, 1.0))[:, None]
+    out = (head * tail_length + block * GROUPS + numbers)[:, None] * DP + cols[None, :]
+    written = (numbers < GROUPS)[:, None]
+    rounded = averages.to(mean.dtype.element_ty)
+    tl.store(mean + out, rounded, mask=written)
+    if MEAN_LOW:
+        rest = averages - rounded.to(tl.float32)
+        tl.store(mean_low + out, rest.to(mean_low.dtype.element_ty), mask=written)
     if SHIFTED:
         averages -= tl.load(shift + batch_head * D + cols, mask=cols < D, other=0.0)[None, :]
-    averages = averages.to(tail_k.dtype.element_ty)
-    tl.store(tail_k + out_offsets, averages, mask=written[:, None])
-    size = tl.where(counts > 0, tl.log2(tl.maximum(counts, 1.0)), float("-inf"))
-    tl.store(tail_size + out_row, size, mask=written)
-    tl.store(tail_variance + out_row, 0.5 * scale * scale * variance, mask=written)
-
-    base = (batch_head // num_heads) * v_stride_b + (batch_head % num_heads) * v_stride_h
-    offsets = token.to(tl.int64)[:, None] * v_stride_n + cols.to(tl.int64)[None, :] * v_stride_d
-    values = tl.load(v + base + offsets, mask=inside, other=0.0)
-    averages = tl.dot(members, values, input_precision=PRECISION) * share[:, None]
-    tl.store(tail_v + out_offsets, averages.to(tail_v.dtype.element_ty), mask=written[:, None])
+        tl.store(shifted + out, averages.to(shifted.dtype.element_ty), mask=written)

@@ -8,7 +8,8 @@ from torch import Tensor
 from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.quantisation import smoothing_shift
-from .stages import Chunk, Result, Sizes, Tail, attend, pool, score, select
+from .scores import rank, score
+from .stages import Chunk, Result, Sizes, Tail, attend, pool, select
 from .stand_ins import group
 from .tables import IndexTables, index_tables
 from .tiles import Tile
@@ -80,8 +81,14 @@ def _run_chunk(
 ) -> None:
     q_statistic, k_statistic = _STATISTICS[config.rectification]
     q_source = tables.q_source[sizes.num_context_q * config.q_block :]
-    tail = config.rectification == "precise" and config.tail_keys == 1
-    q_pool = pool(q, q_source, config.q_block, sizes.num_q, sizes, chunk, q_statistic)
+    grouped = config.tail_keys > 1
+    if grouped:
+        q_statistic = k_statistic = "none"
+    tail = config.rectification == "precise" and not grouped
+    q_pool = pool(
+        q, q_source, config.q_block // sizes.q_parts, sizes.num_q * sizes.q_parts, sizes, chunk,
+        q_statistic,
+    )  # fmt: skip
     k_pool = pool(
         k, tables.kv_source, config.kv_block, sizes.num_k, sizes, chunk, k_statistic,
         pack=True, tail=tail, shift=shift, int8=tile.int8, radius=tile.specialised,
@@ -90,17 +97,19 @@ def _run_chunk(
         v, tables.kv_source, config.kv_block, sizes.num_k, sizes, chunk, "none",
         pack=True, tail=tail,
     )  # fmt: skip
-    scores = score(q_pool, k_pool, k, config, sizes, tables, chunk)
+    stand_ins = None
+    if grouped:
+        moved = shift if tile.int8 else None
+        stand_ins, group_mean = group(q, k, v, config, sizes, tables, chunk, moved)
+        scores = rank(q_pool, stand_ins, group_mean, k, config, sizes, tables, chunk)
+    else:
+        scores = score(q_pool, k_pool, k, config, sizes, tables, chunk)
     selection = select(scores, config, sizes, tables, chunk, result)
     compensation = None
     if selection.weights is not None:
         compensation = torch.bmm(selection.weights, v_pool.mean.high)  # C = W v̄
-    stand_ins = None
     if tail:
         stand_ins = Tail(k_pool.tail_mean, v_pool.tail_mean, None, None)
-    elif config.rectification == "precise":
-        moved = shift if tile.int8 else None
-        stand_ins = group(q, k, v, config, sizes, tables, chunk, moved)
     attend(
         q, k_pool, v_pool, stand_ins, scores, selection, compensation,
         config, tile, sizes, tables, chunk, shift, result,

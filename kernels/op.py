@@ -71,7 +71,7 @@ def _op(
         return launch(q, k, v, layout, config, tile, keep_mask)
     with torch.cuda.device(q.device):
         tile = trusted_tile(
-            q.device, q.dtype, q.shape[-1], q_block, kv_block, rectification, precision
+            q.device, q.dtype, q.shape[-1], q_block, kv_block, rectification, precision, tail_keys
         )
         return launch(q, k, v, layout, config, tile, keep_mask)
 

@@ -95,7 +95,8 @@ def pool_kernel(
     # Context blocks are packed but have no statistics: they are never pooled.
     if block < num_video_blocks:
         values = tile.to(tl.float32)
-        count = tl.sum((token >= 0).to(tl.float32), 0)
+        # Of the parts of a ragged q-block some may have no token: their mean is 0.
+        count = tl.maximum(tl.sum((token >= 0).to(tl.float32), 0), 1.0)
         average = tl.sum(values, 0) / count  # [DP]
         out = (head * num_video_blocks + block) * DP + cols
         _store_split(mean, mean_low, out, average, MEAN_LOW)

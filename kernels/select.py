@@ -1,6 +1,7 @@
 """Select: critical set of one q-block per program, without a sort and without a host sync.
 
-P_i. = softmax over [logits_ij for all j, context_lse_i];  n_i = max(top_k, blocks until the mass
+P_i. = softmax over [logits_ij for all j, context_lse_i], or the mean of one such softmax for each
+part of the q-block by its tokens;  n_i = max(top_k, blocks until the mass
 exceeds top_p);  C_i = forced blocks, then the largest P_ij up to n_i, of equals the first.
 
 A non-negative float orders like the integer with the same bits, so the n-th largest of a row is
@@ -56,15 +57,17 @@ def _blocks_for_mass(probs, bits, top_p, num_k):
         "width",
         "top_k",
         "first_head",
+        "video_length",
     ]
 )
 def select_kernel(
-    logits,  # [HC, NQ, NK] fp32
-    context_lse,  # [HC, NQ] fp32, read if HAS_CONTEXT
+    logits,  # [HC, NQ * PARTS, NK] fp32
+    context_lse,  # [HC, NQ * PARTS] fp32, read if HAS_CONTEXT
     accepted,  # [HC, NQ, NK] int8, read if RECTIFICATION == "paper"
     forced,  # [NQ, NK] int8: blocks that are critical whatever their score
     critical,  # [HC, NQ, NK] int8, written if WRITE_MASK
-    tail_spread,  # [HC, NQ, NK] fp32, precise: -inf takes a critical block out of the tail
+    tail_spread,  # [HC, NQ, NK] fp32, precise: -inf takes a critical block out of the tail; all
+    # other entries become 0 if PARTS > 1 and are left as they are if not
     kv_indices,  # [HC, NQ, width] int32, written: full video blocks ascending, full context blocks
     list_lengths,  # [HC, NQ] int32, written: entries of kv_indices
     ragged_kept,  # [HC, NQ] int32, written: 1 if the ragged last video block is critical
@@ -79,6 +82,9 @@ def select_kernel(
     width,
     top_k,
     top_p,
+    video_length,
+    Q_PART: tl.constexpr,  # tokens of a part of a q-block
+    PARTS: tl.constexpr,
     HAS_CONTEXT: tl.constexpr,
     USE_TOP_P: tl.constexpr,
     WRITE_MASK: tl.constexpr,
@@ -91,19 +97,30 @@ def select_kernel(
     column = tl.arange(0, BLOCK)
     inside = column < num_k
 
-    logit = tl.load(logits + row * num_k + column, mask=inside, other=float("-inf"))
-    # A NaN would order above everything and overrun the row; infinities would make NaNs.
-    logit = tl.where(logit == logit, tl.minimum(logit, HIGHEST_LOGIT), float("-inf"))
-    highest = tl.maximum(tl.max(logit, 0), -HIGHEST_LOGIT)
-    if HAS_CONTEXT:
-        context = tl.load(context_lse + row)
-        context = tl.where(context == context, tl.minimum(context, HIGHEST_LOGIT), float("-inf"))
-        highest = tl.maximum(highest, context)
-    probs = tl.exp(logit - highest)
-    total = tl.sum(probs, 0)
-    if HAS_CONTEXT:
-        total += tl.exp(context - highest)
-    probs = probs / tl.maximum(total, 1e-30)
+    probs = tl.zeros([BLOCK], tl.float32)
+    length = tl.minimum(video_length - q_block * (PARTS * Q_PART), PARTS * Q_PART)
+    for part in tl.static_range(PARTS):
+        part_row = row * PARTS + part
+        logit = tl.load(logits + part_row * num_k + column, mask=inside, other=float("-inf"))
+        # A NaN would order above everything and overrun the row; infinities would make NaNs.
+        logit = tl.where(logit == logit, tl.minimum(logit, HIGHEST_LOGIT), float("-inf"))
+        highest = tl.maximum(tl.max(logit, 0), -HIGHEST_LOGIT)
+        if HAS_CONTEXT:
+            context = tl.load(context_lse + part_row)
+            context = tl.where(
+                context == context, tl.minimum(context, HIGHEST_LOGIT), float("-inf")
+            )
+            highest = tl.maximum(highest, context)
+        part_probs = tl.exp(logit - highest)
+        total = tl.sum(part_probs, 0)
+        if HAS_CONTEXT:
+            total += tl.exp(context - highest)
+        part_probs = part_probs / tl.maximum(total, 1e-30)
+        if PARTS == 1:
+            probs = part_probs
+        else:
+            tokens = tl.minimum(tl.maximum(length - part * Q_PART, 0), Q_PART)
+            probs += part_probs * (tokens.to(tl.float32) / length.to(tl.float32))
 
     bits = tl.where(inside, probs.to(tl.int32, bitcast=True), -1)
     count = tl.minimum(top_k, num_k)
@@ -132,7 +149,11 @@ def select_kernel(
     if WRITE_MASK:
         tl.store(critical + row * num_k + column, keep.to(tl.int8), mask=inside)
     if RECTIFICATION == "precise":
-        tl.store(tail_spread + row * num_k + column, float("-inf"), mask=keep)
+        if PARTS == 1:
+            tl.store(tail_spread + row * num_k + column, float("-inf"), mask=keep)
+        else:
+            left_out = tl.where(keep, float("-inf"), 0.0)
+            tl.store(tail_spread + row * num_k + column, left_out, mask=inside)
     if RECTIFICATION == "paper":
         gain = tl.load(accepted + row * num_k + column, mask=inside, other=0) != 0
         weight = tl.where(gain & ~keep, probs, 0.0)

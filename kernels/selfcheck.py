@@ -47,6 +47,7 @@ def trusted_tile(
     kv_block: int,
     rectification: str,
     precision: str,
+    tail_keys: int,
 ) -> Tile:
     """First tile of the table that gives the reference's output on `device`.
 
@@ -68,7 +69,7 @@ def trusted_tile(
         has_gluon(),
         int8=precision == "int8",
     )
-    config = SparseConfig(0.6, q_block, kv_block, rectification=rectification)
+    config = SparseConfig(0.6, q_block, kv_block, rectification=rectification, tail_keys=tail_keys)
     logger.info("Rectified SpaAttn: compiling kernels once for %s, scores in %s", name, precision)
     return first_correct(
         candidates,

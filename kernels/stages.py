@@ -1,4 +1,4 @@
-"""The four stages of a call over one chunk of heads: each allocates what it leaves and launches."""
+"""Stages of a call over one chunk of heads: each allocates what it leaves behind and launches."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.rectification import TAIL_VARIANCE_CAP
+from ..rspa_core.selection import Q_PARTS
 from .attend import attend_kernel
 from .pool import pool_kernel
-from .score import context_lse_kernel, score_kernel
 from .select import select_kernel
 from .tables import IndexTables
-from .tiles import Tile, pool_warps, score_tile, select_warps
+from .tiles import Tile, pool_warps, select_warps
 
 GLUON_RELEASES = ((3, 6),)
 """Releases of Triton with which attend_hopper.py has been run."""
@@ -57,6 +57,8 @@ class Sizes:
     packed_length: int
     tail_length: int  # pooled keys of one head, a whole number of tiles
     width: int  # entries of one row of kv_indices
+    q_parts: int  # rows of logits for one q-block
+    context_start: int  # first packed key of the context
 
     @staticmethod
     def of(
@@ -80,14 +82,17 @@ class Sizes:
             packed_length=len(tables.kv_source),
             tail_length=triton.cdiv(num_k * config.tail_keys, tile.tail_n) * tile.tail_n,
             width=min(kept, num_full_k) + num_full_context,
+            q_parts=Q_PARTS if config.tail_keys > 1 else 1,
+            context_start=num_k * config.kv_block,
         )
 
     def heads_per_chunk(self, num_heads: int, element_size: int, workspace: int) -> int:
         """Heads that fit into the workspace together, spread evenly over the chunks."""
         packed = 2 * self.packed_length * self.padded_dim * element_size
         # Logits, and GAPR bit or variance term; statistics in fp32, their copies for the tail.
-        pairs = self.num_q * self.num_k * 8 + self.num_q * self.width * 4
-        pooled = (2 * self.num_q + 3 * self.num_k + self.tail_length) * self.padded_dim * 4
+        pairs = self.num_q * (self.num_k * 4 * (1 + self.q_parts) + self.width * 4)
+        means = 2 * self.num_q * self.q_parts + 3 * self.num_k + 2 * self.tail_length
+        pooled = means * self.padded_dim * 4
         chunks = triton.cdiv(num_heads, max(1, workspace // (packed + pairs + pooled)))
         return triton.cdiv(num_heads, chunks)
 
@@ -191,58 +196,12 @@ class Tail:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the pooled blocks say about each other."""
+    """What the pooled blocks say about each other, P = 1 or Q_PARTS rows for each q-block."""
 
-    logits: Tensor  # [HC, NQ, NK] fp32
+    logits: Tensor  # [HC, NQ * P, NK] fp32
     accepted: Tensor | None  # [HC, NQ, NK] int8, paper
-    tail_spread: Tensor | None  # [HC, NQ, NK] fp32: S_ij / <|q|²>_i, precise
-    context_lse: Tensor | None  # [HC, NQ] fp32, where there is context
-
-
-def score(
-    q_pool: Pooled,
-    k_pool: Pooled,
-    k: Tensor,
-    config: SparseConfig,
-    sizes: Sizes,
-    tables: IndexTables,
-    chunk: Chunk,
-) -> Scores:
-    """Score all block pairs; `k [B, H, N, D]` gives the context tokens, which are not pooled."""
-    q_mean, k_mean, q_spread, k_spread = q_pool.mean, k_pool.mean, q_pool.spread, k_pool.spread
-    pairs = (chunk.count, sizes.num_q, sizes.num_k)
-    logits = torch.empty(pairs, dtype=torch.float32, device=k.device)
-    mode = config.rectification
-    scores = Scores(
-        logits=logits,
-        accepted=torch.empty_like(logits, dtype=torch.int8) if mode == "paper" else None,
-        tail_spread=torch.empty_like(logits) if mode == "precise" else None,
-        context_lse=logits.new_empty(pairs[:2]) if sizes.context_length else None,
-    )
-    scale = sizes.head_dim**-0.5
-    tile = score_tile(q_mean.high.dtype)
-    step = min(tile.step, sizes.padded_dim)
-    tiles = triton.cdiv(sizes.num_q, tile.tile_q), triton.cdiv(sizes.num_k, tile.tile_k)
-    score_kernel[(*tiles, chunk.count)](
-        q_mean.high, q_mean.low, q_spread and q_spread.high, q_spread and q_spread.low,
-        k_mean.high, k_mean.low, k_spread and k_spread.high, k_spread and k_spread.low,
-        logits, scores.accepted, scores.tail_spread,
-        sizes.num_q, sizes.num_k, sizes.video_length, scale, TAIL_VARIANCE_CAP,
-        DP=sizes.padded_dim, KV_BLOCK=config.kv_block,
-        TILE_Q=tile.tile_q, TILE_K=tile.tile_k, STEP=step, RECTIFICATION=mode,
-        MEAN_LOW=q_mean.low is not None,
-        SPREAD_LOW=q_spread is not None and q_spread.low is not None,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
-    )  # fmt: skip
-    if scores.context_lse is not None:
-        source = tables.kv_source[sizes.num_k * config.kv_block :]
-        context_lse_kernel[(tiles[0], chunk.count)](
-            q_mean.high, q_mean.low, k, source, scores.context_lse,
-            chunk.first, chunk.num_heads, sizes.num_q, sizes.context_length, *k.stride(), scale,
-            D=sizes.head_dim, DP=sizes.padded_dim, TILE=tile.tile_q, STEP=step,
-            MEAN_LOW=q_mean.low is not None, num_warps=4, num_stages=tile.num_stages,
-        )  # fmt: skip
-    return scores
+    tail_spread: Tensor | None  # [HC, NQ, NK] fp32: S_ij / <|q|²>_i, precise with one key
+    context_lse: Tensor | None  # [HC, NQ * P] fp32, where there is context
 
 
 @dataclass(frozen=True)
@@ -269,7 +228,8 @@ def select(
     rows = (chunk.count, sizes.num_q)
     paper = config.rectification == "paper"
     keep_mask = result.mask.numel() > 0
-    critical = torch.empty_like(logits, dtype=torch.int8) if keep_mask else None
+    pairs = (*rows, sizes.num_k)
+    critical = logits.new_empty(pairs, dtype=torch.int8) if keep_mask else None
     kv_indices = logits.new_empty(
         chunk.count * sizes.num_q * sizes.width + len(tables.all_blocks), dtype=torch.int32
     )
@@ -279,7 +239,7 @@ def select(
         list_lengths=logits.new_empty(rows, dtype=torch.int32),
         ragged_kept=logits.new_empty(rows, dtype=torch.int32),
         rectify_scale=logits.new_empty(rows) if paper else None,
-        weights=torch.empty_like(logits, dtype=result.out.dtype) if paper else None,
+        weights=logits.new_empty(pairs, dtype=result.out.dtype) if paper else None,
     )
     block = triton.next_power_of_2(sizes.num_k)
     select_kernel[(sizes.num_q, chunk.count)](
@@ -287,7 +247,8 @@ def select(
         kv_indices, selection.list_lengths, selection.ragged_kept, selection.weights,
         result.kv_counts, selection.rectify_scale, chunk.first,
         sizes.num_q, sizes.num_k, sizes.num_full_k, sizes.num_full_context, sizes.width,
-        config.top_k(sizes.num_k), config.top_p,
+        config.top_k(sizes.num_k), config.top_p, sizes.video_length,
+        Q_PART=config.q_block // sizes.q_parts, PARTS=sizes.q_parts,
         HAS_CONTEXT=scores.context_lse is not None, USE_TOP_P=config.top_p > 0,
         WRITE_MASK=keep_mask, RECTIFICATION=config.rectification,
         BLOCK=block, num_warps=select_warps(block),

@@ -144,8 +144,17 @@ def score_tile(dtype: torch.dtype) -> ScoreTile:
     return ScoreTile(64, 64, 32, 4, 3)
 
 
+def rank_tile(dtype: torch.dtype) -> ScoreTile:
+    """Configuration of the rank kernel: parts of q-blocks and groups of keys per program."""
+    if dtype == torch.float32:
+        return ScoreTile(64, 64, 16, 8, 2)
+    return ScoreTile(128, 128, 32, 4, 3)
+
+
 def pool_warps(block: int, int8: bool) -> int:
     """Warps of the pool kernel: as few as hold a block, so that many blocks are under way."""
+    if block < 64:
+        return 1
     return 2 if block == 64 and not int8 else 4
 
 

@@ -9,6 +9,12 @@ queries score them. With R queries q_s of the same head, taken at even distances
 
 so the groups are those of k-means on f: farthest-first seeds (Gonzalez 1985), which give a sink or
 another outlier a group of its own, then `ROUNDS` rounds of Lloyd's algorithm.
+
+A group's keys together count for more than their number times what their mean does. How much more
+is what the sampled queries say of it, on average, and it grows with the square of a query:
+
+    r_g = 1/R Σ_s ln( 1/n_g Σ_{t in g} exp(f_ts - f̄_gs) ) >= 0      f̄_g: mean of f over the group
+    ν_g = r_g / (1/R Σ_s |q_s|²)                                    ln n_g + |q|² ν_g for n_g keys
 """
 
 from __future__ import annotations
@@ -18,24 +24,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .pooling import block_lengths, split_blocks
+
 SAMPLED_QUERIES = 32
 ROUNDS = 2
+LARGEST_GAIN = 60.0
+"""f_ts - f̄_gs counts as this at most: the sum stays in fp32, and the term is capped far below."""
 
 
 @dataclass(frozen=True)
 class KeyGroups:
-    """What stands for the blocks of one head, group g of block j at j G + g; fp32.
+    """Groups of the keys of every block of one head, group g of block j at j G + g; fp32.
 
     Attributes:
-        keys, values: means of the group's keys and values, `[NB * G, D]`, zero where it is empty.
+        labels: group of every key of every block, `[NB, b]` int64.
+        keys: means of the groups' keys, `[NB * G, D]`, zero where a group is empty.
         counts: tokens in the group, `[NB * G]`.
-        variance: of the group's keys, mean over the channels, `[NB * G]`.
+        spread: ν, `[NB * G]`, nats per squared length of a query.
     """
 
+    labels: Tensor
     keys: Tensor
-    values: Tensor
     counts: Tensor
-    variance: Tensor
+    spread: Tensor
 
 
 def sampled_queries(q: Tensor) -> Tensor:
@@ -44,7 +55,53 @@ def sampled_queries(q: Tensor) -> Tensor:
     return q[(2 * number + 1) * len(q) // (2 * SAMPLED_QUERIES)]
 
 
-def group_keys(features: Tensor, lengths: Tensor, groups: int) -> Tensor:
+def group_keys(k_blocks: Tensor, queries: Tensor, lengths: Tensor, groups: int) -> KeyGroups:
+    """Groups of the keys of every block, and what makes one key of each.
+
+    Args:
+        k_blocks: `[NB, b, D]` fp32; what lies behind a block's last token is ignored.
+        queries: see `sampled_queries`, `[R, D]` fp32.
+        lengths: true tokens per block, `[NB]`.
+        groups: G.
+    """
+    features = queries.shape[-1] ** -0.5 * (k_blocks @ queries.mT)
+    labels = group_labels(features, lengths, groups)
+    member = _members(labels, lengths, groups)
+    counts = member.sum(1)
+    centres = _means(features, member)
+    own = torch.gather(centres, 1, labels[..., None].expand_as(features))
+    gain = _means((features - own).clamp(max=LARGEST_GAIN).exp(), member)
+    # An empty group has 0 here, and no part in anything.
+    gain = gain.clamp(min=1.0).log().mean(-1)
+    length = queries.square().sum(-1).mean().clamp(min=torch.finfo(torch.float32).tiny)
+    keys = _means(k_blocks, member).flatten(0, 1)
+    return KeyGroups(labels, keys, counts.flatten(), (gain / length).flatten())
+
+
+def head_groups(video_q: Tensor, video_k: Tensor, kv_block: int, groups: int) -> KeyGroups:
+    """`group_keys` of one head: `video_q`, `video_k [n, D]` fp32 in token order."""
+    lengths = block_lengths(len(video_k), kv_block, video_k.device)
+    return group_keys(split_blocks(video_k, kv_block), sampled_queries(video_q), lengths, groups)
+
+
+def group_means(blocks: Tensor, groups: KeyGroups, lengths: Tensor) -> Tensor:
+    """Means over the groups of `blocks [NB, b, D]` fp32: `[NB * G, D]`, zero where one is empty."""
+    number = len(groups.counts) // len(blocks)
+    return _means(blocks, _members(groups.labels, lengths, number)).flatten(0, 1)
+
+
+def _members(labels: Tensor, lengths: Tensor, groups: int) -> Tensor:
+    """1 where a key of a block belongs to a group, `[NB, b, G]` fp32."""
+    inside = torch.arange(labels.shape[1], device=labels.device) < lengths[:, None]
+    return torch.nn.functional.one_hot(labels, groups) * inside[..., None].float()
+
+
+def _means(blocks: Tensor, member: Tensor) -> Tensor:
+    """`blocks [NB, b, D]` and `member [NB, b, G]` to `[NB, G, D]`."""
+    return (member / member.sum(1, keepdim=True).clamp(min=1.0)).mT @ blocks
+
+
+def group_labels(features: Tensor, lengths: Tensor, groups: int) -> Tensor:
     """Group of every key of every block.
 
     Seed 0 is the key farthest from the block's mean, every further seed the one farthest from the
@@ -83,27 +140,3 @@ def _nearest(features: Tensor, centres: Tensor) -> Tensor:
     # One group at a time: differences of all at once would be G times the features.
     distances = [(features - centre[:, None]).square().sum(-1) for centre in centres.unbind(1)]
     return torch.stack(distances, -1).argmin(-1)
-
-
-def pool_groups(
-    k_blocks: Tensor, v_blocks: Tensor, labels: Tensor, lengths: Tensor, groups: int
-) -> KeyGroups:
-    """Means over the groups of every block.
-
-    Args:
-        k_blocks, v_blocks: `[NB, b, D]` fp32.
-        labels: from `group_keys`.
-        lengths: true tokens per block, `[NB]`.
-        groups: G.
-    """
-    inside = torch.arange(labels.shape[1], device=labels.device) < lengths[:, None]
-    member = torch.nn.functional.one_hot(labels, groups) * inside[..., None].float()
-    counts = member.sum(1)
-    shares = (member / counts.clamp(min=1.0)[:, None, :]).mT
-    keys = shares @ k_blocks
-    # Around the group's mean: a difference of squares would lose the digits.
-    own = torch.gather(keys, 1, labels[..., None].expand(-1, -1, keys.shape[-1]))
-    variance = shares @ (k_blocks - own).square().mean(-1, keepdim=True)
-    return KeyGroups(
-        keys.flatten(0, 1), (shares @ v_blocks).flatten(0, 1), counts.flatten(), variance.flatten()
-    )

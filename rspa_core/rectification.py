@@ -70,23 +70,21 @@ def tail_variance_term(rows: Tensor, pooled_q: PooledBlocks, pooled_k: PooledBlo
     return share * variance_term(pooled_q, pooled_k)[:, None, :]
 
 
-def group_variance_term(rows: Tensor, variance: Tensor) -> Tensor:
-    """The variance term of groups of keys, as if they spread alike in all channels.
-
-    ½ c² |q_r|² v_g with v_g the mean variance of the group's channels.
+def group_spread_term(rows: Tensor, spread: Tensor) -> Tensor:
+    """What the spread of a group's keys adds to its logit in every row: |q_r|² ν_g.
 
     Args:
-        rows: `[NQ, R, D]` fp32.
-        variance: v, `[K]` fp32, see `key_groups.KeyGroups`.
+        rows: `[..., D]` fp32.
+        spread: ν, `[K]` fp32, see `key_groups.KeyGroups`.
 
     Returns:
-        `[NQ, R, K]` fp32, in nats, not yet capped.
+        `[..., K]` fp32, in nats, not yet capped.
     """
-    return 0.5 / rows.shape[-1] * rows.square().sum(-1, keepdim=True) * variance
+    return rows.square().sum(-1, keepdim=True) * spread
 
 
 def capped(spread: Tensor) -> Tensor:
-    """The variance term, bounded."""
+    """The variance or spread term, bounded."""
     return spread.clamp(max=TAIL_VARIANCE_CAP)
 
 

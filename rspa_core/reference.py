@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import SparseConfig
-from .key_groups import KeyGroups, group_keys, pool_groups, sampled_queries
+from .key_groups import KeyGroups, group_means, head_groups
 from .layout import TokenLayout
 from .order import inverse_order
 from .pooling import PooledBlocks, block_lengths, pool_blocks, split_blocks
@@ -20,11 +20,11 @@ from .quantisation import round_keys, round_queries, smoothing_shift
 from .rectification import (
     capped,
     gain_accepted,
-    group_variance_term,
+    group_spread_term,
     paper_rectification,
     tail_variance_term,
 )
-from .selection import forced_blocks, pooled_probs, select_blocks, split_sequence
+from .selection import block_probs, forced_blocks, select_blocks, split_sequence
 
 _CHUNK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Gathered keys of one step of the loop: bounds the memory, does not change the result. On a CPU
@@ -74,16 +74,12 @@ def _attend_head(
     pooled_k = pool_blocks(video_k, config.kv_block)
     pooled_v = pool_blocks(video_v, config.kv_block).mean
 
-    probs = pooled_probs(pooled_q, pooled_k, context_k, config.rectification)
-    critical = select_blocks(probs, forced_blocks(layout, config, q.device), config)
-
     groups = None
     if config.tail_keys > 1:
-        k_blocks = split_blocks(video_k, config.kv_block)
-        features = k.shape[-1] ** -0.5 * (k_blocks @ sampled_queries(video_q).mT)
-        labels = group_keys(features, pooled_k.lengths, config.tail_keys)
-        v_blocks = split_blocks(video_v, config.kv_block)
-        groups = pool_groups(k_blocks, v_blocks, labels, pooled_k.lengths, config.tail_keys)
+        groups = head_groups(video_q, video_k, config.kv_block, config.tail_keys)
+    probs = block_probs(video_q, pooled_q, pooled_k, groups, context_k, config)
+    critical = select_blocks(probs, forced_blocks(layout, config, q.device), config)
+
     shift = torch.zeros_like(k[0])
     rounded_q = split_blocks(video_q, config.q_block)
     tail = None
@@ -93,13 +89,17 @@ def _attend_head(
         video_k = round_keys(video_k, shift, config.kv_block)
         context_k = round_keys(context_k, shift, config.kv_block)
     if config.rectification == "precise":
+        tail_values = pooled_v
+        if groups is not None:
+            v_blocks = split_blocks(video_v, config.kv_block)
+            tail_values = group_means(v_blocks, groups, pooled_k.lengths)
         tail = _Tail(
             rows=split_blocks(video_q, config.q_block),
             pooled_q=pooled_q,
             pooled_k=pooled_k,
             groups=groups,
             keys=(pooled_k.mean if groups is None else groups.keys) - shift,
-            values=pooled_v if groups is None else groups.values,
+            values=tail_values,
             rounded=config.precision == "int8",
         )
     sparse = _CriticalAttention(video_k, video_v, context_k, context_v, config)
@@ -174,7 +174,7 @@ class _Tail:
             spread = tail_variance_term(self.rows, self.pooled_q, self.pooled_k)
         else:
             counts = self.groups.counts
-            spread = group_variance_term(self.rows, self.groups.variance)
+            spread = group_spread_term(self.rows, self.groups.spread)
             critical = critical.repeat_interleave(len(counts) // critical.shape[-1], -1)
         bias = counts.log() + capped(spread)
         if self.rounded:

@@ -6,10 +6,14 @@ import torch
 from torch import Tensor
 
 from .config import SparseConfig
+from .key_groups import KeyGroups, head_groups
 from .layout import TokenLayout
 from .order import block_neighbours, token_order
-from .pooling import PooledBlocks, pool_blocks
-from .rectification import selection_logits
+from .pooling import PooledBlocks, block_lengths, pool_blocks, split_blocks
+from .rectification import capped, group_spread_term, selection_logits
+
+Q_PARTS = 4
+"""Parts of a q-block whose means rank the groups of keys one by one."""
 
 
 def split_sequence(x: Tensor, layout: TokenLayout, order: str) -> tuple[Tensor, Tensor]:
@@ -60,6 +64,50 @@ def pooled_probs(
     return logits.softmax(-1)[..., : pooled_k.mean.shape[-2]]
 
 
+def group_probs(video_q: Tensor, groups: KeyGroups, context_k: Tensor, q_block: int) -> Tensor:
+    """Estimate of full attention from groups of keys and parts of q-blocks, `P [NQ, NK]` fp32.
+
+    A mean over a whole q-block hides what only some of its queries look for. Each of its `Q_PARTS`
+    parts has a softmax of its own, and P is their mean by tokens:
+
+        P_ij = Σ_s n_is / n_i  Σ_{g in j} softmax over [t_isg for all g, LSE_t(c q̄_is·k_t)]
+        t_isg = c q̄_is·k̄_g + ln n_g + min(|q̄_is|² ν_g, cap)
+
+    Args:
+        video_q: queries of one head in token order, `[n, D]` fp32.
+        groups: of the keys of the same head.
+        context_k: context keys `[C, D]`, C may be 0.
+        q_block: tokens per q-block.
+    """
+    part = q_block // Q_PARTS
+    q = pool_blocks(video_q, part).mean
+    scale = q.shape[-1] ** -0.5
+    logits = scale * (q @ groups.keys.mT) + groups.counts.log()
+    logits = logits + capped(group_spread_term(q, groups.spread))
+    if len(context_k):
+        context = torch.logsumexp(scale * (q @ context_k.float().mT), dim=-1, keepdim=True)
+        logits = torch.cat([logits, context], dim=-1)
+    probs = logits.softmax(-1)[:, : len(groups.counts)]
+    probs = probs.unflatten(-1, (len(groups.labels), -1)).sum(-1)
+    weights = block_lengths(len(video_q), part, q.device)
+    blocks = split_blocks(weights[:, None] * probs, Q_PARTS).sum(1)
+    return blocks / block_lengths(len(video_q), q_block, q.device)[:, None]
+
+
+def block_probs(
+    video_q: Tensor,
+    pooled_q: PooledBlocks,
+    pooled_k: PooledBlocks,
+    groups: KeyGroups | None,
+    context_k: Tensor,
+    config: SparseConfig,
+) -> Tensor:
+    """The P that ranks the blocks of one head: of groups where there are some, else pooled."""
+    if groups is not None:
+        return group_probs(video_q, groups, context_k, config.q_block)
+    return pooled_probs(pooled_q, pooled_k, context_k, config.rectification)
+
+
 def select_blocks(probs: Tensor, forced: Tensor, config: SparseConfig) -> Tensor:
     """The critical set from pooled probabilities.
 
@@ -99,12 +147,24 @@ def critical_blocks(q: Tensor, k: Tensor, layout: TokenLayout, config: SparseCon
     Returns:
         `[B, H, NQ, NK]` bool over video blocks in token order.
     """
+    forced = forced_blocks(layout, config, q.device)
+    masks = [
+        _critical_of_head(q[b, h].float(), k[b, h].float(), layout, forced, config)
+        for b in range(q.shape[0])
+        for h in range(q.shape[1])
+    ]
+    return torch.stack(masks).unflatten(0, q.shape[:2])
+
+
+def _critical_of_head(
+    q: Tensor, k: Tensor, layout: TokenLayout, forced: Tensor, config: SparseConfig
+) -> Tensor:
+    """`q, k [N, D]` fp32 to `[NQ, NK]` bool."""
     video_q, _ = split_sequence(q, layout, config.order)
     video_k, context_k = split_sequence(k, layout, config.order)
-    probs = pooled_probs(
-        pool_blocks(video_q, config.q_block),
-        pool_blocks(video_k, config.kv_block),
-        context_k,
-        config.rectification,
-    )
-    return select_blocks(probs, forced_blocks(layout, config, q.device), config)
+    pooled_q, pooled_k = pool_blocks(video_q, config.q_block), pool_blocks(video_k, config.kv_block)
+    groups = None
+    if config.tail_keys > 1:
+        groups = head_groups(video_q, video_k, config.kv_block, config.tail_keys)
+    probs = block_probs(video_q, pooled_q, pooled_k, groups, context_k, config)
+    return select_blocks(probs, forced, config)

@@ -51,10 +51,11 @@ def test_hopper_uses_its_own_kernel(
     from rectified_spaattn.kernels.selfcheck import trusted_tile
 
     require_hopper(device)
-    for rectification in ("paper", "precise", "none"):
+    for rectification, tail_keys in (("paper", 1), ("precise", 1), ("precise", 4), ("none", 1)):
         tile = trusted_tile(
-            torch.device("cuda", 0), torch.bfloat16, 128, *blocks, rectification, precision
-        )
+            torch.device("cuda", 0), torch.bfloat16, 128, *blocks, rectification, precision,
+            tail_keys,
+        )  # fmt: skip
         assert tile.specialised
         assert tile.int8 == (precision == "int8")
 

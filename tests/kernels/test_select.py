@@ -36,7 +36,7 @@ def run_select(logits: Tensor, forced: Tensor, top_k: int, top_p: float) -> tupl
     select_kernel[(num_q, 1)](
         logits.clone(), None, None, forced.to(torch.int8), mask, None, kv_indices,
         *counts[:2], None, counts[2], None, 0,
-        num_q, num_k, num_k, 0, num_k, top_k, top_p,
+        num_q, num_k, num_k, 0, num_k, top_k, top_p, num_q * 64, Q_PART=64, PARTS=1,
         HAS_CONTEXT=False, USE_TOP_P=top_p > 0, WRITE_MASK=True, RECTIFICATION="none",
         BLOCK=triton.next_power_of_2(num_k), num_warps=4,
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,13 +13,23 @@ from rectified_spaattn.rspa_core import (
     ConfigError,
     SparseConfig,
     TokenLayout,
+    critical_blocks,
     dense_attention,
     metrics,
     rectified_attention,
     token_order,
 )
-from rectified_spaattn.rspa_core.key_groups import ROUNDS, SAMPLED_QUERIES, group_keys, pool_groups
+from rectified_spaattn.rspa_core.key_groups import (
+    ROUNDS,
+    SAMPLED_QUERIES,
+    KeyGroups,
+    group_keys,
+    group_labels,
+    group_means,
+    head_groups,
+)
 from rectified_spaattn.rspa_core.rectification import TAIL_VARIANCE_CAP
+from rectified_spaattn.rspa_core.selection import Q_PARTS, group_probs
 
 from .cases import video_like
 
@@ -71,7 +80,7 @@ def test_groups_of_keys(groups: int) -> None:
     features = torch.randn(6, 64, 16, generator=generator)
     features[1, 5] += 40.0
     lengths = torch.tensor([64.0] * 5 + [23.0])
-    labels = group_keys(features, lengths, groups)
+    labels = group_labels(features, lengths, groups)
     compared = 0
     for block in range(6):
         count = int(lengths[block])
@@ -84,30 +93,88 @@ def test_groups_of_keys(groups: int) -> None:
 
 
 def test_fewer_keys_than_groups() -> None:
-    features = torch.randn(1, 64, 8)
-    labels = group_keys(features, torch.tensor([3.0]), 8)
-    assert len(set(labels[0, :3].tolist())) == 3
+    length = torch.tensor([3.0])
     blocks = torch.randn(1, 64, 16)
-    pooled = pool_groups(blocks, 2 * blocks, labels, torch.tensor([3.0]), 8)
-    assert pooled.counts.sum() == 3
-    assert pooled.keys.isfinite().all()
-    assert (pooled.variance == 0).all()
+    found = group_keys(blocks, torch.randn(32, 16), length, 8)
+    assert len(set(found.labels[0, :3].tolist())) == 3
+    assert found.counts.sum() == 3
+    assert found.keys.isfinite().all()
+    assert (found.spread == 0).all()
+    assert group_means(2 * blocks, found, length).isfinite().all()
+
+
+def test_queries_of_zero() -> None:
+    found = group_keys(torch.randn(2, 64, 16), torch.zeros(32, 16), torch.tensor([64.0, 9.0]), 4)
+    assert found.keys.isfinite().all()
+    assert (found.spread == 0).all()
+
+
+def spread_by_hand(members: Tensor, asked: Tensor) -> float:
+    """ν of a group of keys `[n, D]`, asked by `[R, D]`; fp64."""
+    scale = members.shape[-1] ** -0.5
+    gains = []
+    for query in asked:
+        scores = scale * members @ query
+        gains.append(math.log(float((scores - scores.mean()).exp().mean())))
+    return (sum(gains) / len(gains)) / float(asked.square().sum(1).mean())
 
 
 def test_group_statistics() -> None:
     generator = torch.Generator().manual_seed(3)
     k, v = (torch.randn(2, 64, 24, generator=generator) for _ in range(2))
-    labels = torch.randint(4, (2, 64), generator=generator)
-    pooled = pool_groups(k, v, labels, torch.tensor([64.0, 40.0]), 4)
+    asked = 2 * torch.randn(32, 24, generator=generator)
+    lengths = torch.tensor([64.0, 40.0])
+    found = group_keys(k, asked, lengths, 4)
+    values = group_means(v, found, lengths)
     for block, length in enumerate((64, 40)):
         for group in range(4):
-            members = [t for t in range(length) if labels[block, t] == group]
+            members = [t for t in range(length) if found.labels[block, t] == group]
             place = 4 * block + group
-            assert pooled.counts[place] == len(members)
-            torch.testing.assert_close(pooled.keys[place], k[block, members].mean(0))
-            torch.testing.assert_close(pooled.values[place], v[block, members].mean(0))
-            spread = k[block, members].var(0, unbiased=False).mean()
-            torch.testing.assert_close(pooled.variance[place], spread)
+            assert found.counts[place] == len(members) > 0
+            torch.testing.assert_close(found.keys[place], k[block, members].mean(0))
+            torch.testing.assert_close(values[place], v[block, members].mean(0))
+            spread = spread_by_hand(k[block, members].double(), asked.double())
+            assert float(found.spread[place]) == pytest.approx(spread, rel=1e-4)
+
+
+def probs_by_hand(q: Tensor, found: KeyGroups, context_k: Tensor, q_block: int) -> Tensor:
+    """P `[NQ, NK]` of queries `q [n, D]` in token order; fp64."""
+    scale = q.shape[-1] ** -0.5
+    num_k = len(found.labels)
+    groups = len(found.counts) // num_k
+    rows = []
+    for start in range(0, len(q), q_block):
+        block = q[start : start + q_block]
+        row = torch.zeros(num_k, dtype=torch.float64)
+        for first in range(0, len(block), q_block // Q_PARTS):
+            part = block[first : first + q_block // Q_PARTS]
+            query = part.mean(0)
+            weights = []
+            for place in range(num_k * groups):
+                spread = min(float(query @ query * found.spread[place]), TAIL_VARIANCE_CAP)
+                logit = float(scale * query @ found.keys[place].double()) + spread
+                weights.append(float(found.counts[place]) * math.exp(logit))
+            total = sum(weights) + float((scale * context_k @ query).exp().sum())
+            mass = torch.tensor(weights, dtype=torch.float64).view(num_k, groups).sum(1) / total
+            row += mass * len(part) / len(block)
+        rows.append(row)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("context", [0, 11])
+@pytest.mark.parametrize("q_block", [64, 128])
+def test_ranking(q_block: int, context: int) -> None:
+    """The last q-block has parts without tokens."""
+    generator = torch.Generator().manual_seed(q_block + context)
+    n = 2 * q_block + q_block // 2 + 3
+    q, k = (torch.randn(n, 24, generator=generator) * 2 for _ in range(2))
+    context_k = torch.randn(context, 24, generator=generator)
+    found = head_groups(q, k, 64, 4)
+    probs = group_probs(q, found, context_k, q_block)
+    expected = probs_by_hand(q.double(), found, context_k.double(), q_block)
+    torch.testing.assert_close(probs.double(), expected, rtol=1e-4, atol=1e-7)
+    if not context:
+        torch.testing.assert_close(probs.sum(1), torch.ones(len(probs)))
 
 
 def rows_by_hand(
@@ -132,14 +199,8 @@ def rows_by_hand(
         for group in set(chosen):
             members = [start + t for t, label in enumerate(chosen) if label == group]
             keys = video_k[members]
-            here.append(
-                (
-                    keys.mean(0),
-                    video_v[members].mean(0),
-                    len(members),
-                    float(keys.var(0, unbiased=False).mean()),
-                )
-            )
+            spread = spread_by_hand(keys, torch.stack(asked))
+            here.append((keys.mean(0), video_v[members].mean(0), len(members), spread))
         stand_ins.append(here)
     for row in range(n):
         query = video_q[row]
@@ -152,8 +213,8 @@ def rows_by_hand(
                 logits += list(scale * video_k[part] @ query)
                 values += list(video_v[part])
                 continue
-            for mean, value, count, variance in here:
-                spread = 0.5 * scale**2 * float(query @ query) * variance
+            for mean, value, count, slope in here:
+                spread = float(query @ query) * slope
                 logit = scale * mean @ query + math.log(count) + min(spread, TAIL_VARIANCE_CAP)
                 logits.append(logit)
                 values.append(value)
@@ -174,11 +235,7 @@ def test_output(blocks: tuple[int, int], tail_keys: int) -> None:
         out, stats = rectified_attention(
             q, k, v, LAYOUT, config, backend="reference", return_stats=True
         )
-        single = replace(config, tail_keys=1)
-        _, same = rectified_attention(
-            q, k, v, LAYOUT, single, backend="reference", return_stats=True
-        )
-        assert torch.equal(stats.block_mask(), same.block_mask())
+        assert torch.equal(stats.block_mask(), critical_blocks(q, k, LAYOUT, config))
         expected, margin = rows_by_hand(
             *(x[0, 0].double() for x in (q, k, v)), stats.block_mask()[0, 0], config
         )
