@@ -55,6 +55,13 @@ def rank_kernel(
             k_mean, k_mean_low, k_rows + cols[:, None], is_group[None, :], MEAN_LOW
         )
         raw = _dot_pairs(q, q_low, k, k_low, raw, MEAN_LOW)
+    # In a loop of its own: Triton 3.6 for Hopper overwrites an operand of a product that is also
+    # read otherwise in the same pipelined loop before that has happened.
+    for start in tl.range(0, DP, STEP, num_stages=1):
+        cols = start + tl.arange(0, STEP)
+        q, q_low = _load_pair(
+            q_mean, q_mean_low, q_rows + cols[None, :], is_part[:, None], MEAN_LOW
+        )
         query = q.to(tl.float32)
         if MEAN_LOW:
             query += q_low.to(tl.float32)

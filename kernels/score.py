@@ -92,10 +92,20 @@ def score_kernel(
             k_dev, k_dev_low = _load_pair(k_spread, k_spread_low, k_offsets, k_inside, SPREAD_LOW)
             if RECTIFICATION == "precise":
                 second = _dot_pairs(q_dev, q_dev_low, k_dev, k_dev_low, second, SPREAD_LOW)
-                q_length += tl.sum(q_dev.to(tl.float32), 1)
             else:
                 second = _dot_pairs(q_dev, q_dev_low, k, k_low, second, SPREAD_LOW)
                 third = _dot_pairs(q, q_low, k_dev, k_dev_low, third, SPREAD_LOW)
+
+    if RECTIFICATION == "precise":
+        # In a loop of its own, see rank.py.
+        for start in tl.range(0, DP, STEP, num_stages=1):
+            cols = start + tl.arange(0, STEP)
+            q_dev, q_dev_low = _load_pair(
+                q_spread, q_spread_low, q_rows + cols[None, :], q_inside, SPREAD_LOW
+            )
+            q_length += tl.sum(q_dev.to(tl.float32), 1)
+            if SPREAD_LOW:
+                q_length += tl.sum(q_dev_low.to(tl.float32), 1)
 
     length = tl.minimum(video_length - k_index * KV_BLOCK, KV_BLOCK)
     # Columns behind the last block have no length; they are not stored.
