@@ -135,4 +135,4 @@ def test_many_programs_at_once(block: int, tail_keys: int, device: torch.device)
     for _ in range(4):
         _, stats = rectified_attention(q, k, v, layout, config, backend="triton", return_stats=True)
         wrong = (stats.block_mask() != expected.block_mask()).float().mean()
-        assert wrong < 1e-5, "more than the order of near ties"
+        assert wrong < 1e-4, "more than the order of near ties"
