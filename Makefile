@@ -49,7 +49,7 @@ demo-comfy: $(STAMP)
 	$(BIN)/python -m rectified_spaattn.tests.integration.demo_comfy $(DEMO_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -rs -n $(TEST_JOBS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -rs -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
 
 # mypy takes the package name from the folder name, so it looks through a link of the right name.
 lint: $(STAMP)

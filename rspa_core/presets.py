@@ -45,7 +45,7 @@ class Preset:
 _WAN = {
     "quality": Preset(0.6, 64, 0.2, tail_keys=8),
     "balanced": Preset(0.75, 128, 0.2),
-    "fast": Preset(0.85, 128, 0.1),
+    "fast": Preset(0.85, 128, 0.15),
     "4-step": Preset(0.85, 128, 0.2),  # few steps need no gentler one
 }
 # No trained HunyuanVideo small enough to measure pictures with: Wan's values, until there is one.
