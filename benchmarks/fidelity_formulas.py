@@ -36,8 +36,8 @@ class Tail:
 
     Attributes:
         score: "row" (c q_r·k̄) or "pair" (c q̄_i·k̄, one value for all rows of a q-block).
-        variance: "none", "row" (w_r S_ij, as `precise`), "pair" (S_ij), "full" (the product of
-            all channels) or, with several groups, "sampled" (|q_r|² ν_g, as `precise`).
+        variance: "none", "row" (w_r S_ij, or |q_r|² ν_g with several groups, as `precise`), "pair"
+            (S_ij) or "full" (the product of all channels).
         selection: "precise", "none" (first order), "groups" (as `precise` with several) or "sol"
             (that of Sol-Attn; needs raster order and 64x64).
         groups: stand-ins of a block: 1 for its mean, else means of groups of its keys.
@@ -67,9 +67,8 @@ FORMULAS: dict[str, Tail] = {
     "precise, outlier keys": Tail(outliers=OUTLIER_SHARE),
     "precise, two resolutions": Tail(split=4),
     "precise, residual .5": Tail(residual=0.5),
-    "precise 4 keys, residual .5": Tail("row", "sampled", "groups", groups=4, residual=0.5),
-    "precise 4 keys, ranked by block means": Tail("row", "sampled", groups=4),
-    "precise 4 keys, their mean variance": Tail(selection="groups", groups=4),
+    "precise 4 keys, residual .5": Tail(selection="groups", groups=4, residual=0.5),
+    "precise 4 keys, ranked by block means": Tail(groups=4),
 }
 SOL_FORMULA = Tail(variance="none", selection="sol")
 """ComfyUI's Sol-Attn without its int8 rounding."""
@@ -184,15 +183,9 @@ class _Head:
                 pooled.mean, values, pooled.variance, pooled.lengths, blocks, self.block
             )
         number, head_dim = self.tail.groups, self.k.shape[-1]
-        k_blocks = split_blocks(self.k, kv_block)
         own = (blocks[:, None] * number + groups.labels).flatten()
-        if self.tail.variance == "sampled":
-            # The same in all channels: ½ c² Σ_d q_d² var_d is then |q|² ν.
-            variance = 2.0 * head_dim * groups.spread[:, None].expand_as(groups.keys)
-        else:
-            apart = (k_blocks - groups.keys[own].view_as(k_blocks)).square()
-            variance = group_means(apart, groups, pooled.lengths).mean(-1, keepdim=True)
-            variance = variance.expand_as(groups.keys)
+        # The same in all channels: ½ c² Σ_d q_d² var_d is then |q|² ν.
+        variance = 2.0 * head_dim * groups.spread[:, None].expand_as(groups.keys)
         return StandIns(
             groups.keys,
             group_means(split_blocks(self.v, kv_block), groups, pooled.lengths),
@@ -270,7 +263,6 @@ class _Head:
         spread = variance_term(self.pooled_q, pooled)[row_block]
         if kind == "pair":
             return spread
-        # "row", and "sampled" where `_stand_ins` has put ν into the variance.
         mean_length = self.pooled_q.mean_square.sum(-1)[row_block]
         return spread * (rows.square().sum(-1) / mean_length)[:, None]
 

@@ -1,11 +1,10 @@
 """Group: keys of a block by what sampled queries score, and what stands for each group.
 
     f_t = c (q_1·k_t, ..., q_R·k_t)     k-means on f: farthest-first seeds, `ROUNDS` of Lloyd
-    ν_g = 1/R Σ_s ln( 1/n_g Σ_{t in g} exp(min(f_ts - f̄_gs, limit)) ) / (1/R Σ_s |q_s|²)
-    k̄_g, v̄_g, log2 n_g                  over the tokens of group g
+    k̄_g, v̄_g, log2 n_g, ν_g = ½ c² v_g  over the tokens of group g, v_g the mean variance of k
 
-Two kernels, one program per kv-block: labels and what comes of f; means of keys or of values. A
-group without tokens has log2 n_g = -inf. Specification: rspa_core/key_groups.py.
+Two kernels, one program per kv-block: labels; means of keys or of values. A group without tokens
+has log2 n_g = -inf. Specification: rspa_core/key_groups.py.
 """
 
 import triton
@@ -45,7 +44,6 @@ def label_kernel(
     queries,  # [B * H, R, DP] dtype of k: the sampled queries, zeros behind D
     labels,  # [HC, NB * BLOCK] int8: group of each packed key, -1 for padding, written
     tail_size,  # [HC, tail_length] fp32: log2 n_g at j G + g, written
-    tail_variance,  # [HC, tail_length] fp32: ν_g, written
     first_head,
     num_heads,
     tail_length,
@@ -54,7 +52,6 @@ def label_kernel(
     stride_n,
     stride_d,
     scale,
-    limit,
     D: tl.constexpr,
     DP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -105,21 +102,10 @@ def label_kernel(
         member_of = tl.where(is_token, _nearest(features, centres, GROUPS), -1)
     tl.store(labels + (head * tl.num_programs(1) + block) * BLOCK + rows, member_of.to(tl.int8))
 
-    member = (member_of[None, :] == numbers[:, None]).to(tl.float32)  # [GROUP_ROWS, BLOCK]
-    counts = tl.sum(member, 1)
-    share = 1.0 / tl.maximum(counts, 1.0)
-    centres = _sums(member_of, features, GROUPS) * share[:, None]
-    apart = features - tl.dot(tl.trans(member), centres, input_precision="tf32x3")
-    # A key at or above the mean bounds the sum from below, the limit from above.
-    gain = _sums(member_of, tl.exp(tl.minimum(apart, limit)), GROUPS) * share[:, None]
-    gain = tl.sum(tl.log(tl.maximum(gain, 1.0)), 1) / R
-    query = asked.to(tl.float32)
-    query_length = tl.sum(tl.sum(query * query, 1), 0) / R
-    out = head * tail_length + block * GROUPS + numbers
-    written = numbers < GROUPS
+    counts = tl.sum((member_of[None, :] == numbers[:, None]).to(tl.float32), 1)
     size = tl.where(counts > 0, tl.log2(tl.maximum(counts, 1.0)), float("-inf"))
-    tl.store(tail_size + out, size, mask=written)
-    tl.store(tail_variance + out, gain / tl.maximum(query_length, 1e-30), mask=written)
+    out = head * tail_length + block * GROUPS + numbers
+    tl.store(tail_size + out, size, mask=numbers < GROUPS)
 
 
 @triton.jit(do_not_specialize=["first_head", "num_heads", "tail_length"])
@@ -131,6 +117,7 @@ def group_mean_kernel(
     mean,  # [HC, tail_length, DP] dtype of x: mean of group g of block j at j G + g, written
     mean_low,  # what mean lacks, written, or None
     shifted,  # [HC, tail_length, DP] dtype of x: the mean less the shift, written if SHIFTED
+    tail_variance,  # [HC, tail_length] fp32: ν_g, written if VARIANCE
     first_head,
     num_heads,
     tail_length,
@@ -138,10 +125,12 @@ def group_mean_kernel(
     stride_h,
     stride_n,
     stride_d,
+    scale,
     D: tl.constexpr,
     DP: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUPS: tl.constexpr,
+    VARIANCE: tl.constexpr,
     SHIFTED: tl.constexpr,
     MEAN_LOW: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -164,7 +153,20 @@ def group_mean_kernel(
     member = member_of[None, :] == numbers[:, None]  # [GROUP_ROWS, BLOCK]
     counts = tl.sum(member.to(tl.float32), 1)
     averages = tl.dot(member.to(tile.dtype), tile, input_precision=PRECISION)
-    averages *= (1.0 / tl.maximum(counts, 1.0))[:, None]
+    share = 1.0 / tl.maximum(counts, 1.0)
+    averages *= share[:, None]
+    if VARIANCE:
+        # The spread about the block's mean less that of the group's: the digits are kept.
+        length = tl.sum((token >= 0).to(tl.float32), 0)
+        block_mean = tl.sum(tile.to(tl.float32), 0) / length
+        centred = tl.where(inside, tile.to(tl.float32) - block_mean[None, :], 0.0)
+        squares = tl.sum(centred * centred, 1)
+        squares = tl.sum(tl.where(member, squares[None, :], 0.0), 1) * share
+        apart = tl.where((cols < D)[None, :], averages - block_mean[None, :], 0.0)
+        variance = tl.maximum(squares - tl.sum(apart * apart, 1), 0.0) / D
+        row = head * tail_length + block * GROUPS + numbers
+        spread = tl.where(counts > 0, 0.5 * scale * scale * variance, 0.0)
+        tl.store(tail_variance + row, spread, mask=numbers < GROUPS)
     out = (head * tail_length + block * GROUPS + numbers)[:, None] * DP + cols[None, :]
     written = (numbers < GROUPS)[:, None]
     rounded = averages.to(mean.dtype.element_ty)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..rspa_core.config import SparseConfig
-from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES
+from ..rspa_core.key_groups import ROUNDS, SAMPLED_QUERIES
 from .group import group_mean_kernel, label_kernel
 from .stages import Chunk, Sizes, Statistic, Tail
 from .tables import IndexTables
@@ -38,14 +38,16 @@ def group(
     labels = k.new_empty((chunk.count, sizes.num_k * config.kv_block), dtype=torch.int8)
     constants: dict[str, Any] = {
         "D": sizes.head_dim, "DP": sizes.padded_dim, "BLOCK": config.kv_block,
-        "GROUPS": config.tail_keys, "num_warps": config.kv_block // 32,
+        "GROUPS": config.tail_keys,
         "PRECISION": "ieee" if k.dtype == torch.float32 else "tf32",
     }  # fmt: skip
     grid = (chunk.count, sizes.num_k)
+    scale = sizes.head_dim**-0.5
     heads = (chunk.first, chunk.num_heads, sizes.tail_length)
     label_kernel[grid](
-        k, tables.kv_source, queries.contiguous(), labels, size, variance, *heads, *k.stride(),
-        sizes.head_dim**-0.5, LARGEST_GAIN, R=SAMPLED_QUERIES, ROUNDS=ROUNDS, **constants,
+        k, tables.kv_source, queries.contiguous(), labels, size, *heads, *k.stride(),
+        scale, R=SAMPLED_QUERIES, ROUNDS=ROUNDS,
+        num_warps=config.kv_block // 32, **constants,
     )  # fmt: skip
 
     values = k.new_zeros((*shape, sizes.padded_dim))
@@ -54,11 +56,13 @@ def group(
     )
     keys = mean.high if shift is None else torch.zeros_like(values)
     group_mean_kernel[grid](
-        k, tables.kv_source, labels, shift, mean.high, mean.low, keys, *heads, *k.stride(),
-        SHIFTED=shift is not None, MEAN_LOW=mean.low is not None, **constants,
+        k, tables.kv_source, labels, shift, mean.high, mean.low, keys, variance,
+        *heads, *k.stride(), scale, VARIANCE=True, SHIFTED=shift is not None,
+        MEAN_LOW=mean.low is not None, num_warps=config.kv_block // 16, **constants,
     )  # fmt: skip
     group_mean_kernel[grid](
-        v, tables.kv_source, labels, None, values, None, None, *heads, *v.stride(),
-        SHIFTED=False, MEAN_LOW=False, **constants,
+        v, tables.kv_source, labels, None, values, None, None, None, *heads, *v.stride(),
+        scale, VARIANCE=False, SHIFTED=False, MEAN_LOW=False,
+        num_warps=config.kv_block // 16, **constants,
     )  # fmt: skip
     return Tail(keys, values, size, variance), mean

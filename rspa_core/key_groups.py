@@ -10,11 +10,10 @@ queries score them. With R queries q_s of the same head, taken at even distances
 so the groups are those of k-means on f: farthest-first seeds (Gonzalez 1985), which give a sink or
 another outlier a group of its own, then `ROUNDS` rounds of Lloyd's algorithm.
 
-A group's keys together count for more than their number times what their mean does. How much more
-is what the sampled queries say of it, on average, and it grows with the square of a query:
+A group's keys together count for more than their number times what their mean does, the more the
+wider they lie and the longer the query, to second order and as if alike in all channels:
 
-    r_g = 1/R Σ_s ln( 1/n_g Σ_{t in g} exp(f_ts - f̄_gs) ) >= 0      f̄_g: mean of f over the group
-    ν_g = r_g / (1/R Σ_s |q_s|²)                                    ln n_g + |q|² ν_g for n_g keys
+    ν_g = 1/2 c² v_g, v_g the mean variance of the channels      ln n_g + |q|² ν_g for n_g keys
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ from .pooling import block_lengths, split_blocks
 
 SAMPLED_QUERIES = 32
 ROUNDS = 2
-LARGEST_GAIN = 60.0
-"""f_ts - f̄_gs counts as this at most: the sum stays in fp32, and the term is capped far below."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +61,15 @@ def group_keys(k_blocks: Tensor, queries: Tensor, lengths: Tensor, groups: int) 
         lengths: true tokens per block, `[NB]`.
         groups: G.
     """
-    features = queries.shape[-1] ** -0.5 * (k_blocks @ queries.mT)
-    labels = group_labels(features, lengths, groups)
+    head_dim = queries.shape[-1]
+    labels = group_labels(head_dim**-0.5 * (k_blocks @ queries.mT), lengths, groups)
     member = _members(labels, lengths, groups)
-    counts = member.sum(1)
-    centres = _means(features, member)
-    own = torch.gather(centres, 1, labels[..., None].expand_as(features))
-    gain = _means((features - own).clamp(max=LARGEST_GAIN).exp(), member)
-    # An empty group has 0 here, and no part in anything.
-    gain = gain.clamp(min=1.0).log().mean(-1)
-    length = queries.square().sum(-1).mean().clamp(min=torch.finfo(torch.float32).tiny)
-    keys = _means(k_blocks, member).flatten(0, 1)
-    return KeyGroups(labels, keys, counts.flatten(), (gain / length).flatten())
+    keys = _means(k_blocks, member)
+    # Around the group's mean: a difference of squares would lose the digits.
+    own = torch.gather(keys, 1, labels[..., None].expand_as(k_blocks))
+    variance = _means((k_blocks - own).square().mean(-1, keepdim=True), member)
+    spread = 0.5 / head_dim * variance.flatten()
+    return KeyGroups(labels, keys.flatten(0, 1), member.sum(1).flatten(), spread)
 
 
 def head_groups(video_q: Tensor, video_k: Tensor, kv_block: int, groups: int) -> KeyGroups:
