@@ -121,6 +121,8 @@ def formula_rows(inputs: Inputs, oracle: Oracle, config: SparseConfig, tail: Tai
     elif tail.selection not in ("precise", "none", "groups"):
         allowed = "precise, none, groups or sol"
         raise ValueError(f"selection = {tail.selection!r} is not allowed: {allowed}")
+    elif tail.selection == "groups" and tail.groups == 1:
+        raise ValueError("groups = 1 is not allowed with selection = 'groups': 2 or more")
     out, density, recall = [], [], []
     for q, k, v in heads_of(inputs):
         head = _Head(q, k, v, inputs.layout, config, tail)
@@ -166,7 +168,7 @@ class _Head:
         if self.tail.selection == "sol":
             kept = sol_kept(q, self.k, topk_ratio=share)
             return kept, kept
-        if self.tail.selection == "groups" and self.groups is not None:
+        if self.groups is not None and self.tail.selection == "groups":
             probs = group_probs(q, self.groups, q[:0], self.config.q_block)
         else:
             probs = pooled_probs(self.pooled_q, self.pooled_k, q[:0], self.tail.selection)
