@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	  done)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 TYPES := $(VENV)/types
 TEST_JOBS ?= 2
@@ -31,21 +33,25 @@ help:
 
 venv: $(STAMP)
 
-$(STAMP): requirements/dev.txt pyproject.toml
+# Two steps: the demo does not wait for the tools of tests and lint.
+$(DEMO_STAMP): requirements/demo.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (make PYTHON=...)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --no-deps --no-build-isolation --editable .
+	$(PIP) -r requirements/demo.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP)
+$(STAMP): requirements/dev.txt $(DEMO_STAMP)
+	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+demo: $(DEMO_STAMP)
 	$(BIN)/python -m rectified_spaattn.benchmarks.clips $(DEMO_ARGS)
 
-demo-attention: $(STAMP)
+demo-attention: $(DEMO_STAMP)
 	$(BIN)/python -m rectified_spaattn.benchmarks.demo $(DEMO_ARGS)
 
-demo-comfy: $(STAMP)
+demo-comfy: $(DEMO_STAMP)
 	$(BIN)/python -m rectified_spaattn.tests.integration.demo_comfy $(DEMO_ARGS)
 
 test: $(STAMP)

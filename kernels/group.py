@@ -10,6 +10,8 @@ has log2 n_g = -inf. Specification: rspa_core/key_groups.py.
 import triton
 import triton.language as tl
 
+from .pool import load_block
+
 GROUP_ROWS = tl.constexpr(16)  # of products over the members of groups: no smaller one exists
 
 
@@ -65,12 +67,10 @@ def label_kernel(
     batch_head = first_head + head
     rows = tl.arange(0, BLOCK)
     cols = tl.arange(0, DP)
-    token = tl.load(source + block * BLOCK + rows)
-    is_token = token >= 0
-    base = k + (batch_head // num_heads) * stride_b + (batch_head % num_heads) * stride_h
-    offsets = token.to(tl.int64)[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
-    inside = is_token[:, None] & (cols < D)[None, :]
-    keys = tl.load(base + offsets, mask=inside, other=0.0)  # [BLOCK, DP]
+    keys, is_token, _ = load_block(
+        k, source, batch_head, block, num_heads, stride_b, stride_h, stride_n, stride_d,
+        D, DP, BLOCK,
+    )  # fmt: skip
 
     asked = tl.arange(0, R)[:, None] * DP + cols[None, :]
     asked = tl.load(queries + batch_head * R * DP + asked)  # [R, DP]
@@ -141,11 +141,10 @@ def group_mean_kernel(
     batch_head = first_head + head
     rows = tl.arange(0, BLOCK)
     cols = tl.arange(0, DP)
-    token = tl.load(source + block * BLOCK + rows)
-    inside = (token >= 0)[:, None] & (cols < D)[None, :]
-    base = x + (batch_head // num_heads) * stride_b + (batch_head % num_heads) * stride_h
-    offsets = token.to(tl.int64)[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
-    tile = tl.load(base + offsets, mask=inside, other=0.0)  # [BLOCK, DP]
+    tile, is_token, inside = load_block(
+        x, source, batch_head, block, num_heads, stride_b, stride_h, stride_n, stride_d,
+        D, DP, BLOCK,
+    )  # fmt: skip
     member_of = tl.load(labels + (head * tl.num_programs(1) + block) * BLOCK + rows).to(tl.int32)
 
     # All groups at once: a product with the 0/1 matrix of the members is exact.
@@ -157,7 +156,7 @@ def group_mean_kernel(
     averages *= share[:, None]
     if VARIANCE:
         # The spread about the block's mean less that of the group's: the digits are kept.
-        length = tl.sum((token >= 0).to(tl.float32), 0)
+        length = tl.sum(is_token.to(tl.float32), 0)
         block_mean = tl.sum(tile.to(tl.float32), 0) / length
         centred = tl.where(inside, tile.to(tl.float32) - block_mean[None, :], 0.0)
         squares = tl.sum(centred * centred, 1)

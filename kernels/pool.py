@@ -12,6 +12,34 @@ import triton.language as tl
 
 
 @triton.jit
+def load_block(
+    x,  # [B, H, N, D], any strides
+    source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding
+    batch_head,
+    block,
+    num_heads,
+    stride_b,
+    stride_h,
+    stride_n,
+    stride_d,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rows of one block in token order, `[BLOCK, DP]`, zero behind its last token and behind D.
+
+    Returns them, which rows are tokens `[BLOCK]` and which elements are of x `[BLOCK, DP]`.
+    """
+    cols = tl.arange(0, DP)
+    token = tl.load(source + block * BLOCK + tl.arange(0, BLOCK))
+    is_token = token >= 0
+    base = x + (batch_head // num_heads) * stride_b + (batch_head % num_heads) * stride_h
+    offsets = token.to(tl.int64)[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
+    inside = is_token[:, None] & (cols < D)[None, :]
+    return tl.load(base + offsets, mask=inside, other=0.0), is_token, inside
+
+
+@triton.jit
 def _store_split(high, low, offsets, value, HAS_LOW: tl.constexpr):
     """Store fp32 `value` as the sum of two numbers of the dtype of `high`, or as one."""
     rounded = value.to(high.dtype.element_ty)
@@ -67,12 +95,10 @@ def pool_kernel(
     batch_head = first_head + head
     rows = tl.arange(0, BLOCK)
     cols = tl.arange(0, DP)
-
-    token = tl.load(source + block * BLOCK + rows)
-    inside = (token >= 0)[:, None] & (cols < D)[None, :]
-    base = x + (batch_head // num_heads) * stride_b + (batch_head % num_heads) * stride_h
-    offsets = token.to(tl.int64)[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
-    tile = tl.load(base + offsets, mask=inside, other=0.0)  # [BLOCK, DP]
+    tile, is_token, inside = load_block(
+        x, source, batch_head, block, num_heads, stride_b, stride_h, stride_n, stride_d,
+        D, DP, BLOCK,
+    )  # fmt: skip
 
     if INT8 or RADIUS:
         moved = tl.load(shift + batch_head * D + cols, mask=cols < D, other=0.0)
@@ -96,7 +122,7 @@ def pool_kernel(
     if block < num_video_blocks:
         values = tile.to(tl.float32)
         # Of the parts of a ragged q-block some may have no token: their mean is 0.
-        count = tl.maximum(tl.sum((token >= 0).to(tl.float32), 0), 1.0)
+        count = tl.maximum(tl.sum(is_token.to(tl.float32), 0), 1.0)
         average = tl.sum(values, 0) / count  # [DP]
         out = (head * num_video_blocks + block) * DP + cols
         _store_split(mean, mean_low, out, average, MEAN_LOW)

@@ -1,11 +1,11 @@
 """Draw the pictures of the help pages: schedules, the report and the probe of a real run.
 
 python tools/draw_help.py               # all of them, into web/docs/images
-python tools/draw_help.py --only report --size 33 384 416          # the report, larger
+python tools/draw_help.py --only report --gpu --block-size 128 --size 81 720 1280   # large
 python tools/draw_help.py --only schedule_curve schedule_steps     # these need no ComfyUI
 
 Report and probe come from the nodes themselves: the small trained model is sampled on a ComfyUI
-server (`COMFYUI_DIR`, else ~/comfy/ComfyUI), on the CPU, in a few minutes.
+server (`COMFYUI_DIR`, else ~/comfy/ComfyUI), on the CPU in a few minutes unless --gpu is given.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def save(picture: Image.Image, name: str) -> None:
     print(f"{path.relative_to(ROOT)}: {picture.width} x {picture.height}, {path.stat().st_size:,}")
 
 
-def run_graph(names: list[str], frames: int, height: int, width: int, steps: int) -> dict:
+def run_graph(names: list[str], options: argparse.Namespace) -> dict:
     """The trained model sampled with a report, with a probe, or once with each."""
+    frames, height, width = options.size
     graph = Graph()
     prompts = str(CHECKPOINT / "tiny_wan_prompts.safetensors")
     positive = graph.add("RSPATestPrompt", path=prompts, key=f"prompt.{SCENE}")
@@ -60,15 +61,17 @@ def run_graph(names: list[str], frames: int, height: int, width: int, steps: int
     loaded = graph.add("UNETLoader", unet_name="tiny_wan.safetensors", weight_dtype="default")
     shifted = graph.add("ModelSamplingSD3", model=loaded, shift=SHIFT)
     sparse = graph.add(
-        "RectifiedSpaAttn", model=shifted, enabled=True, sparsity=0.75, block_size="64",
-        start_percent=0.2, end_percent=1.0, rectification="precise", token_order="gilbert",
-        top_p=0.0, dense_blocks="", min_tokens=0, verbose=False,
+        "RectifiedSpaAttn", model=shifted, enabled=True, sparsity=0.75,
+        block_size=options.block_size, start_percent=0.2, end_percent=1.0,
+        rectification="precise", token_order="gilbert", top_p=0.0, dense_blocks="",
+        min_tokens=0, verbose=False,
     )  # fmt: skip
 
     def sampled(model: Link) -> Link:
         return graph.add(
             "KSampler", model=model, positive=positive, negative=negative, latent_image=latent,
-            seed=SEED, steps=steps, cfg=CFG, sampler_name="euler", scheduler="simple", denoise=1.0,
+            seed=SEED, steps=options.steps, cfg=CFG, sampler_name="euler", scheduler="simple",
+            denoise=1.0,
         )  # fmt: skip
 
     if REPORT in names:
@@ -99,10 +102,10 @@ def draw_runs(names: list[str], options: argparse.Namespace) -> int:
         models = base / "models" / "diffusion_models"
         models.mkdir(parents=True)
         (models / "tiny_wan.safetensors").symlink_to(CHECKPOINT / "tiny_wan.safetensors")
-        server = ComfyServer(checkout, base)
+        server = ComfyServer(checkout, base, on_gpu=options.gpu)
         server.start()
         try:
-            server.run(run_graph(names, *options.size, options.steps))
+            server.run(run_graph(names, options))
         finally:
             server.stop()
         for name in names:
@@ -121,6 +124,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--size", type=int, nargs=3, default=[33, 256, 256], metavar=("F", "H", "W")
     )
+    parser.add_argument("--block-size", default="64", help="of the node (default: %(default)s)")
+    parser.add_argument("--gpu", action="store_true", help="ComfyUI on the GPU")
     options = parser.parse_args(words)
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, (schedule, steps) in SCHEDULES.items():

@@ -1,4 +1,4 @@
-"""Start a real ComfyUI server on the CPU, queue graphs over HTTP, read latents and the log."""
+"""Start a real ComfyUI server, queue graphs over HTTP, read latents and the log."""
 
 from __future__ import annotations
 
@@ -107,11 +107,15 @@ def free_port() -> int:
 
 
 class ComfyServer:
-    """One running server; `base` holds models, custom_nodes, output and the log."""
+    """One running server, on the CPU unless `on_gpu`.
 
-    def __init__(self, checkout: Checkout, base: Path):
+    `base` holds models, custom_nodes, output and the log.
+    """
+
+    def __init__(self, checkout: Checkout, base: Path, on_gpu: bool = False):
         self.checkout = checkout
         self.base = base
+        self.on_gpu = on_gpu
         self.log_path = base / "server.log"
         self.url = ""
         self._process: subprocess.Popen | None = None
@@ -123,7 +127,8 @@ class ComfyServer:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        command = [str(self.checkout.python), "main.py", "--cpu", "--port", str(port)]
+        command = [str(self.checkout.python), "main.py", "--port", str(port)]
+        command += [] if self.on_gpu else ["--cpu"]
         command += ["--base-directory", str(self.base), "--disable-auto-launch"]
         # The attention function GPU users get; the CPU default would be a chunked one.
         command += ["--use-pytorch-cross-attention"]
