@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..rspa_core.config import SparseConfig
-from ..rspa_core.key_groups import ROUNDS, SAMPLED_QUERIES
+from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES
 from .group import group_mean_kernel, label_kernel
 from .stages import Chunk, Sizes, Statistic, Tail
 from .tables import IndexTables
@@ -45,8 +45,8 @@ def group(
     scale = sizes.head_dim**-0.5
     heads = (chunk.first, chunk.num_heads, sizes.tail_length)
     label_kernel[grid](
-        k, tables.kv_source, queries.contiguous(), labels, size, *heads, *k.stride(),
-        scale, R=SAMPLED_QUERIES, ROUNDS=ROUNDS,
+        k, tables.kv_source, queries.contiguous(), labels, size, variance, *heads, *k.stride(),
+        scale, LARGEST_GAIN, R=SAMPLED_QUERIES, ROUNDS=ROUNDS,
         num_warps=config.kv_block // 32, **constants,
     )  # fmt: skip
 

@@ -11,9 +11,13 @@ so the groups are those of k-means on f: farthest-first seeds (Gonzalez 1985), w
 another outlier a group of its own, then `ROUNDS` rounds of Lloyd's algorithm.
 
 A group's keys together count for more than their number times what their mean does, the more the
-wider they lie and the longer the query, to second order and as if alike in all channels:
+wider they lie and the longer the query: ln n_g + |q|² ν_g for n_g keys. To second order, as if they
+lay alike in all channels, that is a_g; the sampled queries say r_g. The first gives the tail too
+little weight, the second too much where a key matters to few queries; their geometric mean neither:
 
-    ν_g = 1/2 c² v_g, v_g the mean variance of the channels      ln n_g + |q|² ν_g for n_g keys
+    a_g = 1/2 c² v_g      v_g: mean variance of the channels
+    r_g = 1/R Σ_s ln( 1/n_g Σ_{t in g} exp(f_ts - f̄_gs) ) / (1/R Σ_s |q_s|²)
+    ν_g = √(a_g r_g)      f̄_g: mean of f over the group
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from .pooling import block_lengths, split_blocks
 
 SAMPLED_QUERIES = 32
 ROUNDS = 2
+LARGEST_GAIN = 60.0
+"""f_ts - f̄_gs counts as this at most: the sum stays in fp32, and the term is capped far below."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,18 @@ def group_keys(k_blocks: Tensor, queries: Tensor, lengths: Tensor, groups: int) 
         groups: G.
     """
     head_dim = queries.shape[-1]
-    labels = group_labels(head_dim**-0.5 * (k_blocks @ queries.mT), lengths, groups)
+    features = head_dim**-0.5 * (k_blocks @ queries.mT)
+    labels = group_labels(features, lengths, groups)
     member = _members(labels, lengths, groups)
     keys = _means(k_blocks, member)
     # Around the group's mean: a difference of squares would lose the digits.
-    own = torch.gather(keys, 1, labels[..., None].expand_as(k_blocks))
-    variance = _means((k_blocks - own).square().mean(-1, keepdim=True), member)
-    spread = 0.5 / head_dim * variance.flatten()
+    variance = _apart(k_blocks, keys, labels).square().mean(-1, keepdim=True)
+    variance = _means(variance, member)[..., 0]
+    gain = _apart(features, _means(features, member), labels).clamp(max=LARGEST_GAIN).exp()
+    # An empty group has 0 here, and no part in anything.
+    gain = _means(gain, member).clamp(min=1.0).log().mean(-1)
+    length = queries.square().sum(-1).mean().clamp(min=torch.finfo(torch.float32).tiny)
+    spread = (0.5 / head_dim * variance * gain / length).sqrt().flatten()
     return KeyGroups(labels, keys.flatten(0, 1), member.sum(1).flatten(), spread)
 
 
@@ -93,6 +104,11 @@ def _members(labels: Tensor, lengths: Tensor, groups: int) -> Tensor:
 def _means(blocks: Tensor, member: Tensor) -> Tensor:
     """`blocks [NB, b, D]` and `member [NB, b, G]` to `[NB, G, D]`."""
     return (member / member.sum(1, keepdim=True).clamp(min=1.0)).mT @ blocks
+
+
+def _apart(blocks: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
+    """`blocks [NB, b, D]` less what `centres [NB, G, D]` and `labels [NB, b]` say of each row."""
+    return blocks - torch.gather(centres, 1, labels[..., None].expand_as(blocks))
 
 
 def group_labels(features: Tensor, lengths: Tensor, groups: int) -> Tensor:

@@ -103,9 +103,21 @@ def test_fewer_keys_than_groups() -> None:
     assert group_means(2 * blocks, found, length).isfinite().all()
 
 
-def spread_by_hand(members: Tensor) -> float:
-    """ν of a group of keys `[n, D]`, fp64."""
-    return 0.5 / members.shape[-1] * float(members.var(0, unbiased=False).mean())
+def test_queries_of_zero() -> None:
+    found = group_keys(torch.randn(2, 64, 16), torch.zeros(32, 16), torch.tensor([64.0, 9.0]), 4)
+    assert found.keys.isfinite().all()
+    assert (found.spread == 0).all()
+
+
+def spread_by_hand(members: Tensor, asked: Tensor) -> float:
+    """ν of a group of keys `[n, D]`, asked by `[R, D]`; fp64."""
+    scale = members.shape[-1] ** -0.5
+    gains = []
+    for query in asked:
+        scores = scale * members @ query
+        gains.append(math.log(float((scores - scores.mean()).exp().mean())))
+    sampled = (sum(gains) / len(gains)) / float(asked.square().sum(1).mean())
+    return math.sqrt(0.5 * scale**2 * float(members.var(0, unbiased=False).mean()) * sampled)
 
 
 def test_group_statistics() -> None:
@@ -122,7 +134,7 @@ def test_group_statistics() -> None:
             assert found.counts[place] == len(members) > 0
             torch.testing.assert_close(found.keys[place], k[block, members].mean(0))
             torch.testing.assert_close(values[place], v[block, members].mean(0))
-            spread = spread_by_hand(k[block, members].double())
+            spread = spread_by_hand(k[block, members].double(), asked.double())
             assert float(found.spread[place]) == pytest.approx(spread, rel=1e-4)
 
 
@@ -188,7 +200,7 @@ def rows_by_hand(
         for group in set(chosen):
             members = [start + t for t, label in enumerate(chosen) if label == group]
             keys = video_k[members]
-            spread = spread_by_hand(keys)
+            spread = spread_by_hand(keys, torch.stack(asked))
             here.append((keys.mean(0), video_v[members].mean(0), len(members), spread))
         stand_ins.append(here)
     for row in range(n):
