@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from ..rspa_core import SparseConfig, TokenLayout, token_order
-from ..rspa_core.key_groups import KeyGroups, group_means, head_groups
+from ..rspa_core.key_groups import KeyGroups, group_means, head_groups, sampled_places
 from ..rspa_core.pooling import PooledBlocks, pool_blocks, split_blocks
 from ..rspa_core.rectification import capped, variance_term
 from ..rspa_core.selection import forced_blocks, group_probs, pooled_probs, select_blocks
+from ..rspa_core.tail_weight import fitted_weight
 from .fidelity_inputs import Inputs
 from .fidelity_oracle import Oracle, heads_of, row_chunks
 from .rivals import SOL_BLOCK, sol_kept
@@ -48,6 +49,8 @@ class Tail:
         residual: λ, the share of what the critical blocks' stand-ins miss that is added to the
             tail: o_r += (1 - w_C) λ (O_C - Σ_s m_rs v̄_s), m_rs the true mass of the keys of s
             within the critical part, whose share of the row is w_C.
+        weighted: the tail of a head counts for what its sampled queries say, as `precise` with
+            several keys.
     """
 
     score: str = "row"
@@ -57,6 +60,7 @@ class Tail:
     outliers: float = 0.0
     split: int = 0
     residual: float = 0.0
+    weighted: bool = False
 
 
 FORMULAS: dict[str, Tail] = {
@@ -67,8 +71,9 @@ FORMULAS: dict[str, Tail] = {
     "precise, outlier keys": Tail(outliers=OUTLIER_SHARE),
     "precise, two resolutions": Tail(split=4),
     "precise, residual .5": Tail(residual=0.5),
-    "precise 4 keys, residual .5": Tail(selection="groups", groups=4, residual=0.5),
-    "precise 4 keys, ranked by block means": Tail(groups=4),
+    "precise 4 keys, residual .5": Tail(selection="groups", groups=4, residual=0.5, weighted=True),
+    "precise 4 keys, ranked by block means": Tail(groups=4, weighted=True),
+    "precise 4 keys, tail not weighted": Tail(selection="groups", groups=4),
 }
 SOL_FORMULA = Tail(variance="none", selection="sol")
 """ComfyUI's Sol-Attn without its int8 rounding."""
@@ -161,6 +166,9 @@ class _Head:
         self.used = ~self.critical[:, self.stand_ins.block]
         if tail.split:
             self._add_parts(ranking)
+        if tail.weighted:
+            counts = self._weight(q) * self.stand_ins.counts
+            self.stand_ins = replace(self.stand_ins, counts=counts)
 
     def _select(self, q: Tensor, forced: Tensor) -> tuple[Tensor, Tensor]:
         """Critical set `[NQ, NK]`, and the same with twice the budget."""
@@ -213,6 +221,19 @@ class _Head:
         split = ranking & ~self.critical
         self.used = torch.cat([self.used & ~split, split[:, parent]], -1)
 
+    def _weight(self, q: Tensor) -> Tensor:
+        """The factor of tail_weight.py, from the sampled ones of `q [n, D]` in token order."""
+        places = sampled_places(len(q)).to(q.device)
+        scores, kept, logits = self._scores(q[places], places // self.config.q_block)
+        exact = scores.masked_fill(~kept, float("-inf"))
+        # Of what takes part: a key that is left out may be so high that nothing else counts.
+        highest = torch.maximum(exact.max(-1).values, logits.max(-1).values)[:, None]
+        mass, tail = (exact - highest).exp(), (logits - highest).exp()
+        return fitted_weight(
+            mass @ self.v, mass.sum(-1), tail @ self.stand_ins.values, tail.sum(-1),
+            scores.softmax(-1) @ self.v,
+        )  # fmt: skip
+
     def attend(self, rows: Tensor, row_block: Tensor) -> tuple[Tensor, float]:
         """Output of `rows [R, D]`, which lie in q-blocks `row_block [R]`; and the mass recalled."""
         out, recall = [], 0.0
@@ -225,12 +246,9 @@ class _Head:
         return torch.cat(out), recall / len(rows)
 
     def _attend(self, rows: Tensor, row_block: Tensor) -> tuple[Tensor, Tensor]:
-        scores = rows.shape[-1] ** -0.5 * (rows @ self.k.mT)
-        kept = self.critical[row_block][:, self.block] | self.outlier
+        scores, kept, logits = self._scores(rows, row_block)
         exact = scores.masked_fill(~kept, float("-inf"))
         recall = (exact.logsumexp(-1) - scores.logsumexp(-1)).exp()
-        logits = self._logits(rows, row_block)
-        logits = logits.masked_fill(~self.used[row_block], float("-inf"))
         probs = torch.cat([exact, logits], -1).softmax(-1)
         exact, pooled = probs[:, : len(self.k)], probs[:, len(self.k) :]
         out = exact @ self.v
@@ -243,6 +261,13 @@ class _Head:
             missed = (critical_part - mass @ self.stand_ins.values) / share
             out = out + (1.0 - share) * self.tail.residual * missed
         return out, recall
+
+    def _scores(self, rows: Tensor, row_block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c q_r·k `[R, n]`, which of these are kept, and t_rs `[R, S]`, -inf where unused."""
+        scores = rows.shape[-1] ** -0.5 * (rows @ self.k.mT)
+        kept = self.critical[row_block][:, self.block] | self.outlier
+        logits = self._logits(rows, row_block)
+        return scores, kept, logits.masked_fill(~self.used[row_block], float("-inf"))
 
     def _logits(self, rows: Tensor, row_block: Tensor) -> Tensor:
         """t_rs, `[R, S]`."""

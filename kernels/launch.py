@@ -10,7 +10,7 @@ from ..rspa_core.layout import TokenLayout
 from ..rspa_core.quantisation import smoothing_shift
 from .scores import rank, score
 from .stages import Chunk, Result, Sizes, Tail, attend, pool, select
-from .stand_ins import group
+from .stand_ins import ask, group, weigh
 from .tables import IndexTables, index_tables
 from .tiles import Tile
 
@@ -100,11 +100,14 @@ def _run_chunk(
     stand_ins = None
     if grouped:
         moved = shift if tile.int8 else None
-        stand_ins, group_mean = group(q, k, v, config, sizes, tables, chunk, moved)
+        queries = ask(q, config, sizes, tables)
+        stand_ins, group_mean = group(queries, k, v, config, sizes, tables, chunk, moved)
         scores = rank(q_pool, stand_ins, group_mean, k, config, sizes, tables, chunk)
     else:
         scores = score(q_pool, k_pool, k, config, sizes, tables, chunk)
     selection = select(scores, config, sizes, tables, chunk, result)
+    if stand_ins is not None:
+        weigh(queries, k_pool, v_pool, stand_ins, scores, config, sizes, tables, chunk)
     compensation = None
     if selection.weights is not None:
         compensation = torch.bmm(selection.weights, v_pool.mean.high)  # C = W v̄

@@ -8,14 +8,30 @@ import torch
 from torch import Tensor
 
 from ..rspa_core.config import SparseConfig
-from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES
+from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES, sampled_places
+from ..rspa_core.rectification import TAIL_VARIANCE_CAP
+from ..rspa_core.tail_weight import LARGEST, SMALLEST, STEPS, TINY, WORSE
 from .group import group_mean_kernel, label_kernel
-from .stages import Chunk, Sizes, Statistic, Tail
+from .stages import Chunk, Pooled, Scores, Sizes, Statistic, Tail
 from .tables import IndexTables
+from .weigh import sums_kernel, weigh_kernel
+
+SPLITS = 16
+"""Programs of `sums_kernel` that share the keys of a head."""
+WEIGH_TILE = 64
+"""Keys per step of the kernels in weigh.py."""
+
+
+def ask(q: Tensor, config: SparseConfig, sizes: Sizes, tables: IndexTables) -> Tensor:
+    """The sampled queries of every head of `q [B, H, N, D]`: `[B * H, R, DP]`."""
+    video = sizes.num_context_q * config.q_block
+    places = sampled_places(sizes.video_length).to(q.device)
+    queries = q[:, :, tables.q_source[video + places].long()].flatten(0, 1)
+    return torch.nn.functional.pad(queries, (0, sizes.padded_dim - sizes.head_dim)).contiguous()
 
 
 def group(
-    q: Tensor,
+    queries: Tensor,
     k: Tensor,
     v: Tensor,
     config: SparseConfig,
@@ -27,11 +43,6 @@ def group(
     """Groups of keys in place of block means, and their means `[HC, tail_length, DP]` with all
     digits; `shift` is what int8 keys have lost.
     """
-    video = sizes.num_context_q * config.q_block
-    number = torch.arange(SAMPLED_QUERIES, device=q.device)
-    place = (2 * number + 1) * sizes.video_length // (2 * SAMPLED_QUERIES)
-    queries = q[:, :, tables.q_source[video + place].long()].flatten(0, 1)
-    queries = torch.nn.functional.pad(queries, (0, sizes.padded_dim - sizes.head_dim))
     shape = (chunk.count, sizes.tail_length)
     size = k.new_full(shape, float("-inf"), dtype=torch.float32)
     variance = torch.zeros_like(size)
@@ -45,7 +56,7 @@ def group(
     scale = sizes.head_dim**-0.5
     heads = (chunk.first, chunk.num_heads, sizes.tail_length)
     label_kernel[grid](
-        k, tables.kv_source, queries.contiguous(), labels, size, variance, *heads, *k.stride(),
+        k, tables.kv_source, queries, labels, size, variance, *heads, *k.stride(),
         scale, LARGEST_GAIN, R=SAMPLED_QUERIES, ROUNDS=ROUNDS,
         num_warps=config.kv_block // 32, **constants,
     )  # fmt: skip
@@ -66,3 +77,44 @@ def group(
         num_warps=config.kv_block // 16, **constants,
     )  # fmt: skip
     return Tail(keys, values, size, variance), mean
+
+
+def weigh(
+    queries: Tensor,
+    k_pool: Pooled,
+    v_pool: Pooled,
+    tail: Tail,
+    scores: Scores,
+    config: SparseConfig,
+    sizes: Sizes,
+    tables: IndexTables,
+    chunk: Chunk,
+) -> None:
+    """Let the tail of every head count for what its sampled queries say; changes `tail.size`."""
+    num_blocks = len(tables.kv_source) // config.kv_block
+    rows = (chunk.count, SPLITS, 2, SAMPLED_QUERIES)
+    assert tail.size is not None
+    weight = torch.empty_like(tail.size[:, 0])
+    mass, sums = tail.size.new_empty(rows), tail.size.new_empty((*rows, sizes.padded_dim))
+    highest = torch.empty_like(mass)
+    constants: dict[str, Any] = {
+        "DP": sizes.padded_dim, "Q_BLOCK": config.q_block, "R": SAMPLED_QUERIES, "TILE": WEIGH_TILE,
+        "PRECISION": "tf32x3" if queries.dtype == torch.float32 else "tf32",
+    }  # fmt: skip
+    scale = sizes.head_dim**-0.5
+    sums_kernel[(chunk.count, SPLITS)](
+        k_pool.packed, k_pool.packed_scale, v_pool.packed, tables.kv_source, queries,
+        scores.tail_spread, highest, mass, sums,
+        chunk.first, sizes.num_q, sizes.num_k, num_blocks, sizes.video_length, scale,
+        BLOCK=config.kv_block, INT8=k_pool.packed_scale is not None,
+        num_warps=8, num_stages=1 if queries.dtype == torch.float32 else 2, **constants,
+    )  # fmt: skip
+    weigh_kernel[(chunk.count,)](
+        queries, tail.keys, tail.values, tail.size, tail.variance, scores.tail_spread,
+        highest, mass, sums, weight,
+        chunk.first, sizes.num_q, sizes.num_k, sizes.tail_length, sizes.video_length, scale,
+        TAIL_VARIANCE_CAP, SMALLEST, LARGEST, TINY, WORSE,
+        GROUPS=config.tail_keys, SPLITS=SPLITS, STEPS=STEPS, num_warps=8, num_stages=1,
+        **constants,
+    )  # fmt: skip
+    tail.size.add_(weight.log2()[:, None])

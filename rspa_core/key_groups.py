@@ -22,7 +22,7 @@ little weight, the second too much where a key matters to few queries; their geo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,11 +51,19 @@ class KeyGroups:
     counts: Tensor
     spread: Tensor
 
+    def weighted(self, factor: Tensor) -> KeyGroups:
+        """The same groups, which count for `factor` times their number."""
+        return replace(self, counts=factor * self.counts)
+
+
+def sampled_places(length: int) -> Tensor:
+    """Rows of a head in token order whose queries are asked, floor((s + 1/2) n / R): `[R]`."""
+    return (2 * torch.arange(SAMPLED_QUERIES) + 1) * length // (2 * SAMPLED_QUERIES)
+
 
 def sampled_queries(q: Tensor) -> Tensor:
-    """Rows floor((s + 1/2) n / R) of `q [n, D]` in token order: `[R, D]`."""
-    number = torch.arange(SAMPLED_QUERIES, device=q.device)
-    return q[(2 * number + 1) * len(q) // (2 * SAMPLED_QUERIES)]
+    """The queries at `sampled_places` of `q [n, D]` in token order: `[R, D]`."""
+    return q[sampled_places(len(q)).to(q.device)]
 
 
 def group_keys(k_blocks: Tensor, queries: Tensor, lengths: Tensor, groups: int) -> KeyGroups:

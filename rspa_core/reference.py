@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import SparseConfig
-from .key_groups import KeyGroups, group_means, head_groups
+from .key_groups import KeyGroups, group_means, head_groups, sampled_places
 from .layout import TokenLayout
 from .order import inverse_order
 from .pooling import PooledBlocks, block_lengths, pool_blocks, split_blocks
@@ -25,6 +25,7 @@ from .rectification import (
     tail_variance_term,
 )
 from .selection import block_probs, forced_blocks, select_blocks, split_sequence
+from .tail_weight import fitted_weight
 
 _CHUNK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Gathered keys of one step of the loop: bounds the memory, does not change the result. On a CPU
@@ -102,6 +103,12 @@ def _attend_head(
             values=tail_values,
             rounded=config.precision == "int8",
         )
+        if groups is not None:
+            places = sampled_places(len(video_q)).to(q.device)
+            all_k, all_v = torch.cat([video_k, context_k]), torch.cat([video_v, context_v])
+            kept = critical[places // config.q_block]
+            factor = _tail_weight(video_q[places], kept, all_k, all_v, tail, config.kv_block)
+            tail = replace(tail, groups=groups.weighted(factor))
     sparse = _CriticalAttention(video_k, video_v, context_k, context_v, config)
     video_out = sparse(rounded_q, critical, tail)
     if config.rectification == "paper":
@@ -120,6 +127,32 @@ def _attend_head(
     inverse = inverse_order(layout.grid, config.order).to(q.device)
     out[layout.video_start : layout.video_end] = video_out[inverse]
     return out, critical
+
+
+def _tail_weight(
+    rows: Tensor, kept: Tensor, k: Tensor, v: Tensor, tail: _Tail, kv_block: int
+) -> Tensor:
+    """The factor of tail_weight.py from `rows [R, D]`, whose q-blocks keep `kept [R, NK]`.
+
+    `k, v [N, D]` are the video's, in token order, then the context's.
+    """
+    assert tail.groups is not None
+    scale = rows.shape[-1] ** -0.5
+    scores = scale * (rows @ k.mT)
+    left_out = torch.zeros_like(scores, dtype=torch.bool)
+    length = int(tail.pooled_k.lengths.sum())
+    left_out[:, :length] = ~kept.repeat_interleave(kv_block, -1)[:, :length]
+    held = scores.masked_fill(left_out, float("-inf"))
+    logits = scale * (rows @ tail.keys.mT) + tail.groups.counts.log()
+    logits = logits + capped(group_spread_term(rows, tail.groups.spread))
+    in_critical = kept.repeat_interleave(len(tail.keys) // kept.shape[-1], -1)
+    logits = logits.masked_fill(in_critical, float("-inf"))
+    # Without what is left out, which may outweigh both so far that nothing of them would remain.
+    highest = torch.cat([held, logits], -1).max(-1, keepdim=True).values
+    held, logits = (held - highest).exp(), (logits - highest).exp()
+    return fitted_weight(
+        held @ v, held.sum(-1), logits @ tail.values, logits.sum(-1), scores.softmax(-1) @ v
+    )
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -121,7 +121,7 @@ def test_formula_of_precise_is_the_reference(
     inputs, oracle = ragged
     config = SparseConfig(0.6, q_block, kv_block, rectification="precise", tail_keys=keys)
     config = replace(config, neighbours=False)
-    tail = Tail(selection="groups", groups=keys) if keys > 1 else Tail()
+    tail = Tail(selection="groups", groups=keys, weighted=True) if keys > 1 else Tail()
     out, stats = rectified_attention(*inputs.qkv, inputs.layout, config, return_stats=True)
     found = formula_rows(inputs, oracle, config, tail)
     assert metrics.relative_l2(found.out, out[0][:, oracle.rows]) < 1e-5

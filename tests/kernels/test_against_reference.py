@@ -108,6 +108,23 @@ def test_matches_reference(name: str, device: torch.device) -> None:
         assert worst < 10 * tolerance
 
 
+@pytest.mark.parametrize("tail_keys", [2, 8])
+def test_left_out_keys_may_outweigh_the_rest(tail_keys: int, device: torch.device) -> None:
+    """Scores of hundreds: of a sampled query's kept keys nothing remains beside the left-out."""
+    config = SparseConfig(
+        0.85, 64, 64, rectification="precise", neighbours=False, tail_keys=tail_keys
+    )
+    case = Case((4, 16, 16), config)
+    q, k, v = case.inputs(torch.float32, device, 0)
+    q, k = 10 * q, 10 * k
+    outs = [
+        rectified_attention(q, k, v, case.layout, config, backend=backend)
+        for backend in ("reference", "triton")
+    ]
+    assert outs[0].isfinite().all()
+    assert metrics.relative_l2(outs[1], outs[0]) < 1e-4
+
+
 def test_without_statistics_gives_the_same_output(device: torch.device) -> None:
     case = CASES["precise"]
     q, k, v = case.inputs(torch.float32, device, 7)

@@ -30,6 +30,7 @@ from rectified_spaattn.rspa_core.key_groups import (
 )
 from rectified_spaattn.rspa_core.rectification import TAIL_VARIANCE_CAP
 from rectified_spaattn.rspa_core.selection import Q_PARTS, group_probs
+from rectified_spaattn.rspa_core.tail_weight import LARGEST, SMALLEST
 
 from .cases import video_like
 
@@ -178,6 +179,34 @@ def test_ranking(q_block: int, context: int) -> None:
         torch.testing.assert_close(probs.sum(1), torch.ones(len(probs)))
 
 
+def weight_by_hand(rows: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """τ of the least Σ_s |out_s(τ) - o_s|²: the best on a grid of logarithms, then by thirds.
+
+    For each row the sums over its kept keys and over the tail, `[D + 1]` with the mass behind the
+    values, and o.
+    """
+
+    def loss(log_weight: float) -> float:
+        total = 0.0
+        for kept, tail, exact in rows:
+            both = kept + math.exp(log_weight) * tail
+            total += float((both[:-1] / both[-1] - exact).square().sum())
+        return total
+
+    first, last = math.log(SMALLEST), math.log(LARGEST)
+    grid = [first + (last - first) * i / 200 for i in range(201)]
+    losses = [loss(point) for point in grid]
+    best = losses.index(min(losses))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, 200)]
+    while high - low > 1e-7:
+        third = (high - low) / 3
+        if loss(low + third) < loss(high - third):
+            high -= third
+        else:
+            low += third
+    return math.exp((low + high) / 2)
+
+
 def rows_by_hand(
     q: Tensor, k: Tensor, v: Tensor, critical: Tensor, config: SparseConfig
 ) -> tuple[Tensor, float]:
@@ -188,8 +217,9 @@ def rows_by_hand(
     context[order] = False
     video_q, video_k, video_v = q[order], k[order], v[order]
     n = len(order)
-    asked = [video_q[(2 * s + 1) * n // (2 * SAMPLED_QUERIES)] for s in range(SAMPLED_QUERIES)]
-    features = scale * video_k @ torch.stack(asked).mT
+    asked_rows = [(2 * s + 1) * n // (2 * SAMPLED_QUERIES) for s in range(SAMPLED_QUERIES)]
+    asked = video_q[asked_rows]
+    features = scale * video_k @ asked.mT
     out = torch.zeros(n, q.shape[-1], dtype=torch.float64)
     stand_ins, margin = [], math.inf
     for start in range(0, n, config.kv_block):
@@ -200,26 +230,43 @@ def rows_by_hand(
         for group in set(chosen):
             members = [start + t for t, label in enumerate(chosen) if label == group]
             keys = video_k[members]
-            spread = spread_by_hand(keys, torch.stack(asked))
+            spread = spread_by_hand(keys, asked)
             here.append((keys.mean(0), video_v[members].mean(0), len(members), spread))
         stand_ins.append(here)
-    for row in range(n):
+
+    def row_parts(row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits and values of what the row attends exactly, and of its tail."""
         query = video_q[row]
         mine = critical[row // config.q_block]
-        logits = list(scale * k[context] @ query)
-        values = list(v[context])
+        keys, values = [k[context]], [v[context]]
+        tail_logits, tail_values = [], []
         for block, here in enumerate(stand_ins):
             if mine[block]:
                 part = slice(block * config.kv_block, (block + 1) * config.kv_block)
-                logits += list(scale * video_k[part] @ query)
-                values += list(video_v[part])
+                keys.append(video_k[part])
+                values.append(video_v[part])
                 continue
             for mean, value, count, slope in here:
-                spread = float(query @ query) * slope
-                logit = scale * mean @ query + math.log(count) + min(spread, TAIL_VARIANCE_CAP)
-                logits.append(logit)
-                values.append(value)
-        out[row] = torch.softmax(torch.stack(logits), 0) @ torch.stack(values)
+                spread = min(float(query @ query) * slope, TAIL_VARIANCE_CAP)
+                tail_logits.append(scale * mean @ query + math.log(count) + spread)
+                tail_values.append(value)
+        kept = scale * torch.cat(keys) @ query
+        return kept, torch.cat(values), torch.stack(tail_logits), torch.stack(tail_values)
+
+    sampled = []
+    for row in asked_rows:
+        kept, values, tail, tail_values = row_parts(row)
+        top = float(torch.cat([kept, tail]).max())
+        sums = []
+        for logits, each in ((kept, values), (tail, tail_values)):
+            weights = (logits - top).exp()
+            sums.append(torch.cat([weights @ each, weights.sum()[None]]))
+        sampled.append((*sums, torch.softmax(scale * k @ video_q[row], 0) @ v))
+    factor = weight_by_hand(sampled)
+    for row in range(n):
+        kept, values, tail, tail_values = row_parts(row)
+        probs = torch.softmax(torch.cat([kept, tail + math.log(factor)]), 0)
+        out[row] = probs @ torch.cat([values, tail_values])
     return out, margin
 
 

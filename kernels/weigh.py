@@ -1,0 +1,228 @@
+"""Weigh: how much the tail of a head counts, asked of its sampled queries.
+
+    Z_s, N_s    sums of weights and of weighted values over the keys that are attended exactly
+    Y_s, L_s    the same over those that are left out;  o_s = (N_s + L_s) / (Z_s + Y_s)
+    W_s, M_s    the same over the tail
+    τ           of the least Σ_s |(N_s + τ M_s) / (Z_s + τ W_s) - o_s|²
+
+Two kernels: the sums, one program per head and run of kv-blocks; then τ, one program per head.
+Specification: rspa_core/tail_weight.py.
+"""
+
+import triton
+import triton.language as tl
+
+LN2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-1e30)
+
+
+@triton.jit
+def _sampled_rows(head, num_q, video_length, Q_BLOCK: tl.constexpr, R: tl.constexpr):
+    """Row of `[HC, NQ]` of each sampled query's q-block, `[R]`."""
+    place = ((2 * tl.arange(0, R) + 1).to(tl.int64) * video_length) // (2 * R)
+    return head * num_q + place // Q_BLOCK
+
+
+@triton.jit(do_not_specialize=["first_head", "num_q", "num_k", "num_blocks", "video_length"])
+def sums_kernel(
+    k,  # [HC, NB * BLOCK, DP] packed keys, dtype of the input or int8
+    k_scale,  # [HC, NB] fp32, read if INT8
+    v,  # [HC, NB * BLOCK, DP] packed values
+    source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding
+    queries,  # [B * H, R, DP] dtype of the input: the sampled queries, zeros behind D
+    tail_spread,  # [HC, NQ, NK] fp32: -inf for critical blocks
+    highest,  # [HC, SPLITS, 2, R] fp32, written: largest score of either kind
+    mass,  # [HC, SPLITS, 2, R] fp32, written: Z and Y, relative to these
+    sums,  # [HC, SPLITS, 2, R, DP] fp32, written: N and L
+    first_head,
+    num_q,
+    num_k,
+    num_blocks,  # NB: the video's and the context's
+    video_length,
+    scale,
+    DP: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,  # keys per step, divides BLOCK
+    R: tl.constexpr,
+    INT8: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    head = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1)
+    splits = tl.num_programs(1)
+    rows = tl.arange(0, R)
+    cols = tl.arange(0, DP)
+    keys = tl.arange(0, TILE)
+    q = tl.load(queries + ((first_head + head) * R + rows)[:, None] * DP + cols[None, :])
+    q_row = _sampled_rows(head, num_q, video_length, Q_BLOCK, R)
+
+    # Two softmaxes: what is left out may outweigh the rest so far that nothing of it would remain.
+    kept_top = tl.full([R], LOWEST, tl.float32)
+    left_top = tl.full([R], LOWEST, tl.float32)
+    kept_mass = tl.zeros([R], tl.float32)
+    left_mass = tl.zeros([R], tl.float32)
+    kept_sum = tl.zeros([R, DP], tl.float32)
+    left_sum = tl.zeros([R, DP], tl.float32)
+    tiles = num_blocks * (BLOCK // TILE)
+    for index in range(split * tiles // splits, (split + 1) * tiles // splits):
+        block = index // (BLOCK // TILE)
+        offsets = ((head * tiles + index) * TILE + keys)[:, None] * DP + cols[None, :]
+        tile = tl.load(k + offsets).to(q.dtype)  # [TILE, DP]
+        scores = scale * tl.dot(q, tl.trans(tile), input_precision=PRECISION)
+        if INT8:
+            scores *= tl.load(k_scale + head * num_blocks + block)
+        is_token = tl.load(source + index * TILE + keys) >= 0
+        scores = tl.where(is_token[None, :], scores, float("-inf"))
+        # Context blocks, behind the video's, are attended by all.
+        marks = tl.load(tail_spread + q_row * num_k + block, mask=block < num_k, other=LOWEST)
+        is_kept = marks <= LOWEST
+        top = tl.max(scores, 1)
+        new_kept = tl.maximum(kept_top, tl.where(is_kept, top, LOWEST))
+        new_left = tl.maximum(left_top, tl.where(is_kept, LOWEST, top))
+        weights = tl.exp(scores - tl.where(is_kept, new_kept, new_left)[:, None])
+        kept = tl.where(is_kept[:, None], weights, 0.0)
+        left = tl.where(is_kept[:, None], 0.0, weights)
+        values = tl.load(v + offsets)
+        kept_shrink = tl.exp(kept_top - new_kept)
+        left_shrink = tl.exp(left_top - new_left)
+        kept_mass = kept_mass * kept_shrink + tl.sum(kept, 1)
+        left_mass = left_mass * left_shrink + tl.sum(left, 1)
+        kept_sum *= kept_shrink[:, None]
+        left_sum *= left_shrink[:, None]
+        kept_sum += tl.dot(kept.to(values.dtype), values, input_precision=PRECISION)
+        left_sum += tl.dot(left.to(values.dtype), values, input_precision=PRECISION)
+        kept_top = new_kept
+        left_top = new_left
+
+    out = 2 * (head * splits + split)
+    tl.store(highest + out * R + rows, kept_top)
+    tl.store(highest + (out + 1) * R + rows, left_top)
+    tl.store(mass + out * R + rows, kept_mass)
+    tl.store(mass + (out + 1) * R + rows, left_mass)
+    offsets = rows[:, None] * DP + cols[None, :]
+    tl.store(sums + out * R * DP + offsets, kept_sum)
+    tl.store(sums + (out + 1) * R * DP + offsets, left_sum)
+
+
+@triton.jit
+def _joined(highest, mass, sums, first, DP: tl.constexpr, R: tl.constexpr, SPLITS: tl.constexpr):
+    """Largest score `[R]`, and mass and sum relative to it, of all splits of one kind of keys.
+
+    `first` is the row of the first split; the splits lie two rows apart.
+    """
+    rows = tl.arange(0, R)
+    offsets = rows[:, None] * DP + tl.arange(0, DP)[None, :]
+    top = tl.full([R], LOWEST, tl.float32)
+    for split in range(SPLITS):
+        top = tl.maximum(top, tl.load(highest + (first + 2 * split) * R + rows))
+    all_mass = tl.zeros([R], tl.float32)
+    all_sums = tl.zeros([R, DP], tl.float32)
+    for split in range(SPLITS):
+        part = first + 2 * split
+        share = tl.exp(tl.load(highest + part * R + rows) - top)
+        all_mass += share * tl.load(mass + part * R + rows)
+        all_sums += share[:, None] * tl.load(sums + part * R * DP + offsets)
+    return top, all_mass, all_sums
+
+
+@triton.jit(do_not_specialize=["first_head", "num_q", "num_k", "tail_length", "video_length"])
+def weigh_kernel(
+    queries,  # [B * H, R, DP] dtype of the input
+    tail_k,  # [HC, tail_length, DP] dtype of the input
+    tail_v,
+    tail_size,  # [HC, tail_length] fp32: log2 n_g
+    tail_variance,  # [HC, tail_length] fp32: ν_g
+    tail_spread,  # [HC, NQ, NK] fp32: -inf for critical blocks
+    highest,  # [HC, SPLITS, 2, R] fp32, and so on: see sums_kernel
+    mass,
+    sums,
+    weight,  # [HC] fp32, written: τ
+    first_head,
+    num_q,
+    num_k,
+    tail_length,
+    video_length,
+    scale,
+    variance_cap,
+    smallest,
+    largest,
+    tiny,
+    worse,
+    DP: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TILE: tl.constexpr,  # keys of the tail per step
+    R: tl.constexpr,
+    SPLITS: tl.constexpr,
+    STEPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    head = tl.program_id(0).to(tl.int64)
+    rows = tl.arange(0, R)
+    cols = tl.arange(0, DP)
+    offsets = rows[:, None] * DP + cols[None, :]
+    q = tl.load(queries + (first_head + head) * R * DP + offsets)
+    q_row = _sampled_rows(head, num_q, video_length, Q_BLOCK, R)
+
+    kept_top, kept_mass, kept_sum = _joined(
+        highest, mass, sums, 2 * head * SPLITS, DP, R, SPLITS
+    )  # fmt: skip
+    left_top, left_mass, left_sum = _joined(
+        highest, mass, sums, 2 * head * SPLITS + 1, DP, R, SPLITS
+    )  # fmt: skip
+    top = tl.maximum(kept_top, left_top)
+    kept_share = tl.exp(kept_top - top)
+    left_share = tl.exp(left_top - top)
+    exact = kept_share[:, None] * kept_sum + left_share[:, None] * left_sum
+    exact /= (kept_share * kept_mass + left_share * left_mass)[:, None]
+
+    query = q.to(tl.float32)
+    squared_length = tl.sum(query * query, 1)
+    tail_top = tl.full([R], LOWEST, tl.float32)
+    tail_mass = tl.zeros([R], tl.float32)
+    tail_sum = tl.zeros([R, DP], tl.float32)
+    for start in range(0, num_k * GROUPS, TILE):
+        column = start + tl.arange(0, TILE)
+        inside = column < num_k * GROUPS
+        place = head * tail_length + column
+        at = place[:, None] * DP + cols[None, :]
+        keys = tl.load(tail_k + at, mask=inside[:, None], other=0.0)
+        logits = scale * tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+        size = tl.load(tail_size + place, mask=inside, other=float("-inf"))
+        spread = tl.load(tail_variance + place, mask=inside, other=0.0)
+        spread = tl.minimum(squared_length[:, None] * spread[None, :], variance_cap)
+        marks = q_row[:, None] * num_k + (column // GROUPS)[None, :]
+        marks = tl.load(tail_spread + marks, mask=inside[None, :], other=float("-inf"))
+        logits += size[None, :] * LN2 + spread + marks
+        new_top = tl.maximum(tail_top, tl.max(logits, 1))
+        weights = tl.exp(logits - new_top[:, None])
+        values = tl.load(tail_v + at, mask=inside[:, None], other=0.0)
+        shrink = tl.exp(tail_top - new_top)
+        tail_mass = tail_mass * shrink + tl.sum(weights, 1)
+        tail_sum *= shrink[:, None]
+        tail_top = new_top
+        tail_sum += tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+
+    top = tl.maximum(kept_top, tail_top)
+    kept_share = tl.exp(kept_top - top)
+    tail_share = tl.exp(tail_top - top)
+    kept_mass *= kept_share
+    kept_sum *= kept_share[:, None]
+    tail_mass *= tail_share
+    tail_sum *= tail_share[:, None]
+
+    factor = tl.full([], 1.0, tl.float32)
+    best = factor
+    least = tl.full([], float("inf"), tl.float32)
+    for _ in range(STEPS + 1):
+        total = kept_mass + factor * tail_mass
+        missed = (kept_sum + factor * tail_sum) / total[:, None] - exact
+        loss = tl.sum(tl.sum(missed * missed, 1), 0)
+        best = tl.where(loss <= worse * least, factor, best)
+        least = tl.minimum(loss, least)
+        slope = (tail_sum - (missed + exact) * tail_mass[:, None]) / total[:, None]
+        steepness = tl.maximum(tl.sum(tl.sum(slope * slope, 1), 0), tiny)
+        step = tl.sum(tl.sum(slope * missed, 1), 0) / steepness
+        factor = tl.minimum(tl.maximum(factor - step, smallest), largest)
+    tl.store(weight + head, best)
