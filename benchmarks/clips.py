@@ -144,14 +144,15 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     add("--scenes", type=_number(0, math.inf), nargs="+", default=[3], help="default: 3")
     add("--seeds", type=count, default=1, help="how many (default: %(default)s)")
     add("--first-seed", type=int, default=0, help="default: %(default)s")
-    add("--kept", type=_number(MIN_KEPT, 0.999, float), nargs="+", default=[0.25, 0.15])
+    add("--kept", type=_number(MIN_KEPT, 0.999, float), nargs="+",
+        help="share of the blocks (default: 0.25 and 0.15 on a GPU, 0.25 on a CPU)")  # fmt: skip
     add("--dense-steps", type=_number(0, math.inf), nargs="+", default=[2], help="first steps")
     add("--rectification", choices=(*RECTIFICATIONS, POOLED), nargs="+",
         default=["none", "paper", "precise"],
         help=f'"{POOLED}": means of left-out blocks, as in ComfyUI\'s Sol-Attn')  # fmt: skip
     add("--blocks", type=int, choices=BLOCK_SIZES, nargs="+", default=[64])
     add("--tail-keys", type=int, choices=TAIL_KEYS, nargs="+", default=[4], help='for "precise"')
-    add("--steps", type=count, help="of the sampler (default: 20 on a GPU, 12 on a CPU)")
+    add("--steps", type=count, help="of the sampler (default: 20 on a GPU, 10 on a CPU)")
     add("--cfg", type=float, default=2.0, help="guidance, 1 for none (default: %(default)s)")
     add("--shift", type=float, default=tiny_wan("model_flow").FLOW_SHIFT)
     add("--size", type=count, nargs=3, default=list(tiny_wan("model_flow").VIDEO_SIZE),
@@ -164,7 +165,8 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     add("--no-pictures", action="store_true", help="numbers only")
     options = parser.parse_args(words)
     is_gpu = torch.device(options.device).type == "cuda"
-    options.steps = options.steps or (20 if is_gpu else 12)
+    options.kept = options.kept or ([0.25, 0.15] if is_gpu else [0.25])
+    options.steps = options.steps or (20 if is_gpu else 10)
     options.batch = options.batch or (4 if is_gpu else 1)
     options.dtype = options.dtype or ("bfloat16" if is_gpu else "float32")
     return options
