@@ -33,6 +33,8 @@ BARS_HEIGHT = 120
 MIN_LABELLED_BAR = 40
 CUT_BAR = 3.0
 """A bar this many times the median is cut, or a step that loads the model flattens the others."""
+LARGEST_GAIN = 10.0
+"""Dense steps up to this many times the median are not cut: they show what sparse ones gain."""
 
 DENSITY_COLORS: tuple[Color, ...] = (BAR_HIGH, BAR_LOW, (36, 52, 84))
 """From the scale's low end to its high one: bright is fast."""
@@ -182,7 +184,7 @@ def draw_times(canvas: ReportCanvas, record: RunRecord, table: Table, y: float) 
     _draw_times_key(canvas, record, y - 16)
 
     seconds = {each.step: each.seconds / max(each.forwards, 1) for each in record.steps}
-    end, ticks = time_axis(list(seconds.values()))
+    end, ticks = time_axis(list(seconds.values()), record.dense_step_seconds)
     top, bottom = y + 36, y + 36 + BARS_HEIGHT
 
     def level(value: float) -> float:
@@ -240,12 +242,18 @@ def _draw_time_bar(canvas: ReportCanvas, box: Box, step: StepRecord) -> None:
         canvas.fill(box, MUTED)
 
 
-def time_axis(seconds: Sequence[float]) -> tuple[float, list[float]]:
-    """(end of the axis, its ticks) such that a single long step does not flatten the others."""
+def time_axis(seconds: Sequence[float], dense: float | None = None) -> tuple[float, list[float]]:
+    """(end of the axis, its ticks) such that a single long step does not flatten the others.
+
+    `dense` is the median of the dense steps, where there are some.
+    """
     longest = max(seconds, default=0.0)
     if len(seconds) > 2:
-        usual = [value for value in seconds if value <= CUT_BAR * median_low(seconds)]
+        median = median_low(seconds)
+        usual = [value for value in seconds if value <= CUT_BAR * median]
         longest = max(usual, default=longest)
+        if dense is not None and dense <= LARGEST_GAIN * median:
+            longest = max(longest, dense)
     if not math.isfinite(longest) or longest <= 0.0:
         return 1.0, [0.0, 1.0]
     unit = 10.0 ** math.floor(math.log10(longest))

@@ -148,6 +148,13 @@ def test_time_axis(seconds: list[float], end: float, ticks: int) -> None:
     assert len(marks) == ticks
 
 
+def test_the_time_axis_holds_the_dense_steps() -> None:
+    """Where most steps are sparse, what they gain is seen; a step that loads is not."""
+    sparse = [0.03] * 8
+    assert report_charts.time_axis([1.0, 0.11, *sparse], 0.11)[0] == pytest.approx(0.15)
+    assert report_charts.time_axis([1.0, *sparse], 1.0)[0] == pytest.approx(0.03)
+
+
 def test_a_step_without_attention_over_the_video() -> None:
     step = StepRecord(4, 1.0, 1, 0, 0, None, ())
     record = run_record(4)
