@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from ..rspa_core.config import SparseConfig
+from ..rspa_core.key_groups import SAMPLED_QUERIES
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.rectification import TAIL_VARIANCE_CAP
 from ..rspa_core.selection import Q_PARTS
@@ -20,6 +21,8 @@ from .select import select_kernel
 from .tables import IndexTables
 from .tiles import Tile, pool_warps, select_warps
 
+WEIGH_SPLITS = 16
+"""Programs of weigh.py's `sums_kernel` that share the keys of a head."""
 GLUON_RELEASES = ((3, 6),)
 """Releases of Triton with which attend_hopper.py has been run."""
 
@@ -92,6 +95,8 @@ class Sizes:
         # Logits, and GAPR bit or variance term; statistics in fp32, their copies for the tail.
         pairs = self.num_q * (self.num_k * 4 * (1 + self.q_parts) + self.width * 4)
         means = 2 * self.num_q * self.q_parts + 3 * self.num_k + 2 * self.tail_length
+        if self.q_parts > 1:
+            means += WEIGH_SPLITS * 2 * SAMPLED_QUERIES
         pooled = means * self.padded_dim * 4
         chunks = triton.cdiv(num_heads, max(1, workspace // (packed + pairs + pooled)))
         return triton.cdiv(num_heads, chunks)

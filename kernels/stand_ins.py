@@ -12,12 +12,10 @@ from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES, sample
 from ..rspa_core.rectification import TAIL_VARIANCE_CAP
 from ..rspa_core.tail_weight import LARGEST, SMALLEST, STEPS, TINY, WORSE
 from .group import group_mean_kernel, label_kernel
-from .stages import Chunk, Pooled, Scores, Sizes, Statistic, Tail
+from .stages import WEIGH_SPLITS, Chunk, Pooled, Scores, Sizes, Statistic, Tail
 from .tables import IndexTables
 from .weigh import sums_kernel, weigh_kernel
 
-SPLITS = 16
-"""Programs of `sums_kernel` that share the keys of a head."""
 WEIGH_TILE = 64
 """Keys per step of the kernels in weigh.py."""
 
@@ -92,7 +90,7 @@ def weigh(
 ) -> None:
     """Let the tail of every head count for what its sampled queries say; changes `tail.size`."""
     num_blocks = len(tables.kv_source) // config.kv_block
-    rows = (chunk.count, SPLITS, 2, SAMPLED_QUERIES)
+    rows = (chunk.count, WEIGH_SPLITS, 2, SAMPLED_QUERIES)
     assert tail.size is not None
     weight = torch.empty_like(tail.size[:, 0])
     mass, sums = tail.size.new_empty(rows), tail.size.new_empty((*rows, sizes.padded_dim))
@@ -102,7 +100,7 @@ def weigh(
         "PRECISION": "tf32x3" if queries.dtype == torch.float32 else "tf32",
     }  # fmt: skip
     scale = sizes.head_dim**-0.5
-    sums_kernel[(chunk.count, SPLITS)](
+    sums_kernel[(chunk.count, WEIGH_SPLITS)](
         k_pool.packed, k_pool.packed_scale, v_pool.packed, tables.kv_source, queries,
         scores.tail_spread, highest, mass, sums,
         chunk.first, sizes.num_q, sizes.num_k, num_blocks, sizes.video_length, scale,
@@ -114,7 +112,7 @@ def weigh(
         highest, mass, sums, weight,
         chunk.first, sizes.num_q, sizes.num_k, sizes.tail_length, sizes.video_length, scale,
         TAIL_VARIANCE_CAP, SMALLEST, LARGEST, TINY, WORSE,
-        GROUPS=config.tail_keys, SPLITS=SPLITS, STEPS=STEPS, num_warps=8, num_stages=1,
+        GROUPS=config.tail_keys, SPLITS=WEIGH_SPLITS, STEPS=STEPS, num_warps=8, num_stages=1,
         **constants,
     )  # fmt: skip
     tail.size.add_(weight.log2()[:, None])
