@@ -21,8 +21,9 @@ from .select import select_kernel
 from .tables import IndexTables
 from .tiles import Tile, pool_warps, select_warps
 
-WEIGH_SPLITS = 16
-"""Programs of weigh.py's `sums_kernel` that share the keys of a head."""
+MAX_WEIGH_SPLITS = 32
+WEIGH_SPLIT_KEYS = 256
+"""A program of weigh.py's `sums_kernel` has at least so many of the keys of its head."""
 GLUON_RELEASES = ((3, 6),)
 """Releases of Triton with which attend_hopper.py has been run."""
 
@@ -89,6 +90,15 @@ class Sizes:
             context_start=num_k * config.kv_block,
         )
 
+    @property
+    def weigh_splits(self) -> int:
+        """Programs of weigh.py's `sums_kernel` that share the keys of a head, a power of two.
+
+        Not by the number of heads, so that a head's result does not depend on its chunk.
+        """
+        most = min(MAX_WEIGH_SPLITS, self.packed_length // WEIGH_SPLIT_KEYS)
+        return 1 << max(0, most.bit_length() - 1)
+
     def heads_per_chunk(self, num_heads: int, element_size: int, workspace: int) -> int:
         """Heads that fit into the workspace together, spread evenly over the chunks."""
         packed = 2 * self.packed_length * self.padded_dim * element_size
@@ -96,7 +106,7 @@ class Sizes:
         pairs = self.num_q * (self.num_k * 4 * (1 + self.q_parts) + self.width * 4)
         means = 2 * self.num_q * self.q_parts + 3 * self.num_k + 2 * self.tail_length
         if self.q_parts > 1:
-            means += WEIGH_SPLITS * 2 * SAMPLED_QUERIES
+            means += self.weigh_splits * 3 * SAMPLED_QUERIES
         pooled = means * self.padded_dim * 4
         chunks = triton.cdiv(num_heads, max(1, workspace // (packed + pairs + pooled)))
         return triton.cdiv(num_heads, chunks)

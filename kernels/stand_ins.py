@@ -12,12 +12,12 @@ from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES, sample
 from ..rspa_core.rectification import TAIL_VARIANCE_CAP
 from ..rspa_core.tail_weight import LARGEST, SMALLEST, STEPS, TINY, WORSE
 from .group import group_mean_kernel, label_kernel
-from .stages import WEIGH_SPLITS, Chunk, Pooled, Scores, Sizes, Statistic, Tail
+from .stages import Chunk, Pooled, Scores, Sizes, Statistic, Tail
 from .tables import IndexTables
-from .weigh import sums_kernel, weigh_kernel
+from .weigh import join_kernel, sums_kernel, weigh_kernel
 
 WEIGH_TILE = 64
-"""Keys per step of the kernels in weigh.py."""
+"""Keys per step of weigh.py's `sums_kernel`."""
 
 
 def ask(q: Tensor, config: SparseConfig, sizes: Sizes, tables: IndexTables) -> Tensor:
@@ -89,30 +89,32 @@ def weigh(
     chunk: Chunk,
 ) -> None:
     """Let the tail of every head count for what its sampled queries say; changes `tail.size`."""
-    num_blocks = len(tables.kv_source) // config.kv_block
-    rows = (chunk.count, WEIGH_SPLITS, 2, SAMPLED_QUERIES)
     assert tail.size is not None
-    weight = torch.empty_like(tail.size[:, 0])
-    mass, sums = tail.size.new_empty(rows), tail.size.new_empty((*rows, sizes.padded_dim))
+    num_blocks = len(tables.kv_source) // config.kv_block
+    splits = sizes.weigh_splits
+    parts = (chunk.count, splits, 3, SAMPLED_QUERIES)
+    mass, sums = tail.size.new_empty(parts), tail.size.new_empty((*parts, sizes.padded_dim))
     highest = torch.empty_like(mass)
-    constants: dict[str, Any] = {
-        "DP": sizes.padded_dim, "Q_BLOCK": config.q_block, "R": SAMPLED_QUERIES, "TILE": WEIGH_TILE,
-        "PRECISION": "tf32x3" if queries.dtype == torch.float32 else "tf32",
-    }  # fmt: skip
-    scale = sizes.head_dim**-0.5
-    sums_kernel[(chunk.count, WEIGH_SPLITS)](
+    joined_mass, joined = torch.empty_like(mass[:, 0]), torch.empty_like(sums[:, 0])
+    joined_highest = torch.empty_like(joined_mass)
+    weight = torch.empty_like(tail.size[:, 0])
+    exact = queries.dtype == torch.float32
+    common: dict[str, Any] = {"DP": sizes.padded_dim, "R": SAMPLED_QUERIES}
+    sums_kernel[(chunk.count, splits)](
         k_pool.packed, k_pool.packed_scale, v_pool.packed, tables.kv_source, queries,
-        scores.tail_spread, highest, mass, sums,
-        chunk.first, sizes.num_q, sizes.num_k, num_blocks, sizes.video_length, scale,
-        BLOCK=config.kv_block, INT8=k_pool.packed_scale is not None,
-        num_warps=8, num_stages=1 if queries.dtype == torch.float32 else 2, **constants,
+        tail.keys, tail.values, tail.size, tail.variance, scores.tail_spread,
+        highest, mass, sums,
+        chunk.first, sizes.num_q, sizes.num_k, num_blocks, sizes.tail_length, sizes.video_length,
+        sizes.head_dim**-0.5, TAIL_VARIANCE_CAP,
+        Q_BLOCK=config.q_block, BLOCK=config.kv_block, GROUPS=config.tail_keys, TILE=WEIGH_TILE,
+        INT8=k_pool.packed_scale is not None, PRECISION="tf32x3" if exact else "tf32",
+        num_warps=4, num_stages=1 if exact else 3, **common,
     )  # fmt: skip
+    join_kernel[(chunk.count, 3 * SAMPLED_QUERIES)](
+        highest, mass, sums, joined_highest, joined_mass, joined, SPLITS=splits, **common
+    )
     weigh_kernel[(chunk.count,)](
-        queries, tail.keys, tail.values, tail.size, tail.variance, scores.tail_spread,
-        highest, mass, sums, weight,
-        chunk.first, sizes.num_q, sizes.num_k, sizes.tail_length, sizes.video_length, scale,
-        TAIL_VARIANCE_CAP, SMALLEST, LARGEST, TINY, WORSE,
-        GROUPS=config.tail_keys, SPLITS=WEIGH_SPLITS, STEPS=STEPS, num_warps=8, num_stages=1,
-        **constants,
+        joined_highest, joined_mass, joined, weight, SMALLEST, LARGEST, TINY, WORSE,
+        STEPS=STEPS, num_warps=8, **common,
     )  # fmt: skip
     tail.size.add_(weight.log2()[:, None])

@@ -5,7 +5,8 @@
     W_s, M_s    the same over the tail
     τ           of the least Σ_s |(N_s + τ M_s) / (Z_s + τ W_s) - o_s|²
 
-Two kernels: the sums, one program per head and run of kv-blocks; then τ, one program per head.
+Three kernels: the sums, of all heads and runs of kv-blocks side by side; their runs joined, a
+sampled query and kind of key per program; then τ, a head per program.
 Specification: rspa_core/tail_weight.py.
 """
 
@@ -23,26 +24,35 @@ def _sampled_rows(head, num_q, video_length, Q_BLOCK: tl.constexpr, R: tl.conste
     return head * num_q + place // Q_BLOCK
 
 
-@triton.jit(do_not_specialize=["first_head", "num_q", "num_k", "num_blocks", "video_length"])
+@triton.jit(
+    do_not_specialize=["first_head", "num_q", "num_k", "num_blocks", "tail_length", "video_length"]
+)
 def sums_kernel(
     k,  # [HC, NB * BLOCK, DP] packed keys, dtype of the input or int8
     k_scale,  # [HC, NB] fp32, read if INT8
     v,  # [HC, NB * BLOCK, DP] packed values
     source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding
     queries,  # [B * H, R, DP] dtype of the input: the sampled queries, zeros behind D
+    tail_k,  # [HC, tail_length, DP] dtype of the input
+    tail_v,
+    tail_size,  # [HC, tail_length] fp32: log2 n_g
+    tail_variance,  # [HC, tail_length] fp32: ν_g
     tail_spread,  # [HC, NQ, NK] fp32: -inf for critical blocks
-    highest,  # [HC, SPLITS, 2, R] fp32, written: largest score of either kind
-    mass,  # [HC, SPLITS, 2, R] fp32, written: Z and Y, relative to these
-    sums,  # [HC, SPLITS, 2, R, DP] fp32, written: N and L
+    highest,  # [HC, SPLITS, 3, R] fp32, written: largest score of each kind: kept, left out, tail
+    mass,  # [HC, SPLITS, 3, R] fp32, written: Z, Y and W, relative to these
+    sums,  # [HC, SPLITS, 3, R, DP] fp32, written: N, L and M
     first_head,
     num_q,
     num_k,
     num_blocks,  # NB: the video's and the context's
+    tail_length,
     video_length,
     scale,
+    variance_cap,
     DP: tl.constexpr,
     Q_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
     TILE: tl.constexpr,  # keys per step, divides BLOCK
     R: tl.constexpr,
     INT8: tl.constexpr,
@@ -95,122 +105,112 @@ def sums_kernel(
         kept_top = new_kept
         left_top = new_left
 
-    out = 2 * (head * splits + split)
+    out = 3 * (head * splits + split)
     tl.store(highest + out * R + rows, kept_top)
     tl.store(highest + (out + 1) * R + rows, left_top)
     tl.store(mass + out * R + rows, kept_mass)
     tl.store(mass + (out + 1) * R + rows, left_mass)
-    offsets = rows[:, None] * DP + cols[None, :]
-    tl.store(sums + out * R * DP + offsets, kept_sum)
-    tl.store(sums + (out + 1) * R * DP + offsets, left_sum)
-
-
-@triton.jit
-def _joined(highest, mass, sums, first, DP: tl.constexpr, R: tl.constexpr, SPLITS: tl.constexpr):
-    """Largest score `[R]`, and mass and sum relative to it, of all splits of one kind of keys.
-
-    `first` is the row of the first split; the splits lie two rows apart.
-    """
-    rows = tl.arange(0, R)
-    offsets = rows[:, None] * DP + tl.arange(0, DP)[None, :]
-    top = tl.full([R], LOWEST, tl.float32)
-    for split in range(SPLITS):
-        top = tl.maximum(top, tl.load(highest + (first + 2 * split) * R + rows))
-    all_mass = tl.zeros([R], tl.float32)
-    all_sums = tl.zeros([R, DP], tl.float32)
-    for split in range(SPLITS):
-        part = first + 2 * split
-        share = tl.exp(tl.load(highest + part * R + rows) - top)
-        all_mass += share * tl.load(mass + part * R + rows)
-        all_sums += share[:, None] * tl.load(sums + part * R * DP + offsets)
-    return top, all_mass, all_sums
-
-
-@triton.jit(do_not_specialize=["first_head", "num_q", "num_k", "tail_length", "video_length"])
-def weigh_kernel(
-    queries,  # [B * H, R, DP] dtype of the input
-    tail_k,  # [HC, tail_length, DP] dtype of the input
-    tail_v,
-    tail_size,  # [HC, tail_length] fp32: log2 n_g
-    tail_variance,  # [HC, tail_length] fp32: ν_g
-    tail_spread,  # [HC, NQ, NK] fp32: -inf for critical blocks
-    highest,  # [HC, SPLITS, 2, R] fp32, and so on: see sums_kernel
-    mass,
-    sums,
-    weight,  # [HC] fp32, written: τ
-    first_head,
-    num_q,
-    num_k,
-    tail_length,
-    video_length,
-    scale,
-    variance_cap,
-    smallest,
-    largest,
-    tiny,
-    worse,
-    DP: tl.constexpr,
-    Q_BLOCK: tl.constexpr,
-    GROUPS: tl.constexpr,
-    TILE: tl.constexpr,  # keys of the tail per step
-    R: tl.constexpr,
-    SPLITS: tl.constexpr,
-    STEPS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    head = tl.program_id(0).to(tl.int64)
-    rows = tl.arange(0, R)
-    cols = tl.arange(0, DP)
-    offsets = rows[:, None] * DP + cols[None, :]
-    q = tl.load(queries + (first_head + head) * R * DP + offsets)
-    q_row = _sampled_rows(head, num_q, video_length, Q_BLOCK, R)
-
-    kept_top, kept_mass, kept_sum = _joined(
-        highest, mass, sums, 2 * head * SPLITS, DP, R, SPLITS
-    )  # fmt: skip
-    left_top, left_mass, left_sum = _joined(
-        highest, mass, sums, 2 * head * SPLITS + 1, DP, R, SPLITS
-    )  # fmt: skip
-    top = tl.maximum(kept_top, left_top)
-    kept_share = tl.exp(kept_top - top)
-    left_share = tl.exp(left_top - top)
-    exact = kept_share[:, None] * kept_sum + left_share[:, None] * left_sum
-    exact /= (kept_share * kept_mass + left_share * left_mass)[:, None]
+    written = rows[:, None] * DP + cols[None, :]
+    tl.store(sums + out * R * DP + written, kept_sum)
+    tl.store(sums + (out + 1) * R * DP + written, left_sum)
 
     query = q.to(tl.float32)
     squared_length = tl.sum(query * query, 1)
-    tail_top = tl.full([R], LOWEST, tl.float32)
-    tail_mass = tl.zeros([R], tl.float32)
-    tail_sum = tl.zeros([R, DP], tl.float32)
-    for start in range(0, num_k * GROUPS, TILE):
-        column = start + tl.arange(0, TILE)
-        inside = column < num_k * GROUPS
+    top = tl.full([R], LOWEST, tl.float32)
+    total = tl.zeros([R], tl.float32)
+    acc = tl.zeros([R, DP], tl.float32)
+    groups = num_k * GROUPS
+    tail_tiles = tl.cdiv(groups, TILE)
+    for index in range(split * tail_tiles // splits, (split + 1) * tail_tiles // splits):
+        column = index * TILE + keys
+        inside = column < groups
         place = head * tail_length + column
         at = place[:, None] * DP + cols[None, :]
-        keys = tl.load(tail_k + at, mask=inside[:, None], other=0.0)
-        logits = scale * tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+        tile = tl.load(tail_k + at, mask=inside[:, None], other=0.0)
+        logits = scale * tl.dot(q, tl.trans(tile), input_precision=PRECISION)
         size = tl.load(tail_size + place, mask=inside, other=float("-inf"))
         spread = tl.load(tail_variance + place, mask=inside, other=0.0)
         spread = tl.minimum(squared_length[:, None] * spread[None, :], variance_cap)
         marks = q_row[:, None] * num_k + (column // GROUPS)[None, :]
         marks = tl.load(tail_spread + marks, mask=inside[None, :], other=float("-inf"))
         logits += size[None, :] * LN2 + spread + marks
-        new_top = tl.maximum(tail_top, tl.max(logits, 1))
+        new_top = tl.maximum(top, tl.max(logits, 1))
         weights = tl.exp(logits - new_top[:, None])
         values = tl.load(tail_v + at, mask=inside[:, None], other=0.0)
-        shrink = tl.exp(tail_top - new_top)
-        tail_mass = tail_mass * shrink + tl.sum(weights, 1)
-        tail_sum *= shrink[:, None]
-        tail_top = new_top
-        tail_sum += tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+        shrink = tl.exp(top - new_top)
+        total = total * shrink + tl.sum(weights, 1)
+        acc *= shrink[:, None]
+        acc += tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+        top = new_top
 
-    top = tl.maximum(kept_top, tail_top)
-    kept_share = tl.exp(kept_top - top)
-    tail_share = tl.exp(tail_top - top)
+    tl.store(highest + (out + 2) * R + rows, top)
+    tl.store(mass + (out + 2) * R + rows, total)
+    tl.store(sums + (out + 2) * R * DP + written, acc)
+
+
+@triton.jit
+def join_kernel(
+    highest,  # [HC, SPLITS, 3, R] fp32: see sums_kernel
+    mass,  # [HC, SPLITS, 3, R]
+    sums,  # [HC, SPLITS, 3, R, DP]
+    top,  # [HC, 3, R] fp32, written
+    joined_mass,  # [HC, 3, R] fp32, written
+    joined,  # [HC, 3, R, DP] fp32, written
+    DP: tl.constexpr,
+    R: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    head = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1)  # of [3, R]
+    parts = (head * SPLITS + tl.arange(0, SPLITS)) * 3 * R + row
+    cols = tl.arange(0, DP)
+    tops = tl.load(highest + parts)
+    largest = tl.max(tops, 0)
+    share = tl.exp(tops - largest)
+    out = head * 3 * R + row
+    tl.store(top + out, largest)
+    tl.store(joined_mass + out, tl.sum(share * tl.load(mass + parts), 0))
+    part = tl.load(sums + parts[:, None] * DP + cols[None, :])
+    tl.store(joined + out * DP + cols, tl.sum(share[:, None] * part, 0))
+
+
+@triton.jit
+def weigh_kernel(
+    top,  # [HC, 3, R] fp32: largest score of kept keys, keys left out and keys of the tail
+    mass,  # [HC, 3, R] fp32: Z, Y and W, relative to these
+    sums,  # [HC, 3, R, DP] fp32: N, L and M
+    weight,  # [HC] fp32, written: τ
+    smallest,
+    largest,
+    tiny,
+    worse,
+    DP: tl.constexpr,
+    R: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    head = tl.program_id(0).to(tl.int64)
+    row = head * 3 * R + tl.arange(0, R)
+    offsets = row[:, None] * DP + tl.arange(0, DP)[None, :]
+    kept_top = tl.load(top + row)
+    left_top = tl.load(top + row + R)
+    tail_top = tl.load(top + row + 2 * R)
+    kept_mass = tl.load(mass + row)
+    kept_sum = tl.load(sums + offsets)
+
+    highest = tl.maximum(kept_top, left_top)
+    kept_share = tl.exp(kept_top - highest)
+    left_share = tl.exp(left_top - highest)
+    exact = kept_share[:, None] * kept_sum + left_share[:, None] * tl.load(sums + offsets + R * DP)
+    exact /= (kept_share * kept_mass + left_share * tl.load(mass + row + R))[:, None]
+
+    # Without what is left out, which may outweigh both so far that nothing of them would remain.
+    highest = tl.maximum(kept_top, tail_top)
+    kept_share = tl.exp(kept_top - highest)
+    tail_share = tl.exp(tail_top - highest)
     kept_mass *= kept_share
     kept_sum *= kept_share[:, None]
-    tail_mass *= tail_share
-    tail_sum *= tail_share[:, None]
+    tail_mass = tail_share * tl.load(mass + row + 2 * R)
+    tail_sum = tail_share[:, None] * tl.load(sums + offsets + 2 * R * DP)
 
     factor = tl.full([], 1.0, tl.float32)
     best = factor

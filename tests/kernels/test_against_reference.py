@@ -144,12 +144,14 @@ def test_inputs_are_not_written(device: torch.device) -> None:
     assert all(torch.equal(x, copy) for x, copy in zip(tensors, copies, strict=True))
 
 
-def test_heads_in_chunks(device: torch.device) -> None:
+@pytest.mark.parametrize(("rectification", "tail_keys"), [("paper", 1), ("precise", 4)])
+def test_heads_in_chunks(device: torch.device, rectification: str, tail_keys: int) -> None:
     """One head at a time gives what all heads together give."""
     from rectified_spaattn.kernels.launch import launch
     from rectified_spaattn.kernels.tiles import Tile
 
-    case = Case((1, 9, 15), SparseConfig(0.5, 64, 64), (3, 0), batch=2, heads=3)
+    config = SparseConfig(0.5, 64, 64, rectification=rectification, tail_keys=tail_keys)
+    case = Case((3, 9, 25), config, (3, 0), batch=2, heads=3)
     arguments = (*case.inputs(torch.float32, device, 9), case.layout, case.config)
     tile = Tile(32, 4, 1)
     together = launch(*arguments, tile, True, chunk_heads=6)
