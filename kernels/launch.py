@@ -60,10 +60,11 @@ def launch(
         mask=q.new_empty(pairs, dtype=torch.int8),
     )
     shift = smoothing_shift(k) if tile.int8 or tile.specialised else None
+    queries = ask(q, sizes, tables) if config.tail_keys > 1 else None
     step = chunk_heads or sizes.heads_per_chunk(batch * heads, q.element_size(), WORKSPACE_BYTES)
     for first in range(0, batch * heads, step):
         chunk = Chunk(first, min(step, batch * heads - first), heads)
-        _run_chunk(q, k, v, config, tile, sizes, tables, chunk, shift, result)
+        _run_chunk(q, k, v, queries, config, tile, sizes, tables, chunk, shift, result)
     return result.out.transpose(1, 2), result.kv_counts, result.mask
 
 
@@ -71,6 +72,7 @@ def _run_chunk(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    queries: Tensor | None,
     config: SparseConfig,
     tile: Tile,
     sizes: Sizes,
@@ -81,10 +83,9 @@ def _run_chunk(
 ) -> None:
     q_statistic, k_statistic = _STATISTICS[config.rectification]
     q_source = tables.q_source[sizes.num_context_q * config.q_block :]
-    grouped = config.tail_keys > 1
-    if grouped:
+    if queries is not None:
         q_statistic = k_statistic = "none"
-    tail = config.rectification == "precise" and not grouped
+    tail = config.rectification == "precise" and queries is None
     q_pool = pool(
         q, q_source, config.q_block // sizes.q_parts, sizes.num_q * sizes.q_parts, sizes, chunk,
         q_statistic,
@@ -98,15 +99,14 @@ def _run_chunk(
         pack=True, tail=tail,
     )  # fmt: skip
     stand_ins = None
-    if grouped:
+    if queries is not None:
         moved = shift if tile.int8 else None
-        queries = ask(q, config, sizes, tables)
         stand_ins, group_mean = group(queries, k, v, config, sizes, tables, chunk, moved)
         scores = rank(q_pool, stand_ins, group_mean, k, config, sizes, tables, chunk)
     else:
         scores = score(q_pool, k_pool, k, config, sizes, tables, chunk)
     selection = select(scores, config, sizes, tables, chunk, result)
-    if stand_ins is not None:
+    if queries is not None and stand_ins is not None:
         weigh(queries, k_pool, v_pool, stand_ins, scores, config, sizes, tables, chunk)
     compensation = None
     if selection.weights is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..rspa_core.config import SparseConfig
-from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES, sampled_places
+from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES
 from ..rspa_core.rectification import TAIL_VARIANCE_CAP
 from ..rspa_core.tail_weight import LARGEST, SMALLEST, STEPS, TINY, WORSE
 from .group import group_mean_kernel, label_kernel
@@ -20,11 +20,9 @@ WEIGH_TILE = 64
 """Keys per step of weigh.py's `sums_kernel`."""
 
 
-def ask(q: Tensor, config: SparseConfig, sizes: Sizes, tables: IndexTables) -> Tensor:
+def ask(q: Tensor, sizes: Sizes, tables: IndexTables) -> Tensor:
     """The sampled queries of every head of `q [B, H, N, D]`: `[B * H, R, DP]`."""
-    video = sizes.num_context_q * config.q_block
-    places = sampled_places(sizes.video_length).to(q.device)
-    queries = q[:, :, tables.q_source[video + places].long()].flatten(0, 1)
+    queries = q[:, :, tables.sampled].flatten(0, 1)
     return torch.nn.functional.pad(queries, (0, sizes.padded_dim - sizes.head_dim)).contiguous()
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..rspa_core.key_groups import sampled_places
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.order import block_neighbours, token_order
 
@@ -20,6 +21,7 @@ class IndexTables:
         q_source: `[(NCQ + NQ) * q_block]` int32, token of each packed query row, context rows
             first; -1 where there is none.
         kv_source: `[(NK + NCK) * kv_block]` int32, the same for keys, context keys last.
+        sampled: `[R]` int64, token of each sampled query (`sampled_places`).
         all_blocks: int32, every kv-block that is not ragged: what a context query attends.
         forced: `[NQ, NK]` int8, blocks that are always critical.
         max_forced: most forced blocks of a q-block.
@@ -27,6 +29,7 @@ class IndexTables:
 
     q_source: Tensor
     kv_source: Tensor
+    sampled: Tensor
     all_blocks: Tensor
     forced: Tensor
     max_forced: int
@@ -35,6 +38,7 @@ class IndexTables:
         return IndexTables(
             self.q_source.to(device),
             self.kv_source.to(device),
+            self.sampled.to(device),
             self.all_blocks.to(device),
             self.forced.to(device),
             self.max_forced,
@@ -67,6 +71,7 @@ def index_tables(
     tables = IndexTables(
         q_source=torch.cat([_padded(context, q_block), _padded(video, q_block)]),
         kv_source=torch.cat([_padded(video, kv_block), _padded(context, kv_block)]),
+        sampled=video[sampled_places(len(video))],
         all_blocks=torch.cat([full_video, full_context]).int(),
         forced=forced.to(torch.int8),
         max_forced=int(forced.sum(-1).max()),

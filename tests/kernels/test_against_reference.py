@@ -160,6 +160,22 @@ def test_heads_in_chunks(device: torch.device, rectification: str, tail_keys: in
         assert all(torch.equal(x, y) for x, y in zip(together, chunked, strict=True))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_does_not_wait_for_the_gpu(name: str, device: torch.device) -> None:
+    """A call that waits leaves the GPU idle until the next kernels have been launched."""
+    if device.type != "cuda":
+        pytest.skip("needs a CUDA GPU: on a CPU nothing runs on after a call")
+    case = CASES[name]
+    q, k, v = case.inputs(torch.bfloat16, device, 12)
+    rectified_attention(q, k, v, case.layout, case.config, backend="triton")
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rectified_attention(q, k, v, case.layout, case.config, backend="triton")
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def test_large_fp16_queries_stay_finite(device: torch.device) -> None:
     """The squares of the queries, which the tail of `precise` needs, exceed fp16."""
     case = CASES["precise"]
