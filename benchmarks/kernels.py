@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend
 from ..kernels.launch import launch
 from ..kernels.tiles import Tile
 from ..rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
+from ..rspa_core.config import TAIL_KEYS
 from .attention_call import SHAPES, TOLERANCE, Shape, print_stages, sdpa
 from .synthetic import KINDS, synthetic_qkv
 from .timing import measure_interleaved
@@ -61,6 +62,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rectification", nargs="+", default=["paper", "precise", "none"])
     parser.add_argument(
         "--precision", nargs="+", choices=("16-bit", "int8", "auto"), default=["16-bit"]
+    )
+    parser.add_argument(
+        "--tail-keys",
+        type=int,
+        choices=TAIL_KEYS,
+        default=1,
+        help="of precise, for a left-out block",
     )
     parser.add_argument("--kind", choices=KINDS, default="mixed", help="kind of attention head")
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="bfloat16")
@@ -99,9 +107,12 @@ def _shape(
                 if tile is not None:
                     precision = "int8" if tile.int8 else "16-bit"
                 config = SparseConfig(
-                    sparsity, q_block, kv_block, rectification=rectification, precision=precision
-                )
+                    sparsity, q_block, kv_block, rectification=rectification, precision=precision,
+                    tail_keys=arguments.tail_keys if rectification == "precise" else 1,
+                )  # fmt: skip
                 label = f"{rectification} {blocks} {sparsity:g} {precision}"
+                if config.tail_keys > 1:
+                    label += f" {config.tail_keys} keys"
                 if tile is not None:
                     label += f" {','.join(map(str, tile))}"
                 call = _sparse_call(q, k, v, shape.layout, config, tile)
