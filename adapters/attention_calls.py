@@ -11,14 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rspa_core import (
-    BackendUnavailable,
-    DenseBlocks,
-    SparseConfig,
-    SparsitySchedule,
-    TokenLayout,
-    rectified_attention,
-)
+from ..rspa_core import BackendUnavailable, SparseConfig, TokenLayout, rectified_attention
+from ..rspa_core.run.schedule import DenseBlocks, SparsitySchedule
 from .call_report import CallReport
 from .steps import StepCounter, scheduled_sparsity
 

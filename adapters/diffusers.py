@@ -23,16 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..rspa_core import (
-    ConfigError,
-    DenseBlocks,
-    SparseConfig,
-    SparsitySchedule,
-    parse_dense_blocks,
-    release_tables,
-)
+from ..rspa_core import ConfigError, SparseConfig, release_tables
 from ..rspa_core.attention import BACKENDS
 from ..rspa_core.config import check_choice, check_integer
+from ..rspa_core.run.schedule import DenseBlocks, SparsitySchedule, parse_dense_blocks
 from .attention_calls import AttentionCalls, Block, Settings
 from .call_report import CallReport
 from .processors import HunyuanSparseProcessor, SparseProcessor, WanSparseProcessor

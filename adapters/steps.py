@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..rspa_core import SparsitySchedule
+from ..rspa_core.run.schedule import SparsitySchedule
 
 UNKNOWN_LENGTH = "schedule: number of steps unknown (pass scheduler or num_steps, or call set_step)"
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..adapters import CallReport, SparseAttention, install
-from ..rspa_core import SparseConfig, SparsitySchedule
+from ..rspa_core import SparseConfig
+from ..rspa_core.run.schedule import SparsitySchedule
 from .capture import tiny_wan
 
 TIMESTEPS = 1000

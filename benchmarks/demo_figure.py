@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..rspa_core.schedule import SparsitySchedule
+from ..rspa_core.run.schedule import SparsitySchedule
 
 if TYPE_CHECKING:
     from .demo import SizeResult

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .model_folder import register_model_folder
-from .probe import RectifiedSpaAttnProbe
-from .probe_result import RectifiedSpaAttnProbeResult
+from .host import register_model_folder
+from .probe import RectifiedSpaAttnProbe, RectifiedSpaAttnProbeResult
 from .profiles import RectifiedSpaAttnLoadProfile, RectifiedSpaAttnSaveProfile
 from .report import RectifiedSpaAttnReport
 from .schedule import RectifiedSpaAttnSchedule

@@ -8,11 +8,11 @@ from typing import Any
 
 from ..rspa_core import SparseConfig
 from ..rspa_core.config import ORDERS, TAIL_KEYS, ConfigError, check_choice, check_integer
-from ..rspa_core.fingerprint import ModelFingerprint
-from ..rspa_core.presets import CUSTOM
-from ..rspa_core.presets import preset as preset_of
-from ..rspa_core.profile import SparsityProfile
-from ..rspa_core.schedule import (
+from ..rspa_core.run.families import ModelFingerprint
+from ..rspa_core.run.presets import CUSTOM
+from ..rspa_core.run.presets import preset as preset_of
+from ..rspa_core.run.profile import SparsityProfile
+from ..rspa_core.run.schedule import (
     SparsitySchedule,
     parse_dense_blocks,
     parse_dense_steps,

@@ -1,4 +1,11 @@
-"""Nodes RectifiedSpaAttnSaveProfile and RectifiedSpaAttnLoadProfile."""
+"""The socket type of sparsity profiles.
+
+Where sparsity profiles are kept: a model folder of its own, `models/rectified_spaattn`.
+
+ComfyUI's `folder_paths` is imported inside the functions, so that this file imports without it.
+
+Nodes RectifiedSpaAttnSaveProfile and RectifiedSpaAttnLoadProfile.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +14,10 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..rspa_core.config import ConfigError
-from ..rspa_core.profile import SparsityProfile, load_profile, save_profile
-from .host import send_status
-from .model_folder import find_profile, free_path, profile_names, shown_path
-from .profile_type import PROFILE_TYPE
-from .schema_compat import build
+from ..rspa_core.run.profile import SparsityProfile, load_profile, save_profile
+from .host import build, find_profile, free_path, profile_names, send_status, shown_path
+
+PROFILE_TYPE = io.Custom("RSPA_PROFILE")
 
 
 class RectifiedSpaAttnSaveProfile(io.ComfyNode):

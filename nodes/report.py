@@ -6,10 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from .canvas import as_tensor
-from .patching import find_patch
-from .report_picture import draw_no_run, draw_report
-from .report_text import (
+from ..rspa_core.run.report_text import (
     NO_RUN_CAUSES,
     NO_RUN_TITLE,
     NOT_PATCHED_CAUSES,
@@ -17,7 +14,10 @@ from .report_text import (
     json_text,
     summary_text,
 )
-from .schema_compat import build
+from .host import build
+from .patching import find_patch
+from .pictures.canvas import as_tensor
+from .pictures.report import draw_no_run, draw_report
 
 
 class RectifiedSpaAttnReport(io.ComfyNode):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..rspa_core.config import MAX_SPARSITY, check_integer
-from ..rspa_core.schedule import CURVES
+from ..rspa_core.run.schedule import CURVES
+from .host import build
 from .inputs import sparsity_schedule
-from .schedule_preview import preview_image
-from .schema_compat import build
+from .pictures.schedule import preview_image
 
 SCHEDULE_TYPE = io.Custom("RSPA_SCHEDULE")
 MAX_PREVIEW_STEPS = 200

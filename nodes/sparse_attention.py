@@ -7,19 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..rspa_core.config import MAX_SPARSITY, ORDERS, PRECISIONS, RECTIFICATIONS
-from ..rspa_core.presets import CUSTOM, PRESET_NAMES, PRESETS
-from .fingerprint import fingerprint_of_patcher
-from .inputs import (
-    BLOCK_SIZES,
-    MAX_MIN_TOKENS,
-    PRECISE_TAIL_KEYS,
-    TAIL_KEY_CHOICES,
-    patch_settings,
-)
+from ..rspa_core.run.presets import CUSTOM, PRESET_NAMES, PRESETS
+from .host import build
+from .inputs import BLOCK_SIZES, MAX_MIN_TOKENS, PRECISE_TAIL_KEYS, TAIL_KEY_CHOICES, patch_settings
+from .models import fingerprint_of_patcher
 from .patching import install
-from .profile_type import PROFILE_TYPE
+from .profiles import PROFILE_TYPE
 from .schedule import SCHEDULE_TYPE
-from .schema_compat import build
 
 
 class RectifiedSpaAttn(io.ComfyNode):

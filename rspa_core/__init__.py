@@ -6,13 +6,6 @@ from .config import ConfigError, SparseConfig
 from .dispatch import BackendStatus, BackendUnavailable, backend_status, release_tables
 from .layout import TokenLayout
 from .order import block_neighbours, inverse_order, token_order
-from .schedule import (
-    DenseBlocks,
-    SparsitySchedule,
-    parse_dense_blocks,
-    parse_dense_steps,
-    parse_steps,
-)
 from .selection import critical_blocks
 
 __all__ = [
@@ -20,9 +13,7 @@ __all__ = [
     "BackendStatus",
     "BackendUnavailable",
     "ConfigError",
-    "DenseBlocks",
     "SparseConfig",
-    "SparsitySchedule",
     "TokenLayout",
     "backend_status",
     "block_neighbours",
@@ -30,9 +21,6 @@ __all__ = [
     "dense_attention",
     "inverse_order",
     "metrics",
-    "parse_dense_blocks",
-    "parse_dense_steps",
-    "parse_steps",
     "rectified_attention",
     "release_tables",
     "token_order",

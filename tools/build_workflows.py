@@ -27,7 +27,7 @@ from workflow_builder.blueprint import NAME, build_blueprint
 from workflow_builder.catalogue import SPECS
 from workflow_builder.specs import Spec
 
-from rectified_spaattn.rspa_core.probe import ProbeTable, propose
+from rectified_spaattn.rspa_core.run.probe import ProbeTable, propose
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PACKAGE = "comfyui_workflow_templates_json"

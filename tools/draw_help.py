@@ -17,8 +17,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from rectified_spaattn.nodes.schedule_preview import draw_schedule, preview_steps
-from rectified_spaattn.rspa_core.schedule import SparsitySchedule, parse_steps
+from rectified_spaattn.nodes.pictures.schedule import draw_schedule, preview_steps
+from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule, parse_steps
 from rectified_spaattn.tests.integration.comfy_server import (
     ComfyServer,
     find_checkout,

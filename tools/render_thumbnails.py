@@ -42,13 +42,9 @@ from rectified_spaattn.benchmarks.clips_model import (
     sample,
 )
 from rectified_spaattn.benchmarks.picture_metrics import psnr
-from rectified_spaattn.rspa_core import (
-    SparseConfig,
-    SparsitySchedule,
-    TokenLayout,
-    rectified_attention,
-)
-from rectified_spaattn.rspa_core.probe import ProbeSettings, ProbeTable, parse_probe_steps
+from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, rectified_attention
+from rectified_spaattn.rspa_core.run.probe import ProbeSettings, ProbeTable, parse_probe_steps
+from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 
 CHECKPOINT = Path(__file__).resolve().parent / "tiny_wan" / "checkpoint"
 # The scene that the model draws best, and half of its clip: enough for a few different frames.

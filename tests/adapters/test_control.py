@@ -12,8 +12,8 @@ from torch import nn
 
 from rectified_spaattn.adapters import attention_calls, install, sparse_attention
 from rectified_spaattn.adapters.attention_calls import FAILURE_LIMIT, GRADIENTS, OUTSIDE
-from rectified_spaattn.rspa_core import BackendUnavailable, ConfigError, SparsitySchedule
-from rectified_spaattn.rspa_core.schedule import AFTER_END, DENSE_STEP
+from rectified_spaattn.rspa_core import BackendUnavailable, ConfigError
+from rectified_spaattn.rspa_core.run.schedule import AFTER_END, DENSE_STEP, SparsitySchedule
 
 from .models import FULL, SPARSE, counts, hunyuan, hunyuan_inputs, velocity, wan, wan_inputs
 

@@ -9,8 +9,7 @@ import torch
 
 from rectified_spaattn.adapters.call_report import CallReport
 from rectified_spaattn.adapters.steps import UNKNOWN_LENGTH, StepCounter, scheduled_sparsity
-from rectified_spaattn.rspa_core import SparsitySchedule
-from rectified_spaattn.rspa_core.schedule import DENSE_STEP
+from rectified_spaattn.rspa_core.run.schedule import DENSE_STEP, SparsitySchedule
 
 
 def test_changes_of_the_timestep_are_counted() -> None:

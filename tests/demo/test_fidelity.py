@@ -14,17 +14,8 @@ from PIL import Image
 
 from rectified_spaattn.benchmarks import fidelity, fidelity_variants
 from rectified_spaattn.benchmarks.capture import CapturedCall, Recorder, save_calls
-from rectified_spaattn.benchmarks.fidelity_formulas import (
-    FORMULAS,
-    SOL_FORMULA,
-    Tail,
-    formula_rows,
-)
-from rectified_spaattn.benchmarks.fidelity_inputs import (
-    Inputs,
-    captured_inputs,
-    synthetic_inputs,
-)
+from rectified_spaattn.benchmarks.fidelity_formulas import FORMULAS, SOL_FORMULA, Tail, formula_rows
+from rectified_spaattn.benchmarks.fidelity_inputs import Inputs, captured_inputs, synthetic_inputs
 from rectified_spaattn.benchmarks.fidelity_oracle import Oracle, head_metrics
 from rectified_spaattn.benchmarks.fidelity_report import (
     INTERPOLATED,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rectified_spaattn.rspa_core.profile import load_profile
+from rectified_spaattn.rspa_core.run.profile import load_profile
 
 from .comfy_server import GraphError
 from .graphs import SCENES, STEPS, Graph, Link, Scene, chain, model_node, rectified, sampled

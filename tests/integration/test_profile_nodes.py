@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rectified_spaattn.rspa_core.profile import (
+from rectified_spaattn.rspa_core.run.profile import (
     ModelFingerprint,
     SparsityProfile,
     load_profile,

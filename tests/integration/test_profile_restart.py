@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rectified_spaattn.rspa_core import SparseConfig
-from rectified_spaattn.rspa_core.profile import SparsityProfile, load_profile
+from rectified_spaattn.rspa_core.run.profile import SparsityProfile, load_profile
 
 from .comfy_server import Checkout, ComfyServer, install_pack
 from .expectations import expected_density

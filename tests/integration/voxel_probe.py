@@ -159,7 +159,7 @@ def load_model(name: str, arguments: dict, random_parameters):
 
 def main() -> None:
     pack = load_package("probed_pack", Path(PACK))
-    regions = importlib.import_module(f"{pack.__name__}.nodes.token_regions")
+    regions = importlib.import_module(f"{pack.__name__}.nodes.models")
     here = Path(__file__).parent
     test_nodes = load_package("probe_test_nodes", here / "test_nodes")
     tiny_models = load_package("probe_tiny_models", here / "tiny_models.py")

@@ -9,7 +9,7 @@ import torch
 
 from rectified_spaattn.nodes.patching import PatchSettings, SparseAttentionPatch
 from rectified_spaattn.rspa_core import SparseConfig, rectified_attention
-from rectified_spaattn.rspa_core.schedule import SparsitySchedule
+from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 
 from .stand_ins import LATENT, Executor, base_model, wan_forward, wan_model
 

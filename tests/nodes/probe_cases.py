@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 import random
 
-from rectified_spaattn.nodes.probe_outcome import ProbeOutcome, make_outcome, model_blocks
 from rectified_spaattn.rspa_core import SparseConfig
-from rectified_spaattn.rspa_core.fingerprint import ModelFingerprint
-from rectified_spaattn.rspa_core.probe import Block, ProbeTable
+from rectified_spaattn.rspa_core.run.families import ModelFingerprint
+from rectified_spaattn.rspa_core.run.probe import (
+    Block,
+    ProbeOutcome,
+    ProbeTable,
+    make_outcome,
+    model_blocks,
+)
 
 SPARSITIES = (0.5, 0.65, 0.75, 0.85, 0.92)
 GRID = (21, 30, 52)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from rectified_spaattn.nodes.forward_plan import ForwardPlan, RunFailures
-from rectified_spaattn.nodes.forward_tally import ForwardTally
 from rectified_spaattn.nodes.override import AttentionCalls, make_override
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout
+from rectified_spaattn.rspa_core.run.calls import ForwardPlan, RunFailures
+from rectified_spaattn.rspa_core.run.record import ForwardTally
 
 from .stand_ins import GRID, HEAD_DIM, HEADS, TOKENS, dense, tensors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from rectified_spaattn.nodes.run_record import Block, Cell, RunRecord, StepRecord
+from rectified_spaattn.rspa_core.run.record import Block, Cell, RunRecord, StepRecord
 
 SPARSE_SECONDS, DENSE_SECONDS = 2.0, 4.0
 SETTINGS = {

@@ -10,12 +10,7 @@ import pytest
 import torch
 
 from rectified_spaattn.nodes.inputs import patch_settings, sparsity_schedule
-from rectified_spaattn.rspa_core import (
-    ConfigError,
-    SparseConfig,
-    TokenLayout,
-    rectified_attention,
-)
+from rectified_spaattn.rspa_core import ConfigError, SparseConfig, TokenLayout, rectified_attention
 
 
 def node(**change: Any) -> Any:

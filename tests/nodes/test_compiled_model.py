@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.rspa_core.schedule import SparsitySchedule
+from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 
 from .patch_rig import BLOCKS, SAMPLE_SIGMAS, make_executor, make_patch, rows, run
 from .stand_ins import wan_forward

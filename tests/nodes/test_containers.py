@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rectified_spaattn.nodes import override as override_module
-from rectified_spaattn.nodes.forward_plan import ForwardPlan
+from rectified_spaattn.rspa_core.run.calls import ForwardPlan
 
 from .rig import BLOCK, LAYOUT, OPTIONS, Rig, raising, wan_tensors
 from .stand_ins import HEADS, Box, dense

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rectified_spaattn.nodes.fingerprint import fingerprint_of, fingerprint_of_patcher
-from rectified_spaattn.rspa_core.profile import ModelFingerprint
+from rectified_spaattn.nodes.models import fingerprint_of, fingerprint_of_patcher
+from rectified_spaattn.rspa_core.run.profile import ModelFingerprint
 
 from .stand_ins import hunyuan_model, wan_model
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rectified_spaattn.rspa_core.presets import PRESETS
+from rectified_spaattn.rspa_core.run.presets import PRESETS
 
 from ..node_inputs import INPUTS
 from .node_schemas import Socket, listed_classes, nodes

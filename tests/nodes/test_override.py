@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.call_arguments import MASKED
-from rectified_spaattn.nodes.forward_plan import FAILURE_LIMIT, ForwardPlan, RunFailures
+from rectified_spaattn.nodes.override import MASKED
 from rectified_spaattn.rspa_core import (
     BackendStatus,
     BackendUnavailable,
     TokenLayout,
     rectified_attention,
 )
-from rectified_spaattn.rspa_core.schedule import parse_dense_blocks
+from rectified_spaattn.rspa_core.run.calls import FAILURE_LIMIT, ForwardPlan, RunFailures
+from rectified_spaattn.rspa_core.run.schedule import parse_dense_blocks
 
 from .rig import BLOCK, CONFIG, LAYOUT, OPTIONS, Rig, raising, wan_tensors
 from .stand_ins import GRID, HEAD_DIM, HEADS, TOKENS, dense, tensors

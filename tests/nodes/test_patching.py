@@ -11,25 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.patching import (
-    KEY,
-    NON_FINITE,
-    OVERRIDE,
-    PatchSettings,
-    install,
-)
+from rectified_spaattn.nodes.patching import KEY, NON_FINITE, OVERRIDE, PatchSettings, install
 from rectified_spaattn.rspa_core import rectified_attention
-from rectified_spaattn.rspa_core.schedule import SparsitySchedule, parse_dense_blocks
+from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule, parse_dense_blocks
 
-from .patch_rig import (
-    BLOCKS,
-    CONFIG,
-    SAMPLE_SIGMAS,
-    make_executor,
-    make_patch,
-    rows,
-    run,
-)
+from .patch_rig import BLOCKS, CONFIG, SAMPLE_SIGMAS, make_executor, make_patch, rows, run
 from .stand_ins import LATENT, TOKENS, wan_forward
 
 

@@ -15,9 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rectified_spaattn.benchmarks.capture import capture, chosen_calls, tiny_wan
-from rectified_spaattn.nodes import probe_recorder
-from rectified_spaattn.nodes.probe_progress import ProbeProgress
-from rectified_spaattn.nodes.probe_recorder import ProbeRecorder
+from rectified_spaattn.nodes.host import ProbeProgress
 from rectified_spaattn.rspa_core import (
     SparseConfig,
     TokenLayout,
@@ -25,7 +23,9 @@ from rectified_spaattn.rspa_core import (
     rectified_attention,
 )
 from rectified_spaattn.rspa_core.metrics import relative_l2
-from rectified_spaattn.rspa_core.probe import (
+from rectified_spaattn.rspa_core.run import probe as probe_recorder
+from rectified_spaattn.rspa_core.run.probe import (
+    ProbeRecorder,
     ProbeSettings,
     ProbeSteps,
     ProbeTable,

@@ -10,20 +10,17 @@ from typing import Any
 
 import pytest
 
-from rectified_spaattn.nodes.patching import KEY
-from rectified_spaattn.nodes.probe_model import attach_probe, read_probe
-from rectified_spaattn.nodes.probe_outcome import (
-    NothingMeasured,
-    block_name,
-    make_outcome,
-    summary_text,
-)
+from rectified_spaattn.nodes.patching import KEY, attach_probe, read_probe
 from rectified_spaattn.rspa_core import ConfigError, SparseConfig
-from rectified_spaattn.rspa_core.probe import (
+from rectified_spaattn.rspa_core.run.probe import (
+    NothingMeasured,
     ProbeSettings,
     ProbeSteps,
     ProbeTable,
+    block_name,
+    make_outcome,
     parse_probe_blocks,
+    summary_text,
 )
 
 from .patch_rig import SAMPLE_SIGMAS, make_executor, make_patch, run

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rectified_spaattn.nodes import probe_picture as picture
-from rectified_spaattn.nodes.canvas import BACKGROUND, BAR_HIGH
-from rectified_spaattn.nodes.probe_outcome import ProbeOutcome
+from rectified_spaattn.nodes.pictures import probe as picture
+from rectified_spaattn.nodes.pictures.canvas import BACKGROUND, BAR_HIGH
 from rectified_spaattn.rspa_core import SparseConfig
-from rectified_spaattn.rspa_core.fingerprint import ModelFingerprint
+from rectified_spaattn.rspa_core.run.families import ModelFingerprint
+from rectified_spaattn.rspa_core.run.probe import ProbeOutcome
 
 from .probe_cases import HUNYUAN, TINY, WAN, WAN_SMALL, make
 

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from rectified_spaattn.nodes.model_folder import (
+from rectified_spaattn.nodes.host import (
     FOLDER,
     find_profile,
     free_path,

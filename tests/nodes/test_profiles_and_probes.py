@@ -9,18 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.forward_plan import ForwardPlan
 from rectified_spaattn.nodes.inputs import patch_settings
 from rectified_spaattn.nodes.override import DENSE_IN_PROFILE
 from rectified_spaattn.nodes.patching import KEY, SparseAttentionPatch, find_patch
-from rectified_spaattn.nodes.probe_recorder import ProbeRecorder
-from rectified_spaattn.nodes.run_record import PROBED
 from rectified_spaattn.rspa_core import ConfigError, metrics, rectified_attention
-from rectified_spaattn.rspa_core.fingerprint import ModelFingerprint
-from rectified_spaattn.rspa_core.presets import PRESETS
-from rectified_spaattn.rspa_core.probe import ProbeSettings, parse_probe_steps
-from rectified_spaattn.rspa_core.profile import SparsityProfile
-from rectified_spaattn.rspa_core.schedule import SparsitySchedule, parse_dense_blocks
+from rectified_spaattn.rspa_core.run.calls import ForwardPlan
+from rectified_spaattn.rspa_core.run.families import ModelFingerprint
+from rectified_spaattn.rspa_core.run.presets import PRESETS
+from rectified_spaattn.rspa_core.run.probe import ProbeRecorder, ProbeSettings, parse_probe_steps
+from rectified_spaattn.rspa_core.run.profile import SparsityProfile
+from rectified_spaattn.rspa_core.run.record import PROBED
+from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule, parse_dense_blocks
 
 from .patch_rig import BLOCKS, CONFIG, SAMPLE_SIGMAS, make_executor, make_patch, run
 from .rig import LAYOUT, OPTIONS, Rig, wan_tensors

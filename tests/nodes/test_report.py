@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from rectified_spaattn.nodes import patching
-from rectified_spaattn.nodes import report_text as words
 from rectified_spaattn.nodes.inputs import patch_settings
+from rectified_spaattn.rspa_core.run import report_text as words
 
 from .run_records import run_record
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rectified_spaattn.nodes import report_canvas, report_charts
-from rectified_spaattn.nodes.canvas import BACKGROUND, BAR_HIGH, DENSE
-from rectified_spaattn.nodes.report_picture import WARNING, WARNING_FILL, draw_no_run, draw_report
-from rectified_spaattn.nodes.report_text import NOT_PATCHED_CAUSES, NOT_PATCHED_TITLE
-from rectified_spaattn.nodes.run_record import Cell, RunRecord, StepRecord
+from rectified_spaattn.nodes.pictures import canvas as report_canvas
+from rectified_spaattn.nodes.pictures import report as report_charts
+from rectified_spaattn.nodes.pictures.canvas import BACKGROUND, BAR_HIGH, DENSE
+from rectified_spaattn.nodes.pictures.report import WARNING, WARNING_FILL, draw_no_run, draw_report
+from rectified_spaattn.rspa_core.run.record import Cell, RunRecord, StepRecord
+from rectified_spaattn.rspa_core.run.report_text import NOT_PATCHED_CAUSES, NOT_PATCHED_TITLE
 
 from .run_records import run_record
 

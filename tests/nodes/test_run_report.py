@@ -11,11 +11,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from rectified_spaattn.nodes.forward_tally import ForwardTally
 from rectified_spaattn.nodes.host import send_status
-from rectified_spaattn.nodes.run_record import Cell
-from rectified_spaattn.nodes.run_report import REPORT_PREFIX, RunReport
 from rectified_spaattn.rspa_core import TokenLayout
+from rectified_spaattn.rspa_core.run.record import REPORT_PREFIX, Cell, ForwardTally, RunReport
 
 CPU = torch.device("cpu")
 OUT = torch.zeros(2)

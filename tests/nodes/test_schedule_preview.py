@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rectified_spaattn.nodes import schedule_preview as preview
-from rectified_spaattn.rspa_core.schedule import SparsitySchedule
+from rectified_spaattn.nodes.pictures import schedule as preview
+from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 
 
 def pixel(image: torch.Tensor, x: float, y: float) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rectified_spaattn.nodes.schema_compat import build
+from rectified_spaattn.nodes.host import build
 
 
 def old(name: str, default: int = 0) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.token_regions import token_layout
+from rectified_spaattn.nodes.models import token_layout
 from rectified_spaattn.rspa_core import TokenLayout
 
 from .stand_ins import hunyuan_model, wan_model

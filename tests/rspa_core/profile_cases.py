@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from rectified_spaattn.rspa_core.profile import ModelFingerprint, SparsityProfile, save_profile
+from rectified_spaattn.rspa_core.run.profile import ModelFingerprint, SparsityProfile, save_profile
 
 WAN = ModelFingerprint("wan", 3, 0, 5120, 40)
 HUNYUAN = ModelFingerprint("hunyuan_video", 2, 4, 3072, 24)

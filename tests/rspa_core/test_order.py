@@ -11,12 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rectified_spaattn.rspa_core import (
-    ConfigError,
-    block_neighbours,
-    inverse_order,
-    token_order,
-)
+from rectified_spaattn.rspa_core import ConfigError, block_neighbours, inverse_order, token_order
 
 ORDERS = ("gilbert", "tile", "raster")
 VIDEO_GRIDS = ((21, 45, 80), (21, 30, 52), (33, 45, 80), (31, 45, 80), (31, 30, 40))

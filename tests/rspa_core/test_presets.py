@@ -6,8 +6,8 @@ import pytest
 
 from rectified_spaattn.rspa_core import SparseConfig
 from rectified_spaattn.rspa_core.config import ConfigError
-from rectified_spaattn.rspa_core.presets import CUSTOM, FAMILIES, PRESET_NAMES, PRESETS, preset
-from rectified_spaattn.rspa_core.schedule import SparsitySchedule
+from rectified_spaattn.rspa_core.run.presets import CUSTOM, FAMILIES, PRESET_NAMES, PRESETS, preset
+from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 
 EVERY = [(family, name) for family in PRESETS for name in PRESETS[family]]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rectified_spaattn.rspa_core import ConfigError
-from rectified_spaattn.rspa_core.probe import (
+from rectified_spaattn.rspa_core.run.probe import (
     ProbeSettings,
     ProbeSteps,
     ProbeTable,

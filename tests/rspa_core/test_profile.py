@@ -22,7 +22,7 @@ from rectified_spaattn.rspa_core.config import (
     TAIL_KEYS,
     ConfigError,
 )
-from rectified_spaattn.rspa_core.profile import (
+from rectified_spaattn.rspa_core.run.profile import (
     ModelFingerprint,
     ProfileError,
     SparsityProfile,
@@ -241,7 +241,7 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
 
 def test_method_does_not_load_safetensors() -> None:
     code = (
-        "import sys, rectified_spaattn.rspa_core.profile;"
+        "import sys, rectified_spaattn.rspa_core.run.profile;"
         "print([name for name in sys.modules if name.startswith('safetensors')])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

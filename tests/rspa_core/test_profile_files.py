@@ -15,10 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from rectified_spaattn.rspa_core.config import (
-    MAX_SPARSITY,
-)
-from rectified_spaattn.rspa_core.profile import (
+from rectified_spaattn.rspa_core.config import MAX_SPARSITY
+from rectified_spaattn.rspa_core.run.profile import (
     MAX_FILE_BYTES,
     ProfileError,
     load_profile,

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from rectified_spaattn.rspa_core.config import ConfigError
-from rectified_spaattn.rspa_core.schedule import (
+from rectified_spaattn.rspa_core.run.schedule import (
     DENSE_STEP,
     STEP_OFF,
     ZERO_SPARSITY,

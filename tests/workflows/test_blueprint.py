@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rectified_spaattn.rspa_core.presets import PRESETS
+from rectified_spaattn.rspa_core.run.presets import PRESETS
 
 Json = dict[str, Any]
 

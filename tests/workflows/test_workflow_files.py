@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rectified_spaattn.rspa_core.presets import PRESET_NAMES, PRESETS
-from rectified_spaattn.rspa_core.probe import (
+from rectified_spaattn.rspa_core.run.presets import PRESET_NAMES, PRESETS
+from rectified_spaattn.rspa_core.run.probe import (
     parse_probe_blocks,
     parse_probe_steps,
     parse_sparsities,
 )
-from rectified_spaattn.rspa_core.schedule import (
+from rectified_spaattn.rspa_core.run.schedule import (
     CURVES,
     SparsitySchedule,
     parse_dense_blocks,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from rectified_spaattn.rspa_core.presets import PRESETS
+from rectified_spaattn.rspa_core.run.presets import PRESETS
 
 from . import nodes
 from .graph import Graph, Workflow

@@ -5,7 +5,7 @@ Where a value is neither the node's default nor its preset's, the reason stands 
 
 from __future__ import annotations
 
-from rectified_spaattn.rspa_core.presets import PRESETS
+from rectified_spaattn.rspa_core.run.presets import PRESETS
 
 from . import comparison, notes, tuning
 from .nodes import REPORT_SIZE

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rectified_spaattn.rspa_core.presets import PRESETS, Preset
-from rectified_spaattn.rspa_core.schedule import (
+from rectified_spaattn.rspa_core.run.presets import PRESETS, Preset
+from rectified_spaattn.rspa_core.run.schedule import (
     SparsitySchedule,
     parse_dense_steps,
     parse_steps,

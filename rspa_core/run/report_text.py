@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .run_record import MIN_FORWARDS, RunRecord
+from .record import MIN_FORWARDS, RunRecord
 
 NO_RUN_TITLE = "No sampling run yet"
 NO_RUN_CAUSES = (

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from .config import ConfigError, check_choice
+from ..config import ConfigError, check_choice
 
 CUSTOM = "custom"
 FAMILIES = ("wan", "hunyuan_video")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import check_choice, check_integer
+from ..config import check_choice, check_integer
 
 FAMILIES = {"wan": "Wan", "hunyuan_video": "HunyuanVideo"}
 MAX_BLOCKS = 1000

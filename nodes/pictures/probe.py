@@ -13,7 +13,7 @@ from statistics import median
 
 from PIL import Image
 
-from ..rspa_core.probe import Block
+from ...rspa_core.run.probe import Block, ProbeOutcome, block_name, ranges, short
 from .canvas import (
     BACKGROUND,
     BAR_HIGH,
@@ -26,7 +26,6 @@ from .canvas import (
     Color,
     text_width,
 )
-from .probe_outcome import ProbeOutcome, block_name, ranges, short
 
 WIDTH = 1200
 LEFT, RIGHT = 92, 1172

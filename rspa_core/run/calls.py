@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..rspa_core import SparseConfig, TokenLayout
-from ..rspa_core.profile import SparsityProfile
-from ..rspa_core.schedule import DenseBlocks
-from .probe_recorder import ProbeRecorder
-from .run_record import Block
+from ..config import SparseConfig
+from ..layout import TokenLayout
+from .probe import ProbeRecorder
+from .profile import SparsityProfile
+from .record import Block
+from .schedule import DenseBlocks
 
 FAILURE_LIMIT = 3
 """After this many failed calls the rest of the run is dense; a missing backend counts as all."""

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from .config import (
+from ..config import (
     BLOCK_SIZES,
     MAX_SPARSITY,
     ORDERS,
@@ -36,7 +36,7 @@ from .config import (
     check_integer,
     check_number,
 )
-from .fingerprint import MAX_SIZE, ModelFingerprint
+from .families import MAX_SIZE, ModelFingerprint
 
 __all__ = ["ModelFingerprint", "ProfileError", "SparsityProfile", "load_profile", "save_profile"]
 
@@ -373,7 +373,7 @@ def _pack_version() -> str:
     """For people who read the file; nothing depends on it."""
     from importlib.metadata import PackageNotFoundError, version
 
-    settings = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    settings = Path(__file__).resolve().parents[2] / "pyproject.toml"
     with suppress(OSError):
         found = re.search(r'^version = "([^"]+)"', settings.read_text(encoding="utf-8"), re.M)
         if found:

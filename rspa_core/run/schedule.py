@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .config import MAX_SPARSITY, ConfigError, check_choice, check_number
+from ..config import MAX_SPARSITY, ConfigError, check_choice, check_number
 
 CURVES = ("constant", "linear", "cosine")
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
-from ..rspa_core.schedule import SparsitySchedule
+from ...rspa_core.run.schedule import SparsitySchedule
 from .canvas import DENSE, DENSE_FILL, GRID, MUTED, TEXT, Canvas, as_tensor
 
 WIDTH, HEIGHT = 960, 480

@@ -1,4 +1,8 @@
-"""What is happening in a sampling run: the status line on the node, the log, and the record.
+"""One sampling run as it was: calls, densities and times by step and block. Plain data.
+
+Attention calls of one forward, counted by the thread that runs it.
+
+What is happening in a sampling run: the status line on the node, the log, and the record.
 
 A `ForwardTally` counts one model call and belongs to the thread that runs it. The `RunReport` of a
 model clone collects them under a lock, shows the status line, logs one summary line when ComfyUI
@@ -15,11 +19,199 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import median_low
 from typing import Any
 
-from ..rspa_core import TokenLayout
-from .forward_tally import ForwardTally
-from .run_record import PROBED, Block, Cell, RunRecord, StepRecord, speedup
+import torch
+from torch import Tensor
+
+from ..layout import TokenLayout
+
+Block = tuple[str, int | None]
+"""(block_type, block_index) of an attention call; the index is None where the core has none."""
+
+PROBED = "measured by the probe"
+"""Reason of a dense call whose time is that of the measurement."""
+
+MIN_FORWARDS = 2
+"""A speed-up is told from this many forwards of either kind: the first of a kind warms up."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Calls of one block in one step; `density` is the mean over the sparse ones, or None."""
+
+    sparse: int
+    dense: int
+    density: float | None
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of the sampler.
+
+    Attributes:
+        step: its index, None where the sampler's sigmas are unknown.
+        seconds: in the model, over all forwards of the step.
+        forwards: model calls; with guidance often two.
+        sparse, dense: attention calls over the video.
+        density: mean kept share of block pairs of the sparse calls, None without any.
+        reasons: (why dense, calls), most frequent first.
+    """
+
+    step: int | None
+    seconds: float
+    forwards: int
+    sparse: int
+    dense: int
+    density: float | None
+    reasons: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished sampling run on one model clone.
+
+    Attributes:
+        model: class name of ComfyUI's model.
+        node_id: the node that installed sparse attention.
+        tokens, grid: of the last forward: attention sequence and video (T, H, W); None if unknown.
+        forwards, sparse, dense, density, seconds, reasons: over the whole run.
+        steps: in their order.
+        cells: by (step, block).
+        sparse_forward_seconds, dense_forward_seconds: of every forward with sparse calls, and of
+            those whose calls over the video were all dense.
+        settings: what was asked for, plain JSON values.
+        warnings: in the order in which they were given.
+    """
+
+    model: str
+    node_id: str | None
+    tokens: int | None
+    grid: tuple[int, int, int] | None
+    forwards: int
+    sparse: int
+    dense: int
+    density: float | None
+    seconds: float
+    reasons: dict[str, int]
+    steps: tuple[StepRecord, ...]
+    cells: dict[tuple[int | None, Block], Cell]
+    sparse_forward_seconds: tuple[float, ...] = ()
+    dense_forward_seconds: tuple[float, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sparse_step_seconds(self) -> float | None:
+        """Median seconds of a forward with sparse calls, None without any."""
+        return median_low(self.sparse_forward_seconds) if self.sparse_forward_seconds else None
+
+    @property
+    def dense_step_seconds(self) -> float | None:
+        """Median seconds of a forward without sparse calls, None without any."""
+        return median_low(self.dense_forward_seconds) if self.dense_forward_seconds else None
+
+    @property
+    def speedup(self) -> float | None:
+        """Times faster per forward, None unless there are enough forwards of both kinds."""
+        return speedup(self.sparse_forward_seconds, self.dense_forward_seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON data; `calls` rows are [step, type, index, sparse, dense], `densities` theirs."""
+        return {
+            "model": self.model,
+            "node": self.node_id,
+            "tokens": self.tokens,
+            "grid": None if self.grid is None else list(self.grid),
+            "forwards": self.forwards,
+            "sparse": self.sparse,
+            "dense": self.dense,
+            "density": self.density,
+            "seconds": round(self.seconds, 3),
+            "reasons": dict(self.reasons),
+            "sparse_forward_seconds": self.sparse_step_seconds,
+            "dense_forward_seconds": self.dense_step_seconds,
+            "speedup": self.speedup,
+            "steps": [
+                {
+                    "step": each.step,
+                    "seconds": round(each.seconds, 3),
+                    "forwards": each.forwards,
+                    "sparse": each.sparse,
+                    "dense": each.dense,
+                    "density": each.density,
+                    "reasons": dict(each.reasons),
+                }
+                for each in self.steps
+            ],
+            "calls": [
+                [step, *block, cell.sparse, cell.dense]
+                for (step, block), cell in self.cells.items()
+            ],
+            "densities": [cell.density for cell in self.cells.values()],
+            "settings": self.settings,
+            "warnings": list(self.warnings),
+        }
+
+
+def speedup(sparse_seconds: tuple[float, ...], dense_seconds: tuple[float, ...]) -> float | None:
+    """Median dense over median sparse forward, None unless there are enough of both."""
+    if min(len(sparse_seconds), len(dense_seconds)) < MIN_FORWARDS:
+        return None
+    sparse = median_low(sparse_seconds)
+    return median_low(dense_seconds) / sparse if sparse > 0.0 else None
+
+
+class ForwardTally:
+    """Attention calls of one forward. Nothing here waits for the GPU except `finish`.
+
+    Attributes:
+        sparse: sparse calls by block.
+        dense: dense calls by (block, reason); only calls that could have been sparse.
+        other_lengths: (query tokens, key tokens) of the calls that are not over the video tokens.
+    """
+
+    def __init__(self, device: torch.device, step: int | None) -> None:
+        self.step = step
+        self.sparse: Counter[Block] = Counter()
+        self.dense: Counter[tuple[Block, str]] = Counter()
+        self.other_lengths: set[tuple[int, int]] = set()
+        self._densities: list[tuple[Block, Tensor]] = []
+        # Allocated here, before the transformer runs: newer cores may record the allocations of a
+        # block for replay, and this tensor outlives the block that writes to it.
+        self._probe = torch.zeros((), dtype=torch.float32, device=device)
+
+    def add_sparse(self, block: Block, out: Tensor, density: Tensor) -> None:
+        """Count a sparse call; `density` is a 0-dim tensor on the device, read later."""
+        if out.dtype == torch.float16:
+            # HunyuanVideo blocks run nan_to_num in fp16, so the forward's result cannot tell.
+            self._probe.add_(out.sum(dtype=torch.float32))
+        self._densities.append((block, density))
+        self.sparse[block] += 1
+
+    def add_dense(self, block: Block, reason: str) -> None:
+        """Count a dense call and why it was dense."""
+        self.dense[block, reason] += 1
+
+    @property
+    def seen(self) -> bool:
+        """Whether any call over the video tokens came by."""
+        return bool(self.sparse or self.dense)
+
+    def finish(self, output: Any) -> tuple[dict[Block, float], bool]:
+        """Wait for the device once: (sums of densities by block, whether all values are finite)."""
+        probe = self._probe
+        if isinstance(output, Tensor):
+            # A sum is finite only if every addend is, and reads the latent once.
+            probe = probe + output.sum(dtype=torch.float32).to(probe.device)
+        densities = [density.to(probe.device, torch.float32) for _, density in self._densities]
+        *values, probed = torch.stack([*densities, probe]).tolist()
+        sums: defaultdict[Block, float] = defaultdict(float)
+        for (block, _), value in zip(self._densities, values, strict=True):
+            sums[block] += value
+        return dict(sums), math.isfinite(probed)
+
 
 logger = logging.getLogger("rectified_spaattn")
 

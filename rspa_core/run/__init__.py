@@ -1,0 +1,1 @@
+"""One sampling run on any host: what is planned, decided, counted and reported."""

@@ -1,0 +1,748 @@
+"""What a probe measures: how far sparse attention is from full attention, by step, block, sparsity.
+
+    error = ||sparse - dense|| / ||dense||   over the video rows and all heads
+
+of all calls of one block in one step together (with guidance there are two). Plain Python: no
+torch, no ComfyUI.
+
+Measures attention calls while a sampler renders: sparse against dense, at several sparsities.
+
+Memory of one measured call: one sparse output at a time, and fp32 slices of `SLICE_ELEMENTS`.
+What stays is one short vector per block and step, on the device of the call. Nothing here waits
+for the device but `table`.
+
+From a probe's measurements to a profile, and the outcome in plain lines.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention import rectified_attention
+from ..config import MAX_SPARSITY, ConfigError, SparseConfig
+from ..layout import TokenLayout
+from .profile import ModelFingerprint, SparsityProfile
+from .record import RunRecord
+from .schedule import DenseBlocks, parse_dense_blocks
+
+Block = tuple[str, int | None]
+"""(block_type, block_index) of an attention call, as ComfyUI names them."""
+
+MAX_SPARSITIES = 16
+"""Each one is an attention call more per measured call."""
+
+_PERCENT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*%")
+_WHOLE = re.compile(r"-?\d+")
+_TINY_ERROR = 1e-12
+
+
+@dataclass(frozen=True)
+class ProbeSteps:
+    """Steps of a sampler.
+
+    Attributes:
+        numbers: from 0; negative ones count from the end.
+        shares: of the way through the steps, 0 to 1: 0.5 of 20 steps is step 10, 1 the last.
+    """
+
+    numbers: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    def indices(self, num_steps: int) -> frozenset[int]:
+        """The steps meant of `num_steps` (1 or more)."""
+        counted = {n if n >= 0 else n + num_steps for n in self.numbers}
+        # 0.29 * 100 is 28.999... in binary: nudge so that it counts as 29.
+        counted |= {min(int(share * num_steps + 1e-9), num_steps - 1) for share in self.shares}
+        return frozenset(step for step in counted if 0 <= step < num_steps)
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What is measured.
+
+    Attributes:
+        steps: steps of the sampler.
+        blocks: transformer blocks; without any range, all of them.
+        sparsities: tried at each call, rising, each above 0.
+    """
+
+    steps: ProbeSteps
+    blocks: DenseBlocks = field(default_factory=DenseBlocks)
+    sparsities: tuple[float, ...] = (0.5, 0.65, 0.75, 0.85, 0.92)
+
+    def wants(
+        self,
+        step: int | None,
+        num_steps: int | None,
+        block_type: str | None,
+        index: int | None,
+        total: int | None,
+    ) -> bool:
+        """Whether calls of block `index` of `total` of its type are measured in this step.
+
+        None stands for unknown. A step or a block without a number is not measured: a profile
+        could not say where its sparsity belongs.
+        """
+        if step is None or num_steps is None or index is None:
+            return False
+        return step in self.steps.indices(num_steps) and self.wants_block(block_type, index, total)
+
+    def wants_block(self, block_type: str | None, index: int, total: int | None) -> bool:
+        """Whether this block is measured in the steps that are."""
+        return not self.blocks.ranges or self.blocks.contains(block_type, index, total)
+
+
+@dataclass(frozen=True)
+class ProbeTable:
+    """What was measured. None stands where nothing was.
+
+    Attributes:
+        steps: the measured ones, rising.
+        blocks: the measured ones, in the model's order: main blocks, then single blocks.
+        sparsities: rising.
+        errors: `[step][block][sparsity]`, relative error; inf where an output was not finite.
+        densities: alike, share of block pairs that were computed, 0 to 1.
+    """
+
+    steps: tuple[int, ...]
+    blocks: tuple[Block, ...]
+    sparsities: tuple[float, ...]
+    errors: tuple[tuple[tuple[float | None, ...], ...], ...]
+    densities: tuple[tuple[tuple[float | None, ...], ...], ...]
+
+    def error_at(self, step: int, block: Block, sparsity: float) -> float | None:
+        """Error of a block in a step, log-linear between the measured sparsities.
+
+        Outside them it is the error of the nearest measured one.
+        """
+        curve = self.errors[self.steps.index(step)][self.blocks.index(block)]
+        return _error_at(self.sparsities, curve, sparsity)
+
+    def worst_error_at(self, block: Block, sparsity: float) -> float | None:
+        """The largest `error_at` over the measured steps."""
+        found = (self.error_at(step, block, sparsity) for step in self.steps)
+        return max((error for error in found if error is not None), default=None)
+
+    def density_at(self, block: Block, sparsity: float) -> float | None:
+        """Mean density of a block over the measured steps, linear between measured sparsities.
+
+        1 for sparsity 0. Between that and the lowest measured sparsity it is linear too.
+        """
+        if sparsity <= 0.0:
+            return 1.0
+        at = self.blocks.index(block)
+        rows = [row[at] for row in self.densities if None not in row[at]]
+        if not rows:
+            return None
+        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        points = [(0.0, 1.0), *zip(self.sparsities, means, strict=True)]
+        for (low, first), (high, second) in pairwise(points):
+            if sparsity <= high:
+                return first + (second - first) * (sparsity - low) / (high - low)
+        return means[-1]
+
+    def worst_errors(self, block: Block) -> list[float | None]:
+        """The largest error over the measured steps, by sparsity."""
+        at = self.blocks.index(block)
+        columns = zip(*(row[at] for row in self.errors), strict=True)
+        return [max((e for e in column if e is not None), default=None) for column in columns]
+
+
+def propose(table: ProbeTable, wanted_error: float) -> dict[Block, float]:
+    """The highest sparsity per block whose worst error over the steps is at most `wanted_error`.
+
+    Between two measured sparsities the logarithm of the error is taken as linear; beyond the
+    measured ones nothing is proposed. 0.0, which is dense, where even the lowest is too far off.
+    """
+    return {
+        block: _highest_sparsity(table.sparsities, table.worst_errors(block), wanted_error)
+        for block in table.blocks
+    }
+
+
+def parse_probe_steps(text: str) -> ProbeSteps:
+    """Read "1, 50%, -1": numbers from 0, negative ones from the end, shares of the way.
+
+    Raises:
+        ConfigError: an entry has another form, or there is none.
+    """
+    allowed = (
+        "a step number (0 is the first, -1 the last) or a percentage of the steps from 0% to "
+        "100%, entries separated by commas"
+    )
+    numbers: list[int] = []
+    shares: list[float] = []
+    for number, item in _entries("steps", text, allowed):
+        percent = _PERCENT.fullmatch(item)
+        if percent is not None and float(percent[1]) <= 100.0:
+            shares.append(float(percent[1]) / 100.0)
+        elif _WHOLE.fullmatch(item) is not None:
+            numbers.append(int(item))
+        else:
+            raise ConfigError(f"steps, entry {number}", item, allowed)
+    return ProbeSteps(tuple(numbers), tuple(shares))
+
+
+def parse_probe_blocks(text: str) -> DenseBlocks:
+    """Read "0, 1, -1, single 0-2" as `parse_dense_blocks` does; "" means all blocks.
+
+    Raises:
+        ConfigError: an entry has another form, or a range runs backwards.
+    """
+    try:
+        return parse_dense_blocks(text)
+    except ConfigError as error:
+        field_name = error.field.replace("dense_blocks", "blocks")
+        raise ConfigError(field_name, error.value, error.allowed) from None
+
+
+def parse_sparsities(text: str) -> tuple[float, ...]:
+    """Read "0.5, 0.75": rising and each once, whatever the order in the text.
+
+    Raises:
+        ConfigError: an entry is no number above 0 and up to 0.98, there is none or too many.
+    """
+    allowed = f"a number above 0 and up to {MAX_SPARSITY:g}, entries separated by commas"
+    values: set[float] = set()
+    for number, item in _entries("sparsities", text, allowed):
+        try:
+            value = float(item)
+        except ValueError:
+            value = math.nan
+        if not 0.0 < value <= MAX_SPARSITY:
+            raise ConfigError(f"sparsities, entry {number}", item, allowed)
+        values.add(value)
+    if len(values) > MAX_SPARSITIES:
+        raise ConfigError("sparsities", text, f"at most {MAX_SPARSITIES} numbers")
+    return tuple(sorted(values))
+
+
+def _entries(field_name: str, text: object, allowed: str) -> list[tuple[int, str]]:
+    """Numbered (from 1) entries of a comma-separated text, at least one."""
+    if not isinstance(text, str):
+        raise ConfigError(field_name, text, "a text")
+    items = [item.strip() for item in text.split(",")]
+    while items and not items[-1]:
+        items.pop()
+    if not items:
+        raise ConfigError(field_name, text, f"at least one entry: {allowed}")
+    return list(enumerate(items, start=1))
+
+
+def _error_at(
+    sparsities: Sequence[float], curve: Sequence[float | None], sparsity: float
+) -> float | None:
+    points = [(s, e) for s, e in zip(sparsities, curve, strict=True) if e is not None]
+    if not points:
+        return None
+    if sparsity <= points[0][0]:
+        return points[0][1]
+    for (low, first), (high, second) in pairwise(points):
+        if sparsity <= high:
+            if not math.isfinite(first) or not math.isfinite(second):
+                return second if sparsity > low else first
+            share = (sparsity - low) / (high - low)
+            low_log, high_log = (math.log(max(e, _TINY_ERROR)) for e in (first, second))
+            return math.exp(low_log + share * (high_log - low_log))
+    return points[-1][1]
+
+
+def _highest_sparsity(
+    sparsities: Sequence[float], worst: Sequence[float | None], wanted_error: float
+) -> float:
+    points = [(s, e) for s, e in zip(sparsities, worst, strict=True) if e is not None]
+    for at in reversed(range(len(points))):
+        sparsity, error = points[at]
+        if error > wanted_error:
+            continue
+        if at + 1 == len(points) or not math.isfinite(points[at + 1][1]):
+            return sparsity
+        above, error_above = points[at + 1]
+        low_log, wanted_log, high_log = (
+            math.log(max(e, _TINY_ERROR)) for e in (error, wanted_error, error_above)
+        )
+        return sparsity + (above - sparsity) * (wanted_log - low_log) / (high_log - low_log)
+    return 0.0
+
+
+SLICE_ELEMENTS = 1 << 22
+"""Output elements that are compared at a time: 16 MiB in fp32."""
+
+Key = tuple[int, Block]
+
+
+class ProbeRecorder:
+    """Adds up squared errors and densities of one sampling run by step and block.
+
+    Args:
+        settings: what is measured.
+        attend: the sparse attention; injected for tests.
+        progress: told (measured, expected as far as known) pairs of a step and a block.
+        say: told in words what is being measured.
+
+    Attributes:
+        grid: video tokens (T, H, W) of the last measured call, None before the first.
+        was_asked: whether a call over the video came by.
+        num_steps: of the sampler that made it, None if unknown.
+        has_wanted: whether a call was to be measured.
+    """
+
+    def __init__(
+        self,
+        settings: ProbeSettings,
+        attend: Callable[..., Any] = rectified_attention,
+        progress: Callable[[int, int], None] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self._attend = attend
+        self._progress = progress
+        self._say = say
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: a new run begins."""
+        self.grid: tuple[int, int, int] | None = None
+        # By device too: with several GPUs a step's calls of one block run on different ones.
+        self._sums: dict[tuple[Key, torch.device], Tensor] = {}
+        self._measured: set[Key] = set()
+        self._num_blocks: dict[str | None, int] = {}
+        self.was_asked = False
+        self.num_steps: int | None = None
+        self.has_wanted = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was measured since the last reset."""
+        return not self._measured
+
+    def wants(
+        self,
+        step: int | None,
+        num_steps: int | None,
+        block_type: str | None,
+        index: int | None,
+        total: int | None,
+    ) -> bool:
+        """Whether calls of this block are to be measured in this step; None is unknown."""
+        self.was_asked = True
+        self.num_steps = num_steps
+        if not self.settings.wants(step, num_steps, block_type, index, total):
+            return False
+        self.has_wanted = True
+        self._num_blocks[block_type] = total or 0
+        return True
+
+    def measure(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dense: Tensor,
+        layout: TokenLayout,
+        config: SparseConfig,
+        step: int | None,
+        block: Block,
+    ) -> None:
+        """Compare `dense` with sparse attention at every sparsity and add up the squares.
+
+        A call that fails leaves no trace.
+
+        Args:
+            q, k, v: `[B, H, N, D]`, any strides.
+            dense: output of full attention, `[B, H, N, D]`, any strides.
+            layout: of the call.
+            config: of the call; its sparsity is replaced.
+            step, block: where the call belongs.
+
+        Raises:
+            whatever the sparse attention raises.
+        """
+        if step is None:
+            return
+        video = slice(layout.video_start, layout.video_end)
+        dense = dense[:, :, video]
+        squares = _sum_squares(dense)
+        values = [torch.ones_like(squares), squares]
+        for sparsity in self.settings.sparsities:
+            candidate = replace(config, sparsity=sparsity)
+            values += self._compare(q, k, v, dense, video, layout, candidate)
+        found = torch.stack(values)
+        key = (step, block)
+        at = (key, found.device)
+        self._sums[at] = self._sums[at] + found if at in self._sums else found
+        self.grid = layout.grid
+        self._measured.add(key)
+        self._tell(step, block)
+
+    def _compare(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dense: Tensor,
+        video: slice,
+        layout: TokenLayout,
+        config: SparseConfig,
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of the squared differences over the video rows, and the density."""
+        # A function of its own: its output is gone before the next candidate's is made.
+        out, stats = self._attend(q, k, v, layout, config, return_stats=True)
+        return _sum_squares(out[:, :, video], dense), stats.density.float()
+
+    def finish(self) -> None:
+        """The run is over: say what was measured."""
+        if self._say is not None and self._measured:
+            steps = len({step for step, _ in self._measured})
+            blocks = len({block for _, block in self._measured})
+            self._say(
+                f"measured {blocks} {'block' if blocks == 1 else 'blocks'} in {steps} "
+                f"{'step' if steps == 1 else 'steps'}"
+            )
+
+    def table(self) -> ProbeTable:
+        """What was measured so far; waits for the device once per device."""
+        cells: dict[Key, list[float]] = {}
+        for (key, _), values in self._read_sums():
+            # Sums of the devices' sums: counts, squares and densities all add up.
+            before = cells.get(key, [0.0] * len(values))
+            cells[key] = [a + b for a, b in zip(before, values, strict=True)]
+        steps = tuple(sorted({step for step, _ in cells}))
+        blocks = tuple(sorted({block for _, block in cells}, key=_model_order))
+        nothing = (None,) * len(self.settings.sparsities)
+        errors, densities = (
+            tuple(
+                tuple(
+                    read(cells[step, block]) if (step, block) in cells else nothing
+                    for block in blocks
+                )
+                for step in steps
+            )
+            for read in (_errors, _densities)
+        )
+        return ProbeTable(steps, blocks, self.settings.sparsities, errors, densities)
+
+    def _read_sums(self) -> list[tuple[tuple[Key, torch.device], list[float]]]:
+        found = []
+        for device in {device for _, device in self._sums}:
+            keys = [at for at in self._sums if at[1] == device]
+            rows = torch.stack([self._sums[at] for at in keys]).tolist()
+            found += list(zip(keys, rows, strict=True))
+        return found
+
+    def _tell(self, step: int, block: Block) -> None:
+        block_type, index = block
+        if self._progress is not None:
+            expected = len(self.settings.steps.indices(self.num_steps)) if self.num_steps else 0
+            expected *= sum(
+                self.settings.wants_block(kind, number, total)
+                for kind, total in self._num_blocks.items()
+                for number in range(total)
+            )
+            done = len(self._measured)
+            self._progress(done, max(done, expected))
+        if self._say is not None:
+            kind = "single block" if block_type == "single" else "block"
+            total = self._num_blocks.get(block_type)
+            self._say(f"probe: step {step}, {kind} {index}" + (f" of {total}" if total else ""))
+
+
+def _sum_squares(x: Tensor, minus: Tensor | None = None) -> Tensor:
+    """Sum of squares of `x`, or of `x - minus`, `[B, H, N, D]`: 0-dim fp32, in slices of rows."""
+    per_row = max(1, x.shape[0] * x.shape[1] * x.shape[3])
+    rows = max(1, SLICE_ELEMENTS // per_row)
+    total = torch.zeros((), dtype=torch.float32, device=x.device)
+    for start in range(0, x.shape[2], rows):
+        part = x[:, :, start : start + rows].float()
+        if minus is not None:
+            part = part - minus[:, :, start : start + rows]  # into fp32, whatever `minus` is
+        total += part.square().sum()
+    return total
+
+
+def _errors(values: list[float]) -> tuple[float, ...]:
+    """Relative errors from count, dense squares, then (difference squares, density) pairs."""
+    dense = values[1]
+    return tuple(_relative_error(difference, dense) for difference in values[2::2])
+
+
+def _relative_error(difference: float, dense: float) -> float:
+    if not math.isfinite(difference) or not math.isfinite(dense):
+        return math.inf
+    if dense == 0.0:
+        return 0.0 if difference == 0.0 else math.inf
+    return math.sqrt(difference / dense)
+
+
+def _densities(values: list[float]) -> tuple[float, ...]:
+    return tuple(density / values[0] for density in values[3::2])
+
+
+def _model_order(block: Block) -> tuple[bool, int]:
+    block_type, index = block
+    return block_type == "single", -1 if index is None else index
+
+
+MAX_ROWS = 15
+"""Rows of the table of errors; the blocks that matter come first."""
+MAX_STEP_COLUMNS = 6
+
+
+class NothingMeasured(ValueError):
+    """A probe without any measurement. The message says why."""
+
+
+@dataclass(frozen=True)
+class ProbeOutcome:
+    """What a probe found out.
+
+    Attributes:
+        table: what was measured.
+        profile: a sparsity for every block of the model.
+        measured: (kind, index) of a block of the profile, kind "double" or "single" -> the block
+            as the table names it.
+        configured: sparsity that the Rectified SpaAttn node asks for.
+    """
+
+    table: ProbeTable
+    profile: SparsityProfile
+    measured: dict[Block, Block]
+    configured: float
+
+    @property
+    def blocks(self) -> list[Block]:
+        """(kind, index) of all blocks in the model's order."""
+        return model_blocks(self.profile.model)
+
+    @property
+    def shown_sparsity(self) -> float:
+        """The configured sparsity, or the measured one nearest to it if it lies outside."""
+        low, high = self.table.sparsities[0], self.table.sparsities[-1]
+        return min(max(self.configured, low), high)
+
+    def sparsity(self, block: Block) -> float:
+        """Of the profile."""
+        return self.profile.sparsity_of(*block) or 0.0
+
+    def error(self, block: Block, step: int) -> float | None:
+        """At `shown_sparsity`; None where nothing was measured."""
+        if block not in self.measured:
+            return None
+        return self.table.error_at(step, self.measured[block], self.shown_sparsity)
+
+    def worst(self, block: Block) -> float | None:
+        """The largest `error` over the steps."""
+        errors = [self.error(block, step) for step in self.table.steps]
+        return max((error for error in errors if error is not None), default=None)
+
+    def worst_first(self) -> list[tuple[Block, float]]:
+        """Measured blocks with their `worst`."""
+        found = [(block, self.worst(block)) for block in self.blocks]
+        known = [(block, error) for block, error in found if error is not None]
+        return sorted(known, key=lambda pair: -pair[1])
+
+    def density(self, sparsity: float | None = None) -> float:
+        """Estimated share of block pairs computed, mean over all blocks of the model.
+
+        Args:
+            sparsity: of every block, or None for those of the profile.
+        """
+
+        def of(block: Block) -> float:
+            wanted = self.sparsity(block) if sparsity is None else sparsity
+            like = [self.measured[block]] if block in self.measured else self.measured.values()
+            known = [self.table.density_at(each, wanted) for each in like]
+            return fmean(density for density in known if density is not None)
+
+        return fmean(of(block) for block in self.blocks)
+
+
+def model_blocks(model: ModelFingerprint) -> list[Block]:
+    """(kind, index) of all blocks in the model's order, kind "double" or "single"."""
+    main: list[Block] = [("double", index) for index in range(model.double_blocks)]
+    return main + [("single", index) for index in range(model.single_blocks)]
+
+
+def make_outcome(
+    table: ProbeTable,
+    model: ModelFingerprint,
+    config: SparseConfig,
+    grid: tuple[int, int, int],
+    wanted_error: float,
+    name: str = "",
+) -> ProbeOutcome:
+    """A profile from measurements, with the median of their kind for blocks without any.
+
+    Where nothing of a kind was measured, its blocks keep the sparsity of `config`.
+
+    Raises:
+        ConfigError: no measured block is one of the model's.
+    """
+    proposals: dict[Block, float] = {}
+    measured: dict[Block, Block] = {}
+    blocks = model_blocks(model)
+    for block, sparsity in propose(table, wanted_error).items():
+        block_type, index = block
+        place = ("single" if block_type == "single" else "double", index)
+        if place in blocks and sparsity <= proposals.get(place, 1.0):
+            proposals[place] = sparsity
+            measured[place] = block
+    if not measured:
+        raise ConfigError(
+            "model", model.describe(), "a model whose blocks were measured by the probe"
+        )
+
+    def of_kind(kind: str) -> tuple[float, ...]:
+        known = [sparsity for (own, _), sparsity in proposals.items() if own == kind]
+        typical = median(known) if known else config.sparsity
+        return tuple(proposals.get(block, typical) for block in blocks if block[0] == kind)
+
+    profile = SparsityProfile(
+        model=model,
+        double=of_kind("double"),
+        single=of_kind("single"),
+        grid=grid,
+        wanted_error=wanted_error,
+        block_size=config.kv_block,
+        rectification=config.rectification,
+        order=config.order,
+        tail_keys=config.tail_keys,
+        name=name,
+    )
+    return ProbeOutcome(table, profile, measured, config.sparsity)
+
+
+def why_nothing(recorder: ProbeRecorder, last_run: RunRecord | None) -> str:
+    """The likely cause of an empty probe, for the user."""
+    if last_run is None and not recorder.was_asked:
+        return (
+            "no sampler has used this model yet. Give the sampler the model that comes out of the "
+            "probe, and connect 'after' to what that sampler makes"
+        )
+    reasons = sorted(last_run.reasons.items(), key=lambda pair: -pair[1]) if last_run else []
+    said = f" The run says: {reasons[0][0]}." if reasons else ""
+    if not recorder.was_asked:
+        return f"the video tokens of this model are not known.{said}"
+    if recorder.has_wanted:
+        return f"every attempt failed.{said}"
+    if recorder.num_steps is None:
+        return "this sampler does not say which step it is in"
+    return (
+        f"the sampler took {recorder.num_steps} steps and none of them is in the "
+        "probe's 'steps', or none of the model's blocks is in its 'blocks'"
+    )
+
+
+def block_name(block: Block, model: ModelFingerprint) -> str:
+    """ "12" of a model with one kind of blocks, else "double 12" or "single 12"."""
+    kind, index = block
+    return f"{kind} {index}" if model.single_blocks else str(index)
+
+
+def summary_text(outcome: ProbeOutcome) -> str:
+    """The outcome in plain lines and a table, worst blocks first."""
+    lines = [*_measured_lines(outcome), *_proposal_lines(outcome), "", *_table_lines(outcome)]
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Three digits that count: 0.0123, 0.123, 1.23."""
+    if value >= 10.0:
+        return "10 or more"
+    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}"
+
+
+def short(value: float) -> str:
+    """A sparsity or density without needless zeros: 0.5, 0.75, 0.712."""
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _measured_lines(outcome: ProbeOutcome) -> list[str]:
+    table, profile = outcome.table, outcome.profile
+    return [
+        f"Rectified SpaAttn probe of {profile.model.describe()}",
+        f"Measured: {len(outcome.measured)} of {len(outcome.blocks)} blocks in "
+        f"{'step' if len(table.steps) == 1 else 'steps'} {ranges(table.steps)}, "
+        f"sparsity {', '.join(map(short, table.sparsities))}, "
+        f"video of {' x '.join(map(str, profile.grid))} tokens",
+    ]
+
+
+def _proposal_lines(outcome: ProbeOutcome) -> list[str]:
+    profile = outcome.profile
+    sparsities = [outcome.sparsity(block) for block in outcome.blocks]
+    line = (
+        f"For an error of at most {short(profile.wanted_error)}: sparsity {fmean(sparsities):.2f} "
+        f"on average, {min(sparsities):.2f} to {max(sparsities):.2f}"
+    )
+    dense = sparsities.count(0.0)
+    if dense:
+        line += f", {dense} {'block' if dense == 1 else 'blocks'} dense"
+    lines = [line + f"; about {outcome.density():.0%} of the attention is computed"]
+    shown = outcome.shown_sparsity
+    errors = [error for _, error in outcome.worst_first()]
+    said = f"sparsity {short(shown)} everywhere"
+    if shown != outcome.configured:
+        said += f" (measured nearest to the node's {short(outcome.configured)})"
+    lines.append(
+        f"With {said}: errors {number(min(errors))} to {number(max(errors))}, about "
+        f"{outcome.density(shown):.0%} is computed"
+    )
+    return lines + _missing_lines(outcome)
+
+
+def _missing_lines(outcome: ProbeOutcome) -> list[str]:
+    lines = []
+    for kind, name in (("double", "blocks"), ("single", "single blocks")):
+        missing = [i for k, i in outcome.blocks if k == kind and (k, i) not in outcome.measured]
+        if not missing:
+            continue
+        has_median = any(own == kind for own, _ in outcome.measured)
+        source = "the median of the others" if has_median else "the node's sparsity"
+        value = short(outcome.sparsity((kind, missing[0])))
+        lines.append(f"Not measured, {source} {value}: {name} {ranges(missing)}")
+    return lines
+
+
+def _table_lines(outcome: ProbeOutcome) -> list[str]:
+    steps = outcome.table.steps
+    with_steps = len(steps) <= MAX_STEP_COLUMNS
+    head = ["block", *(f"step {step}" for step in steps)] if with_steps else ["block", "worst"]
+    rows = [[*head, "proposed"]]
+    ranked = outcome.worst_first()
+    for block, worst in ranked[:MAX_ROWS]:
+        errors = [outcome.error(block, step) for step in steps] if with_steps else [worst]
+        cells = ["-" if error is None else number(error) for error in errors]
+        sparsity = outcome.sparsity(block)
+        proposed = f"{sparsity:.2f}" if sparsity else "dense"
+        rows.append([block_name(block, outcome.profile.model), *cells, proposed])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    more = len(ranked) - MAX_ROWS
+    return [
+        f"Error at sparsity {short(outcome.shown_sparsity)}, worst first",
+        *lines,
+        *([f"and {more} more"] if more > 0 else []),
+    ]
+
+
+def ranges(numbers: Iterable[int | None]) -> str:
+    """ "0-2, 5" of rising numbers."""
+    known = [number for number in numbers if number is not None]
+    parts = []
+    for _, run in groupby(enumerate(known), key=lambda pair: pair[1] - pair[0]):
+        members = [member for _, member in run]
+        first, last = members[0], members[-1]
+        parts.append(str(first) if first == last else f"{first}-{last}")
+    return ", ".join(parts)
