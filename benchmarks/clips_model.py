@@ -78,7 +78,7 @@ def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype) -> C
         dtype,
         files.Prompts.load(folder / files.PROMPTS).to(device),
         tiny_wan("latents").LinearCode.load(folder / files.CODE),
-        tiny_wan("clips_smooth").SmoothDecoder.load(folder / files.DECODER),
+        tiny_wan("latents").SmoothDecoder.load(folder / files.DECODER),
     )
 
 

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files.Prompts.make(names, config.text_dim).save(path / files.PROMPTS)
     code = tiny_wan("latents").LinearCode.fit(torch.rand(2, 3, 9, 32, 32) * 2 - 1)
     code.save(path / files.CODE)
-    decoder = tiny_wan("clips_smooth").SmoothDecoder
+    decoder = tiny_wan("latents").SmoothDecoder
     decoder.fit(code, [torch.rand(1, 3, 9, 48, 48) * 2 - 1]).save(path / files.DECODER)
     return path
 

@@ -86,7 +86,7 @@ def test_pool_renews_clips_and_keeps_scenes_balanced(tiny: SimpleNamespace) -> N
     code = tiny.latents.LinearCode.fit(clips)
 
     def pool(turn: int = 0) -> Any:
-        return tiny.clips_pool.ClipPool(code, size, 12, 4, 0, torch.device("cpu"), turn)
+        return tiny.clips.ClipPool(code, size, 12, 4, 0, torch.device("cpu"), turn)
 
     generator = torch.Generator().manual_seed(0)
     first = pool()
@@ -104,7 +104,7 @@ def test_pool_renews_clips_and_keeps_scenes_balanced(tiny: SimpleNamespace) -> N
     assert changed.tolist() == [True] * 3 + [False] * 29
     assert torch.equal(pool(turn=3).latents, first.latents)
     with pytest.raises(ValueError, match="reuse is 33, allowed are 1 to 32"):
-        tiny.clips_pool.ClipPool(code, size, 12, 33, 0, torch.device("cpu"))
+        tiny.clips.ClipPool(code, size, 12, 33, 0, torch.device("cpu"))
 
 
 def test_schedules_follow_the_clock_without_steps(tiny: SimpleNamespace, tmp_path: Path) -> None:

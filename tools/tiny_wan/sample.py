@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .clips_smooth import SmoothDecoder
-from .latents import LinearCode, latent_shape
+from .latents import LinearCode, SmoothDecoder, latent_shape
 from .model import LATENT_CHANNELS, Attend, WanModel
 from .model_files import DECODER, PROMPTS, WEIGHTS, Prompts, load_model
 from .model_flow import FLOW_SHIFT, VIDEO_SIZE, sampling_levels

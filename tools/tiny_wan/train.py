@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from .clips import SCENES, clips_of_every_scene
-from .clips_pool import ClipPool
-from .clips_smooth import SmoothDecoder
-from .latents import LinearCode, latent_shape
+from .clips import SCENES, ClipPool, clips_of_every_scene
+from .latents import LinearCode, SmoothDecoder, latent_shape
 from .model import LATENT_CHANNELS, PRESETS, WanConfig, WanModel
 from .model_files import CODE, DECODER, PROMPTS, WEIGHTS, Prompts, save_model
 from .model_flow import FLOW_SHIFT, VIDEO_SIZE, flow_loss, shift_levels

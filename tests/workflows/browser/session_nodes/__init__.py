@@ -22,8 +22,7 @@ TOOLS = Path(__file__).resolve().parents[4] / "tools"
 if str(TOOLS) not in sys.path:
     sys.path.append(str(TOOLS))
 
-from tiny_wan.clips_smooth import SmoothDecoder  # noqa: E402
-from tiny_wan.latents import LinearCode  # noqa: E402
+from tiny_wan.latents import LinearCode, SmoothDecoder  # noqa: E402
 from tiny_wan.model_files import CODE, DECODER, PROMPTS, Prompts  # noqa: E402
 
 CHECKPOINT = TOOLS / "tiny_wan" / "checkpoint"
