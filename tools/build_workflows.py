@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import tomllib
-from workflow_builder import renders, thumbnails
+from workflow_builder import thumbnails
 from workflow_builder.assemble import assemble
 from workflow_builder.blueprint import NAME, build_blueprint
-from workflow_builder.catalogue import SPECS
-from workflow_builder.specs import Spec
+from workflow_builder.catalogue import SPECS, Spec
 
 from rectified_spaattn.rspa_core.run.probe import ProbeTable, propose
 
@@ -94,7 +93,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 def write_thumbnail(path: Path, spec: Spec) -> None:
     """Draw the thumbnail from what `tools/render_thumbnails.py` has left for this workflow."""
-    record = renders.load_records().get(spec.stem)
+    record = thumbnails.load_records().get(spec.stem)
     if record is None:
         print(f"{spec.stem}: no thumbnail, run tools/render_thumbnails.py {spec.stem} first")
         return
@@ -103,7 +102,7 @@ def write_thumbnail(path: Path, spec: Spec) -> None:
         curves = record["worst_errors"]
         chosen = [highest_sparsity(record["sparsities"], curve) for curve in curves]
     else:
-        frames = renders.load_pair(spec.stem)
+        frames = thumbnails.load_pair(spec.stem)
     picture = thumbnails.draw(spec.picture, spec.sparsity_of_steps(), record, frames, chosen)
     picture.save(path, quality=88, optimize=True)
 

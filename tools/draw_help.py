@@ -24,7 +24,7 @@ from rectified_spaattn.tests.integration.comfy_server import (
     find_checkout,
     install_pack,
 )
-from rectified_spaattn.tests.integration.graphs import Graph, Link
+from rectified_spaattn.tests.integration.graphs import Graph, Link, rectified
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "web" / "docs" / "images"
@@ -60,12 +60,8 @@ def run_graph(names: list[str], options: argparse.Namespace) -> dict:
     )
     loaded = graph.add("UNETLoader", unet_name="tiny_wan.safetensors", weight_dtype="default")
     shifted = graph.add("ModelSamplingSD3", model=loaded, shift=SHIFT)
-    sparse = graph.add(
-        "RectifiedSpaAttn", model=shifted, enabled=True, sparsity=0.75,
-        block_size=options.block_size, start_percent=0.2, end_percent=1.0,
-        rectification="precise", token_order="gilbert", top_p=0.0, dense_blocks="",
-        min_tokens=0, verbose=False,
-    )  # fmt: skip
+    settings = {"preset": "custom", "block_size": options.block_size, "start_percent": 0.2}
+    sparse = rectified(rectification="precise", verbose=False, **settings)(graph, shifted)
 
     def sampled(model: Link) -> Link:
         return graph.add(

@@ -27,9 +27,8 @@ from tiny_wan.model_flow import FLOW_SHIFT
 from tiny_wan.pictures import to_images
 from tiny_wan.sample import sample_latents
 from torch import Tensor
-from workflow_builder.catalogue import SPECS
-from workflow_builder.renders import FOLDER, load_records, save_records
-from workflow_builder.specs import Spec
+from workflow_builder.catalogue import SPECS, Spec
+from workflow_builder.thumbnails import FOLDER, load_records, save_records
 
 from rectified_spaattn.adapters import SparseAttention, install
 from rectified_spaattn.benchmarks.clips_model import (

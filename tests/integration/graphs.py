@@ -116,28 +116,37 @@ def unpatched(graph: Graph, model: Link) -> Link:
     return model
 
 
-def rectified(**settings) -> ModelPatch:
-    """Our node with test defaults: no token gate, small blocks, a report in the log.
+OPTIONS = {
+    "rectification": "paper",
+    "tail_keys": "auto",
+    "precision": "auto",
+    "token_order": "gilbert",
+    "top_p": 0.0,
+    "dense_blocks": "",
+    "min_tokens": 0,
+    "verbose": True,
+}
 
-    As prompts of its first version had it: without `precision`, which came later.
+
+def rectified(**settings) -> ModelPatch:
+    """Our node and its options with test defaults: no token gate, small blocks, a report logged.
+
+    `settings` are inputs of either node.
     """
     inputs = {
         "enabled": True,
+        "preset": "custom",
         "sparsity": 0.75,
         "block_size": "64",
         "start_percent": 0.0,
         "end_percent": 1.0,
-        "rectification": "paper",
-        "token_order": "gilbert",
-        "top_p": 0.0,
-        "dense_blocks": "",
-        "min_tokens": 0,
-        "verbose": True,
-        **settings,
     }
+    options = {name: settings.pop(name, default) for name, default in OPTIONS.items()}
+    inputs |= settings
 
     def patch(graph: Graph, model: Link) -> Link:
-        return graph.add("RectifiedSpaAttn", model=model, **inputs)
+        link = graph.add("RectifiedSpaAttnOptions", **options)
+        return graph.add("RectifiedSpaAttn", model=model, options=link, **inputs)
 
     return patch
 

@@ -9,7 +9,8 @@ import urllib.request
 
 import pytest
 
-from ..node_inputs import INPUTS
+from rectified_spaattn.nodes.inputs import NODES
+
 from .comfy_server import PACK_FOLDER, PROJECT_ROOT
 
 LOCALES = {path.name: path for path in (PROJECT_ROOT / "locales").iterdir()}
@@ -37,7 +38,7 @@ def help_page(comfy, name: str, language: str) -> str:
     raise AssertionError(f"no help for {name} in {language}")
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", NODES)
 def test_help_in_every_language(comfy, name):
     """Chinese has its own page; other languages get the English one."""
     english, chinese = (help_page(comfy, name, language) for language in ("en", "zh"))
@@ -48,7 +49,7 @@ def test_help_in_every_language(comfy, name):
     assert help_page(comfy, name, "fr") == english
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", NODES)
 def test_pictures_of_the_help_pages(comfy, name):
     """The page resolves links against docs/, whichever folder the text came from."""
     for language in ("en", "zh"):
@@ -67,7 +68,7 @@ def test_translations_are_served(comfy):
 
 def test_translated_names_are_those_of_the_node(comfy):
     """Inputs by name, outputs by place: what the server describes is what is translated."""
-    for name in INPUTS:
+    for name in NODES:
         info = comfy.object_info(name)
         inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
         for folder in LOCALES.values():

@@ -6,7 +6,8 @@ import urllib.request
 
 import pytest
 
-from ..node_inputs import INPUTS
+from rectified_spaattn.nodes.inputs import NODES
+
 from .comfy_server import PACK_FOLDER, GraphError
 from .expectations import check_wholly_sparse
 from .graphs import SCENES, STEPS, rectified, sampled
@@ -19,7 +20,7 @@ def test_pack_loads(comfy):
     assert "IMPORT FAILED" not in comfy.server.log()
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", NODES)
 def test_node_is_described(comfy, name):
     info = comfy.object_info(name)
     assert PACK_FOLDER in info["python_module"]
@@ -27,13 +28,13 @@ def test_node_is_described(comfy, name):
     # ComfyUI sends required and optional inputs apart; within each the order is ours.
     for group in ("required", "optional"):
         sent = list(info["input"].get(group, {}))
-        assert sent == [field for field in INPUTS[name] if field in sent]
-    assert set(inputs) == set(INPUTS[name])
+        assert sent == [each.name for each in NODES[name].inputs if each.name in sent]
+    assert set(inputs) == {each.name for each in NODES[name].inputs}
     for field, (_, options) in inputs.items():
         assert options.get("tooltip"), field
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", NODES)
 def test_help_page_is_served(comfy, name):
     url = f"{comfy.server.url}/extensions/{PACK_FOLDER}/docs/{name}.md"
     with urllib.request.urlopen(url, timeout=10) as page:

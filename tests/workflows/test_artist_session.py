@@ -11,7 +11,6 @@ Skipped with the reason where ComfyUI, playwright or Chromium is missing, as `te
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -30,11 +29,13 @@ WORKFLOWS = sorted(path.stem for path in (FOLDER.parents[1] / "workflows").glob(
 FIRST = "wan2.1_text_to_video"
 STEMS = WORKFLOWS if IS_FULL else [FIRST]
 NODE = "RectifiedSpaAttn"
+PRESET_WIDGETS = ("sparsity", "block_size", "start_percent", "end_percent")
+OVERRIDDEN = {"schedule": ("sparsity", "start_percent", "end_percent"), "profile": ("sparsity",)}
+"""Widgets that are not live while an input is linked."""
 PADDING = 10
 """Of a text field, pixels: so much of it may be out of sight while the text is not."""
 PICTURED = ("RectifiedSpaAttnReport", "RectifiedSpaAttnProbeResult")
 STATUS = re.compile(r"sparse (\d+) / dense (\d+)")
-EXPECTED = json.loads((FOLDER / "saved" / "expected.json").read_text(encoding="utf-8"))
 
 pytestmark = pytest.mark.timeout(SECONDS + 60)
 each_stem = pytest.mark.parametrize("stem", STEMS)
@@ -57,12 +58,13 @@ def shown(report: Json, stem: str, *kinds: str) -> list[Json]:
 
 
 def test_a_preset_fills_the_inputs_it_names(report: Json) -> None:
-    families = report["definition"]["input"]["optional"]["preset"][1]["rspa_presets"]
+    presets = report["definition"]["preset"][1]["rspa_presets"]
     tried = report["workflows"][FIRST]["presets"]
     assert tried
     for entry in tried:
-        assert entry["choices"] == ["custom", *families["wan"]]
-        expected = families["wan"][entry["preset"]] | {"preset": entry["preset"]}
+        assert entry["choices"] == ["custom", *presets]
+        expected = presets[entry["preset"]] | {"preset": entry["preset"]}
+        assert set(expected) == {*PRESET_WIDGETS, "preset"}
         assert {name: entry["chosen"][name] for name in expected} == expected
 
 
@@ -70,6 +72,15 @@ def test_a_change_by_hand_goes_back_to_custom(report: Json) -> None:
     for entry in report["workflows"][FIRST]["presets"]:
         by_hand = {"preset": "custom", "sparsity": float(entry["by_hand"])}
         assert entry["changed"] == entry["chosen"] | by_hand
+
+
+@each_stem
+def test_what_is_overridden_is_shown_as_such(report: Json, stem: str) -> None:
+    nodes = report["workflows"][stem]["overridden"]
+    assert nodes
+    for node in nodes.values():
+        names = [set(OVERRIDDEN.get(name, ())) for name in node["linked"]]
+        assert set(node["disabled"]) & set(PRESET_WIDGETS) == set().union(*names)
 
 
 @each_stem
@@ -140,12 +151,3 @@ def test_pictures_of_the_session_are_kept(report: Json, stem: str) -> None:
     assert (folder / "templates.png").exists()
     assert (folder / f"{stem}.sampling.png").exists()
     assert list(folder.glob(f"{stem}.*report.*.png"))
-
-
-@pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_old_workflows_open_with_their_values(report: Json, name: str) -> None:
-    """Saved before inputs were added: values must not move to other widgets."""
-    entry = report["saved"][name]
-    assert entry["messages"] == []
-    for node, widgets in EXPECTED[name].items():
-        assert {key: entry["widgets"][node][key] for key in widgets} == widgets

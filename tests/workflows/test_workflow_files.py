@@ -15,16 +15,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rectified_spaattn.rspa_core.run.presets import PRESET_NAMES, PRESETS
-from rectified_spaattn.rspa_core.run.probe import (
-    parse_probe_blocks,
-    parse_probe_steps,
-    parse_sparsities,
-)
+from rectified_spaattn.nodes.inputs import NODES
+from rectified_spaattn.rspa_core.run.presets import PRESETS
 from rectified_spaattn.rspa_core.run.schedule import (
-    CURVES,
     SparsitySchedule,
-    parse_dense_blocks,
     parse_dense_steps,
     parse_steps,
 )
@@ -37,49 +31,7 @@ STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 BOUNDARY = {-10, -20}  # a subgraph's own inputs and outputs, where a node id would stand
 MAX_THUMBNAIL_BYTES = 150_000
-SCHEDULE_TYPE = "RSPA_SCHEDULE"
 
-# Widgets in the order in which files store their values: name, and what is allowed.
-ATTENTION = {
-    "enabled": (True, False),
-    "sparsity": (0.0, 0.98),
-    "block_size": ("128", "64"),
-    "start_percent": (0.0, 1.0),
-    "end_percent": (0.0, 1.0),
-    "rectification": ("paper", "precise", "none"),
-    "token_order": ("gilbert", "tile", "raster"),
-    "top_p": (0.0, 1.0),
-    "dense_blocks": parse_dense_blocks,
-    "min_tokens": (0, 1_000_000),
-    "verbose": (True, False),
-    "precision": ("auto", "16-bit", "int8"),
-    "preset": PRESET_NAMES,
-    "tail_keys": ("1", "2", "4", "8"),
-}
-SCHEDULE = {
-    "start_sparsity": (0.0, 0.98),
-    "end_sparsity": (0.0, 0.98),
-    "curve": CURVES,
-    "start_percent": (0.0, 1.0),
-    "end_percent": (0.0, 1.0),
-    "steps": parse_steps,
-    "dense_steps": parse_dense_steps,
-    "preview_steps": (1, 200),
-}
-WIDGETS = {
-    "RectifiedSpaAttn": ATTENTION,
-    "RectifiedSpaAttnSchedule": SCHEDULE,
-    "RectifiedSpaAttnReport": {},
-    "RectifiedSpaAttnProbe": {
-        "steps": parse_probe_steps,
-        "blocks": parse_probe_blocks,
-        "sparsities": parse_sparsities,
-    },
-    "RectifiedSpaAttnProbeResult": {"wanted_error": (0.001, 1.0), "name": ("",)},
-    "RectifiedSpaAttnSaveProfile": {"filename": ("profile",)},
-    # No file is there before the first run: the node is muted.
-    "RectifiedSpaAttnLoadProfile": {"profile_name": ("",)},
-}
 MUTED = 2
 COMPARISON, TUNING = "compare_dense_and_sparse", "tune_with_the_probe"
 LOADERS = {"UNETLoader", "LoraLoaderModelOnly"}
@@ -112,12 +64,12 @@ def links(graph: Json) -> list[Json]:
 
 def our_nodes(workflow: Json) -> Iterator[Json]:
     for graph in graphs(workflow):
-        yield from (node for node in graph["nodes"] if node["type"] in WIDGETS)
+        yield from (node for node in graph["nodes"] if node["type"] in NODES)
 
 
 def values(node: Json) -> Json:
     """Widget values of one of our nodes by name."""
-    return dict(zip(WIDGETS[node["type"]], node["widgets_values"], strict=True))
+    return dict(zip(NODES[node["type"]].defaults, node["widgets_values"], strict=True))
 
 
 def source_end(graph: Json, nodes: dict[int, Json], link: Json) -> Json:
@@ -188,27 +140,41 @@ def test_every_end_names_a_link(stem: str) -> None:
 @each_stem
 def test_values_of_our_nodes(stem: str) -> None:
     for node in our_nodes(read(stem)):
-        for name, value in values(node).items():
-            allowed = WIDGETS[node["type"]][name]
-            if callable(allowed):
-                allowed(value)
-            elif isinstance(allowed[0], bool | str):
-                assert value in allowed, (name, value)
-            else:
-                assert not isinstance(value, bool)
-                assert allowed[0] <= value <= allowed[1], (name, value)
+        stored = values(node)
+        if node["mode"] == MUTED:  # there is no profile to load before the first run
+            assert stored == {"profile_name": ""}
+            continue
+        assert NODES[node["type"]].checked(stored) == stored
 
 
 @each_stem
 def test_attention_nodes_hold_the_values_of_their_preset(stem: str) -> None:
-    family = "hunyuan_video" if "hunyuan" in stem else "wan"
     for node in our_nodes(read(stem)):
         if node["type"] != "RectifiedSpaAttn":
             continue
         stored = values(node)
         assert stored["preset"] == ("4-step" if "4_steps" in stem else "balanced")
-        for name, value in PRESETS[family][stored["preset"]].as_dict().items():
-            assert stored[name] == (str(value) if name in ("block_size", "tail_keys") else value)
+        chosen = PRESETS[stored["preset"]].as_dict()
+        for name in ("sparsity", "block_size", "start_percent", "end_percent"):
+            assert stored[name] == (str(chosen[name]) if name == "block_size" else chosen[name])
+
+
+@each_stem
+def test_wan_keeps_its_first_two_layers_dense(stem: str) -> None:
+    """By one options node for all attention nodes; no other workflow needs one."""
+    options = [node for node in our_nodes(read(stem)) if node["type"] == "RectifiedSpaAttnOptions"]
+    if "hunyuan" in stem or stem == TUNING:
+        assert options == []
+        return
+    (only,) = options
+    defaults = NODES["RectifiedSpaAttnOptions"].defaults
+    assert values(only) == defaults | {"dense_blocks": "0, 1"}
+    linked = [
+        node["inputs"]["options"][0]
+        for node in read_api(stem).values()
+        if node["class_type"] == "RectifiedSpaAttn"
+    ]
+    assert len({*linked}) == 1
 
 
 @each_stem
@@ -366,7 +332,7 @@ def test_thumbnail_shows_the_workflow(stem: str, monkeypatch: pytest.MonkeyPatch
     specs = importlib.import_module("workflow_builder.catalogue").SPECS
     (spec,) = (spec for spec in specs if spec.stem == stem)
     assert spec.sparsity_of_steps() == pytest.approx(steps_of(read(stem), spec.steps))
-    record = importlib.import_module("workflow_builder.renders").load_records()[stem]
+    record = importlib.import_module("workflow_builder.thumbnails").load_records()[stem]
     chosen = spec.chosen
     assert record["block_size"] == chosen.block_size
     assert record["rectification"] == chosen.rectification
@@ -388,8 +354,9 @@ def steps_of(workflow: Json, count: int) -> list[float | None]:
     for node in schedules:
         set_to = values(node)
         preview = set_to.pop("preview_steps")
-        lists = parse_steps(set_to.pop("steps")), parse_dense_steps(set_to.pop("dense_steps"))
-        shown += steps(SparsitySchedule(*set_to.values(), *lists), preview)
+        set_to["steps"] = parse_steps(set_to["steps"])
+        set_to["dense_steps"] = parse_dense_steps(set_to["dense_steps"])
+        shown += steps(SparsitySchedule(**set_to), preview)
     return shown
 
 

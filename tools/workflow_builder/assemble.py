@@ -6,9 +6,12 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from rectified_spaattn.nodes.inputs import SCHEDULE
+
 from . import nodes
+from .catalogue import Options, Report, Schedule, Spec
 from .graph import Graph, Workflow, WorkflowError
-from .specs import Box, Report, Schedule, Spec
+from .nodes import Box
 
 Json = dict[str, Any]
 
@@ -34,10 +37,13 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
 
     inserted = []
     for item in spec.insertions:
-        values = spec.preset_widgets | dict(item.values)
         size = (item.width, nodes.OURS["RectifiedSpaAttn"].size[1])
-        node = nodes.make("RectifiedSpaAttn", item.position, version, values, item.title, size)
+        node = nodes.make(
+            "RectifiedSpaAttn", item.position, version, spec.preset_widgets, item.title, size
+        )
         inserted.append(graph.insert_after(item.source, node, item.targets))
+    if spec.options is not None:
+        _add_options(graph, spec.options, inserted, version)
     _add_groups(graph, spec.groups)
     _add_groups(workflow.root, spec.root_groups)
     if spec.schedules:
@@ -94,6 +100,16 @@ def _set_widgets(workflow: Workflow, spec: Spec) -> None:
         values[position] = value
 
 
+def _add_options(graph: Graph, options: Options, attention: list[Json], version: str) -> None:
+    """One options node for all attention nodes."""
+    size = (options.width, nodes.OURS["RectifiedSpaAttnOptions"].size[1])
+    node = graph.add_node(
+        nodes.make("RectifiedSpaAttnOptions", options.position, version, options.values, size=size)
+    )
+    for each in attention:
+        graph.wire(node, "options", each, "options")
+
+
 def _add_groups(graph: Graph, groups: Mapping[str, Box]) -> None:
     for title, box in groups.items():
         graph.add_group(title, box, nodes.GROUP_COLOR)
@@ -106,9 +122,9 @@ def _add_controls(
     instance = _instance_of(workflow, graph)
     for schedule in spec.schedules:
         targets = [(node_ids[index], "schedule") for index in schedule.feeds]
-        graph.add_subgraph_input(schedule.name, schedule.name, nodes.SCHEDULE_TYPE, targets)
+        graph.add_subgraph_input(schedule.name, schedule.name, SCHEDULE, targets)
         instance["inputs"].append(
-            {"name": schedule.name, "shape": 7, "type": nodes.SCHEDULE_TYPE, "link": None}
+            {"name": schedule.name, "shape": 7, "type": SCHEDULE, "link": None}
         )
         _add_schedule(workflow.root, schedule, instance, version)
     for node_id in node_ids:
@@ -161,7 +177,7 @@ def _add_report(
     workflow.root.route(preview["inputs"][0]["link"], report.preview_route)
 
 
-def _add_preview(root: Graph, source: Json, output: str, box: Box, title: str) -> Json:
+def _add_preview(root: Graph, source: Json, output: str, box: Box, title: str | None) -> Json:
     x, y, width, height = box
     preview = nodes.make("PreviewImage", (x, y), "", title=title, size=(width, height))
     root.wire(source, output, root.add_node(preview), "images")

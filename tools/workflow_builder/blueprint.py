@@ -27,7 +27,7 @@ SHIFT, STEPS, CFG = 8.0, 30, 6.0  # of the official Wan 2.1 template
 PROMOTED = (
     ("sparse_attention", "attention", "enabled", "BOOLEAN"),
     ("preset", "attention", "preset", "COMBO"),
-    ("dense_blocks", "attention", "dense_blocks", "STRING"),
+    ("dense_blocks", "options", "dense_blocks", "STRING"),
     ("shift", "shift", "shift", "FLOAT"),
     ("seed", "sampler", "seed", "INT"),
     ("steps", "sampler", "steps", "INT"),
@@ -70,7 +70,7 @@ def build_blueprint(version: str) -> Json:
     for name, of_node, widget, of in PROMOTED:
         nodes.widget_input(instance, name, of)
         node = inner[of_node]
-        order = list((nodes.OURS | nodes.CORE)[node["type"]].widgets)
+        order = list(nodes.kind_of(node["type"]).widgets)
         instance["widgets_values"].append(node["widgets_values"][order.index(widget)])
     data: Json = {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"rectified-spaattn/{NAME}/file")),
@@ -92,16 +92,15 @@ def build_blueprint(version: str) -> Json:
 
 
 def _inner_nodes(version: str) -> dict[str, Json]:
-    chosen = PRESETS["wan"]["balanced"]
-    values = chosen.as_dict() | {
-        "preset": "balanced",
-        "block_size": str(chosen.block_size),
-        "tail_keys": str(chosen.tail_keys),
-        "dense_blocks": "0, 1",
-    }
+    chosen = PRESETS["balanced"].as_dict()
+    values = {"preset": "balanced", "block_size": str(chosen["block_size"])}
+    values |= {name: chosen[name] for name in ("sparsity", "start_percent", "end_percent")}
     sampler = {"steps": STEPS, "cfg": CFG}
     return {
-        "attention": nodes.make("RectifiedSpaAttn", (0, 0), version, values, size=(400, 530)),
+        "attention": nodes.make("RectifiedSpaAttn", (0, 0), version, values),
+        "options": nodes.make(
+            "RectifiedSpaAttnOptions", (0, 400), version, {"dense_blocks": "0, 1"}
+        ),
         "shift": nodes.make("ModelSamplingSD3", (460, 0), version, {"shift": SHIFT}),
         "sampler": nodes.make("KSampler", (460, 140), version, sampler),
         "report": nodes.make("RectifiedSpaAttnReport", (840, 0), version),
@@ -136,9 +135,8 @@ def _empty_subgraph(subgraph_id: str) -> Json:
 def _fill(graph: Graph, inner: dict[str, Json]) -> None:
     for node in inner.values():
         graph.add_node(node)
-    attention, shift, sampler, report = (
-        inner[name] for name in ("attention", "shift", "sampler", "report")
-    )
+    attention, options, shift, sampler, report = inner.values()
+    graph.wire(options, "options", attention, "options")
     graph.wire(attention, "model", shift, "model")
     graph.wire(shift, "MODEL", sampler, "model")
     model_link = graph.wire(attention, "model", report, "model")

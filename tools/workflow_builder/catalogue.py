@@ -1,21 +1,177 @@
 """What each example workflow takes from the official template, and what it changes.
 
-Where a value is neither the node's default nor its preset's, the reason stands beside it.
+Node ids are those of the templates. Positions are canvas pixels, x to the right, y down. Where a
+value is neither the node's default nor its preset's, the reason stands beside it.
 """
 
 from __future__ import annotations
 
-from rectified_spaattn.rspa_core.run.presets import PRESETS
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from . import comparison, notes, tuning
-from .nodes import REPORT_SIZE
-from .specs import Box, Insertion, Point, Report, Schedule, Shift, Spec
+from rectified_spaattn.rspa_core.run.presets import PRESETS, Preset
+from rectified_spaattn.rspa_core.run.schedule import (
+    SparsitySchedule,
+    parse_dense_steps,
+    parse_steps,
+)
+
+from . import notes, second_sampling
+from .graph import Workflow
+from .nodes import OURS, REPORT_SIZE, Box, Point
 from .thumbnails import Picture
 
-# The column that holds the attention node, its status text and the note, in canvas pixels; sized
-# for the front end's newer node design ("Nodes 2.0"), which needs more room.
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """One `RectifiedSpaAttn` node on the model links from `source` to `targets`."""
+
+    source: int
+    targets: tuple[int, ...]
+    position: Point
+    title: str | None = None
+    width: float = 460
+
+
+@dataclass(frozen=True)
+class Options:
+    """One node with further options, for all attention nodes of the workflow."""
+
+    values: Mapping[str, Any]
+    position: Point
+    width: float = 460
+
+
+@dataclass(frozen=True)
+class Report:
+    """One report node behind the sampler `sampler`, on the model of the insertion `of`.
+
+    Inside a subgraph its picture also leaves through the subgraph's output `name`, to a preview
+    at `preview` in the root graph. The links lead through the points of the routes, around nodes
+    that they would otherwise seem to come from.
+    """
+
+    sampler: int
+    position: Point
+    of: int = 0
+    title: str | None = None
+    name: str = ""
+    preview: Point = (0, 0)
+    model_route: tuple[Point, ...] = ()
+    after_route: tuple[Point, ...] = ()
+    output_route: tuple[Point, ...] = ()
+    preview_route: tuple[Point, ...] = ()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One schedule node in the root graph, with its preview.
+
+    It reaches the attention nodes listed in `feeds` (indices into the insertions) through the
+    subgraph input called `name`.
+    """
+
+    name: str
+    title: str
+    values: Mapping[str, Any]
+    feeds: tuple[int, ...]
+    position: Point
+    preview: Box
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Everything from `from_x` on (and above `above_y`) moves right by `distance`."""
+
+    from_x: float
+    distance: float
+    above_y: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One example workflow: `stem` names its files, `template` the official workflow.
+
+    `groups` are titled frames. `widgets` replaces values: (node id, position) to value. `lower`
+    moves nodes down by pixels, where a node above them has grown since the template was drawn.
+    `extend` adds what only this workflow has; it gets the workflow, the attention nodes and the
+    pack's version. `steps` is what the sampler is set to, over both experts.
+    """
+
+    stem: str
+    template: str
+    insertions: tuple[Insertion, ...]
+    shift: Shift
+    groups: Mapping[str, Box]
+    note: str
+    note_box: Box
+    steps: int
+    picture: Picture
+    options: Options | None = None
+    reports: tuple[Report, ...] = ()
+    preset: str = "balanced"
+    root_groups: Mapping[str, Box] = field(default_factory=dict)
+    root_shift: Shift | None = None
+    schedules: tuple[Schedule, ...] = ()
+    widgets: Mapping[tuple[int, int], Any] = field(default_factory=dict)
+    lower: Mapping[int, float] = field(default_factory=dict)
+    extend: Callable[[Workflow, list[Json], str], None] | None = None
+
+    @property
+    def chosen(self) -> Preset:
+        """The preset's values."""
+        return PRESETS[self.preset]
+
+    @property
+    def preset_widgets(self) -> dict[str, Any]:
+        """The preset as values of the attention node's widgets."""
+        values = self.chosen.as_dict()
+        values["block_size"] = str(values["block_size"])
+        widgets = OURS["RectifiedSpaAttn"].widgets
+        shown = {name: value for name, value in values.items() if name in widgets}
+        return {"preset": self.preset} | shown
+
+    def sparsity_of_steps(self, count: int | None = None) -> list[float | None]:
+        """Sparsity of each step, which ComfyUI's simple scheduler spaces evenly; None is dense.
+
+        For the workflow's own number of steps, or for `count`: each expert's list of steps is
+        then stretched to its share of them.
+        """
+        count = count or self.steps
+        if not self.schedules:
+            chosen = self.chosen
+            percents = chosen.start_percent, chosen.end_percent
+            return _steps(SparsitySchedule(chosen.sparsity, 0.0, "constant", *percents), count)
+        found: list[float | None] = []
+        defaults = OURS["RectifiedSpaAttnSchedule"].widgets
+        for schedule in self.schedules:
+            values = {**defaults, **schedule.values}
+            own = values.pop("preview_steps")
+            values["steps"] = parse_steps(values["steps"])
+            values["dense_steps"] = parse_dense_steps(values["dense_steps"])
+            curve = SparsitySchedule(**values)
+            if curve.steps or curve.dense_steps:
+                wanted = count // len(self.schedules)
+                sparsities = _steps(curve, own)
+                found += [sparsities[step * own // wanted] for step in range(wanted)]
+            else:
+                found += _steps(curve, count)
+        return found
+
+
+def _steps(schedule: SparsitySchedule, count: int) -> list[float | None]:
+    return [schedule.sparsity_at(step / count, step, count)[0] for step in range(count)]
+
+
+# The column that holds the attention node, its status text, options and the note, in canvas pixels;
+# sized for the front end's newer node design ("Nodes 2.0"), which needs more room.
 COLUMN = 500
-NOTE_TOP, NOTE_HEIGHT = 630, 500
+BELOW = OURS["RectifiedSpaAttn"].size[1] + 60
+BELOW_OPTIONS = BELOW + OURS["RectifiedSpaAttnOptions"].size[1] + 60
+NOTE_HEIGHT = 540
 
 # Around one report.
 REPORT_FRAME = (REPORT_SIZE[0] + 20, REPORT_SIZE[1] + 90)
@@ -24,7 +180,7 @@ REPORT_FRAME = (REPORT_SIZE[0] + 20, REPORT_SIZE[1] + 90)
 LAYERS = {"dense_blocks": "0, 1"}
 
 # The preset's sparsity as an entry in a list of steps.
-FOUR_STEPS = f"{PRESETS['wan']['4-step'].sparsity:g}"
+FOUR_STEPS = f"{PRESETS['4-step'].sparsity:g}"
 
 # Control-after-generate: a fixed seed makes runs with and without the node comparable.
 FIXED = "fixed"
@@ -35,17 +191,24 @@ PICTURE_PROMPT = (
 )
 
 
-def _groups(node: tuple[float, float], report: tuple[float, float]) -> dict[str, Box]:
+def _groups(
+    node: tuple[float, float], report: tuple[float, float], note_top: float = BELOW_OPTIONS
+) -> dict[str, Box]:
     """Frames around the attention node's column and around the report."""
     return {
-        "Sparse attention": (node[0] - 10, node[1] - 70, COLUMN - 20, NOTE_TOP + NOTE_HEIGHT + 90),
+        "Sparse attention": (node[0] - 10, node[1] - 70, COLUMN - 20, note_top + NOTE_HEIGHT + 90),
         "What really ran": (report[0] - 10, report[1] - 70, *REPORT_FRAME),
     }
 
 
-def _note(x: float, y: float) -> Box:
-    """Place of the note below the attention node at `x`, `y`."""
-    return (x, y + NOTE_TOP, COLUMN - 40, NOTE_HEIGHT)
+def _options(x: float, y: float) -> Options:
+    """The published options for Wan, below the attention node at `x`, `y`."""
+    return Options(LAYERS, (x, y + BELOW))
+
+
+def _note(x: float, y: float, note_top: float = BELOW_OPTIONS) -> Box:
+    """Place of the note in the column of the attention node at `x`, `y`."""
+    return (x, y + note_top, COLUMN - 40, NOTE_HEIGHT)
 
 
 def _report(
@@ -59,22 +222,39 @@ def _report(
     route = Report(
         sampler,
         position,
-        title="Rectified SpaAttn Report",
         model_route=((attention_end + 15, y - 20), (x - 22, y - 20)),
         after_route=((sampler_end + 10, y), (x - 34, y)),
     )
     return (route,)
 
 
+COMPARISON_GROUPS: dict[str, Box] = {
+    "Seed for both": (300, 460, 445, 200),
+    "Sparse attention": (770, 530, 480, BELOW_OPTIONS + 80),
+    "Left: full attention": (1260, -30, 600, 530),
+    "Right: Rectified SpaAttn": (1260, 530, 600, 570),
+    "Side by side": (1890, -30, 860, 700),
+    "What really ran": (1890, 690, 1030, 1230),
+}
+TUNING_GROUPS: dict[str, Box] = {
+    "Seed for both": (300, 460, 445, 200),
+    "1 - Measure while rendering": (770, -30, 1340, 1050),
+    "2 - Choose and save": (2130, -30, 1790, 1050),
+    "3 - Render with the profile": (770, second_sampling.LOWER - 60, 1340, 1240),
+    "What really ran": (2130, second_sampling.LOWER - 60, 1030, 1240),
+    "Later: the saved file": (3180, second_sampling.LOWER - 60, 500, 780),
+}
+
 SPECS: tuple[Spec, ...] = (
     Spec(
         stem="wan2.1_text_to_video",
         template="text_to_video_wan",
-        insertions=(Insertion(37, (48,), (780, 40), LAYERS),),
+        insertions=(Insertion(37, (48,), (780, 40)),),
         shift=Shift(770, COLUMN),
         groups=_groups((780, 40), (2140, 40)),
         note=notes.WAN21_T2V,
         note_box=_note(780, 40),
+        options=_options(780, 40),
         steps=30,
         reports=_report(3, (2140, 40), 1240, 1585, -50),
         widgets={(40, 2): 81, (3, 1): FIXED},
@@ -84,11 +264,12 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         stem="wan2.1_image_to_video",
         template="image_to_video_wan",
-        insertions=(Insertion(37, (54,), (870, 70), LAYERS),),
+        insertions=(Insertion(37, (54,), (870, 70)),),
         shift=Shift(860, COLUMN),
         groups=_groups((870, 70), (2490, 70)),
         note=notes.WAN21_I2V,
         note_box=_note(870, 70),
+        options=_options(870, 70),
         steps=20,
         reports=_report(3, (2490, 70), 1330, 1672, -30),
         widgets={
@@ -107,9 +288,10 @@ SPECS: tuple[Spec, ...] = (
         template="video_wan2_2_14B_i2v",
         preset="4-step",
         insertions=(
-            Insertion(116, (104,), (1900, -250), LAYERS, "Rectified SpaAttn (high noise)", 400),
-            Insertion(117, (103,), (1900, 380), LAYERS, "Rectified SpaAttn (low noise)", 400),
+            Insertion(116, (104,), (1900, -250), "Rectified SpaAttn (high noise)", 400),
+            Insertion(117, (103,), (1900, -250 + BELOW), "Rectified SpaAttn (low noise)", 400),
         ),
+        options=Options(LAYERS, (1900, -250 + 2 * BELOW), 400),
         shift=Shift(2020, 420),
         groups={
             "Sparse attention": (1880, -330, 440, 1260),
@@ -176,9 +358,10 @@ SPECS: tuple[Spec, ...] = (
         stem="wan2.2_14B_text_to_video",
         template="video_wan2_2_14B_t2v",
         insertions=(
-            Insertion(120, (82,), (2315, -140), LAYERS, "Rectified SpaAttn (high noise)", 400),
-            Insertion(121, (86,), (2315, 490), LAYERS, "Rectified SpaAttn (low noise)", 400),
+            Insertion(120, (82,), (2315, -140), "Rectified SpaAttn (high noise)", 400),
+            Insertion(121, (86,), (2315, -140 + BELOW), "Rectified SpaAttn (low noise)", 400),
         ),
+        options=Options(LAYERS, (2315, -140 + 2 * BELOW), 400),
         shift=Shift(2490, 270),
         groups={
             "Sparse attention": (2295, -220, 440, 1260),
@@ -231,11 +414,12 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         stem="wan2.2_5B_text_to_video",
         template="video_wan2_2_5B_ti2v",
-        insertions=(Insertion(37, (48,), (860, 50), LAYERS),),
+        insertions=(Insertion(37, (48,), (860, 50)),),
         shift=Shift(850, COLUMN),
         groups=_groups((860, 50), (2410, 50)),
         note=notes.WAN22_5B,
         note_box=_note(860, 50),
+        options=_options(860, 50),
         steps=20,
         reports=_report(3, (2410, 50), 1320, 1665, -50),
         widgets={(3, 1): FIXED},
@@ -245,12 +429,11 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         stem="hunyuan_video_text_to_video",
         template="hunyuan_video_text_to_video",
-        family="hunyuan_video",
         insertions=(Insertion(12, (67, 17), (820, 0)),),
         shift=Shift(810, COLUMN),
-        groups=_groups((820, 0), (2660, 0)),
+        groups=_groups((820, 0), (2660, 0), BELOW),
         note=notes.HUNYUAN,
-        note_box=_note(820, 0),
+        note_box=_note(820, 0, BELOW),
         steps=20,
         reports=_report(13, (2660, 0), 1280, 1885, -190),
         widgets={(25, 1): FIXED},
@@ -260,12 +443,11 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         stem="hunyuan_video_1.5_text_to_video",
         template="video_hunyuan_video_1.5_720p_t2v",
-        family="hunyuan_video",
         insertions=(Insertion(12, (105,), (250, 50)),),
         shift=Shift(240, COLUMN, above_y=1220),
-        groups=_groups((250, 50), (2690, 50)),
+        groups=_groups((250, 50), (2690, 50), BELOW),
         note=notes.HUNYUAN15,
-        note_box=_note(250, 50),
+        note_box=_note(250, 50, BELOW),
         steps=20,
         reports=_report(127, (2690, 50), 710, 1408, -290),
         lower={117: 20},
@@ -274,15 +456,17 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         stem="compare_dense_and_sparse",
         template="text_to_video_wan",
-        insertions=(Insertion(37, (48,), (780, 600), LAYERS),),
+        insertions=(Insertion(37, (48,), (780, 600)),),
+        options=_options(780, 600),
         shift=Shift(770, COLUMN),
-        groups=comparison.GROUPS,
+        groups=COMPARISON_GROUPS,
         note=notes.COMPARISON,
-        note_box=comparison.NOTE,
+        note_box=(-130, 720, 875, 600),
         steps=30,
-        reports=comparison.REPORTS,
+        # Its model link runs below the samplers, so that it does not seem to come from VAE Decode.
+        reports=(Report(3, (1905, 760), model_route=((1255, 1125), (1876, 1125))),),
         widgets={(40, 2): 81, (3, 1): FIXED, (50, 0): "video/dense_and_sparse"},
-        extend=comparison.extend,
+        extend=second_sampling.compare,
         picture=Picture("Compare", "Dense and sparse, one seed", "Wan 2.1", 1, 20),
     ),
     Spec(
@@ -290,12 +474,12 @@ SPECS: tuple[Spec, ...] = (
         template="text_to_video_wan",
         insertions=(Insertion(37, (48,), (780, 40)),),
         shift=Shift(770, COLUMN),
-        groups=tuning.GROUPS,
+        groups=TUNING_GROUPS,
         note=notes.TUNING,
-        note_box=tuning.NOTE,
+        note_box=(-130, 720, 875, 620),
         steps=30,
         widgets={(40, 2): 81, (3, 1): FIXED, (50, 0): "video/measured"},
-        extend=tuning.extend,
+        extend=second_sampling.tune,
         picture=Picture("Tune", "A sparsity for each layer", "Wan 2.1", 0, layout="chart"),
     ),
 )

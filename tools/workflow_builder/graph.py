@@ -216,19 +216,7 @@ class Graph:
 
         Returns the input's slot. Instances of the subgraph must be given the matching input.
         """
-        inputs = self.data["inputs"]
-        slot = len(inputs)
-        box = self.data["inputNode"]["bounding"]
-        entry: Json = {
-            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.data['id']}/{name}")),
-            "name": name,
-            "type": link_type,
-            "linkIds": [],
-            "label": label,
-            "pos": _slot_place(box, slot),
-        }
-        inputs.append(entry)
-        box[3] += 20
+        slot, entry = self._add_boundary_slot("inputs", "inputNode", name, label, link_type)
         for node_id, input_name in targets:
             target_slot, target_input = find_input(self.node(node_id), input_name)
             link_id = self._store_link(SUBGRAPH_INPUT, slot, node_id, target_slot, link_type)
@@ -241,19 +229,7 @@ class Graph:
 
         Returns its slot. Instances of the subgraph must be given the matching output.
         """
-        outputs = self.data["outputs"]
-        slot = len(outputs)
-        box = self.data["outputNode"]["bounding"]
-        entry: Json = {
-            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.data['id']}/{name}")),
-            "name": name,
-            "type": link_type,
-            "linkIds": [],
-            "label": name,
-            "pos": _slot_place(box, slot),
-        }
-        outputs.append(entry)
-        box[3] += 20
+        slot, entry = self._add_boundary_slot("outputs", "outputNode", name, name, link_type)
         inner = [index for index, each in enumerate(source["outputs"]) if each["name"] == output]
         link_id = self._store_link(source["id"], inner[0], SUBGRAPH_OUTPUT, slot, link_type)
         source["outputs"][inner[0]]["links"].append(link_id)
@@ -309,6 +285,24 @@ class Graph:
         # 70 px on the left are covered by the side bar, 90 px at the top by the tabs.
         return {"scale": scale, "offset": [70 / scale - left + 20, 90 / scale - top + 20]}
 
+    def _add_boundary_slot(
+        self, side: str, boundary: str, name: str, label: str, link_type: str
+    ) -> tuple[int, Json]:
+        """Number and entry of a new slot of the subgraph's input or output node."""
+        slots, box = self.data[side], self.data[boundary]["bounding"]
+        entry: Json = {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.data['id']}/{name}")),
+            "name": name,
+            "type": link_type,
+            "linkIds": [],
+            "label": label,
+            # Where it is drawn; files keep it, nothing more.
+            "pos": [box[0] + 20, box[1] + 20 + 20 * len(slots)],
+        }
+        slots.append(entry)
+        box[3] += 20
+        return len(slots) - 1, entry
+
     def _move_outputs(self, distance: float) -> None:
         self.data["outputNode"]["bounding"][0] += distance
         for output in self.data["outputs"]:
@@ -346,13 +340,8 @@ def find_input(node: Json, name: str) -> tuple[int, Json]:
     raise WorkflowError(f"node {node['id']} ({node['type']}) has no input {name!r}")
 
 
-def _slot_place(box: list[float], slot: int) -> list[float]:
-    """Where a boundary node at `box` draws its slot of that number; files keep it, nothing more."""
-    return [box[0] + 20, box[1] + 20 + 20 * slot]
-
-
 def _pair(value: list[float] | Json) -> list[float]:
-    """Positions and sizes as `[x, y]`; some older files store `{"0": x, "1": y}`."""
+    """Positions and sizes as `[x, y]`; some templates store `{"0": x, "1": y}`."""
     if isinstance(value, dict):
         return [value["0"], value["1"]]
     return list(value)

@@ -1,7 +1,7 @@
 """The nodes that the builder adds, in the form a workflow file stores them.
 
-A file keeps widget values by position, so the order of the widgets below is the order of the
-inputs in `nodes/`. `tests/workflows/test_front_end.py` compares them with a running ComfyUI.
+Those of this pack come from the table in `nodes/inputs.py`; a file keeps widget values by position,
+in the order of the inputs there.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rectified_spaattn.nodes.inputs import NODES, Node
+
 Json = dict[str, Any]
 Sockets = tuple[tuple[str, str], ...]
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
 
 PACK_ID = "rectified-spaattn"
-SCHEDULE_TYPE = "RSPA_SCHEDULE"
-PROFILE_TYPE = "RSPA_PROFILE"
-ANY = "*"
+TITLE = "Rectified SpaAttn"
 
 # The node colours are the front end's own "cyan" preset, its notes are drawn in the usual black.
 NODE_COLORS = {"color": "#233", "bgcolor": "#355"}
@@ -48,74 +49,31 @@ class Kind:
     size: Point = (300, 100)
 
 
-OURS: Mapping[str, Kind] = {
-    "RectifiedSpaAttn": Kind(
-        (("model", "MODEL"), ("schedule", SCHEDULE_TYPE), ("profile", PROFILE_TYPE)),
-        (("model", "MODEL"),),
-        {
-            "enabled": True,
-            "sparsity": 0.75,
-            "block_size": "128",
-            "start_percent": 0.2,
-            "end_percent": 1.0,
-            "rectification": "precise",
-            "token_order": "gilbert",
-            "top_p": 0.0,
-            "dense_blocks": "",
-            "min_tokens": 8192,
-            "verbose": False,
-            "precision": "auto",
-            "preset": "custom",
-            "tail_keys": "4",
-        },
-        ("schedule", "profile"),
-        (460, 530),
-    ),
-    "RectifiedSpaAttnSchedule": Kind(
-        (),
-        (("schedule", SCHEDULE_TYPE), ("preview", "IMAGE")),
-        {
-            "start_sparsity": 0.6,
-            "end_sparsity": 0.8,
-            "curve": "linear",
-            "start_percent": 0.1,
-            "end_percent": 1.0,
-            "steps": "",
-            "dense_steps": "",
-            "preview_steps": 20,
-        },
-        size=(400, 318),
-    ),
-    "RectifiedSpaAttnReport": Kind(
-        (("model", "MODEL"), ("after", ANY)),
-        (("image", "IMAGE"), ("summary", "STRING"), ("json", "STRING")),
-        size=REPORT_SIZE,
-    ),
-    "RectifiedSpaAttnProbe": Kind(
-        (("model", "MODEL"),),
-        (("model", "MODEL"),),
-        {"steps": "1, 50%, -1", "blocks": "", "sparsities": "0.5, 0.65, 0.75, 0.85, 0.92"},
-        size=(460, 150),
-    ),
-    "RectifiedSpaAttnProbeResult": Kind(
-        (("model", "MODEL"), ("after", ANY)),
-        (("profile", PROFILE_TYPE), ("image", "IMAGE"), ("summary", "STRING")),
-        {"wanted_error": 0.05, "name": ""},
-        size=(1240, 960),
-    ),
-    "RectifiedSpaAttnSaveProfile": Kind(
-        (("profile", PROFILE_TYPE),),
-        (("profile", PROFILE_TYPE),),
-        {"filename": "profile"},
-        size=(480, 160),
-    ),
-    "RectifiedSpaAttnLoadProfile": Kind(
-        (),
-        (("profile", PROFILE_TYPE), ("summary", "STRING")),
-        {"profile_name": ""},
-        size=(340, 90),
-    ),
+SIZES: Mapping[str, Point] = {
+    "RectifiedSpaAttn": (460, 350),
+    "RectifiedSpaAttnOptions": (460, 300),
+    "RectifiedSpaAttnSchedule": (400, 318),
+    "RectifiedSpaAttnReport": REPORT_SIZE,
+    "RectifiedSpaAttnProbe": (460, 150),
+    "RectifiedSpaAttnProbeResult": (1240, 960),
+    "RectifiedSpaAttnSaveProfile": (480, 160),
+    "RectifiedSpaAttnLoadProfile": (340, 90),
 }
+"""Of the nodes of this pack, with room for what they show after a run."""
+
+
+def _kind(node: Node) -> Kind:
+    sockets = [each for each in node.inputs if not each.is_widget]
+    return Kind(
+        tuple((each.name, each.kind) for each in sockets),
+        tuple((each.name, each.kind) for each in node.outputs),
+        node.defaults,
+        tuple(each.name for each in sockets if each.optional),
+        SIZES[node.node_id],
+    )
+
+
+OURS: Mapping[str, Kind] = {name: _kind(node) for name, node in NODES.items()}
 
 CORE: Mapping[str, Kind] = {
     "ModelSamplingSD3": Kind(
@@ -174,7 +132,10 @@ CORE: Mapping[str, Kind] = {
     "PreviewImage": Kind((("images", "IMAGE"),), size=(480, 480)),
 }
 
-WIDGET_TYPES = {"enabled": "BOOLEAN", "preset": "COMBO", "seed": "INT"}
+
+def kind_of(node_type: str) -> Kind:
+    """What a file has to hold of a node of `OURS` or `CORE`."""
+    return OURS[node_type] if node_type in OURS else CORE[node_type]
 
 
 def make(
@@ -190,7 +151,7 @@ def make(
     `version` is this pack's, for the nodes of `OURS`. `ValueError` when a value has no widget.
     """
     is_ours = node_type in OURS
-    kind = OURS[node_type] if is_ours else CORE[node_type]
+    kind = kind_of(node_type)
     origin = {"cnr_id": PACK_ID, "ver": version}
     if not is_ours:
         origin = {"cnr_id": "comfy-core", "ver": "0.8.0"}
@@ -210,6 +171,12 @@ def make(
     if title is not None:
         node["title"] = title
     return node | (NODE_COLORS if is_ours else {})
+
+
+def values_of(node: Json) -> dict[str, Any]:
+    """The widget values of a node of these kinds, by name."""
+    kind = kind_of(node["type"])
+    return dict(zip(kind.widgets, node["widgets_values"], strict=True))
 
 
 def note_node(text: str, position: Point, size: Point, title: str) -> Json:

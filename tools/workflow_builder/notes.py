@@ -23,7 +23,7 @@ TRY = """### Then try
 | Soft detail, flicker, odd hands | **preset** `quality` |
 | The scene itself changed | **start_percent** higher: more exact steps at the beginning |
 | No visible difference | **preset** `fast` |
-| Not faster | More frames or pixels: below **min_tokens** attention stays exact |
+| Not faster | More frames or pixels: short or small videos stay exact |
 | Only some layers matter | the workflow *tune_with_the_probe* |
 """
 
@@ -51,7 +51,7 @@ PRESET = """\
 The preset **{preset}** skips {skipped} of the video in each attention call and corrects for what \
 is left out; the first {dense} of {steps} steps (**start_percent** {start}) stay exact\
 """
-LAYERS = ", and so do the first two layers (**dense_blocks** `0, 1`)."
+LAYERS = ", and so do the first two layers (*Options*: **dense_blocks** `0, 1`)."
 
 
 def text(about: str, *, compare: str = COMPARE, advice: str = TRY) -> str:
@@ -88,7 +88,8 @@ changed one by one:
 | third, fourth | low noise | `{sparsity}, {sparsity}` |
 
 The count restarts at each sampler and the last entry repeats: without **enable_turbo_mode** \
-(20 steps) write `off, off, off, off, 0.75` for high noise and `0.75` for low noise.
+(20 steps) write `off, off, off, off, 0.75` for high noise and `0.75` for low noise. One \
+*Options* node keeps the first two layers of both experts exact (**dense_blocks** `0, 1`).
 
 640x640, 81 frames = 33,600 tokens. Load your own picture in place of the example.
 """,
@@ -101,8 +102,8 @@ WAN22_T2V = text(
 Both experts run through the node, inside the subgraph, and share one schedule in place of the \
 sparsity of their preset **{preset}**. Its percentages follow the noise level, which goes on where \
 the first expert stops: the ramp runs from 0.6 to 0.8 over both. Exact steps before \
-**start_percent** 0.12: {dense} of {steps}, or 1 of 4 with **enable_turbo_mode**. The first two \
-layers of each expert stay exact as well.
+**start_percent** 0.12: {dense} of {steps}, or 1 of 4 with **enable_turbo_mode**. One *Options* \
+node keeps the first two layers of both experts exact as well (**dense_blocks** `0, 1`).
 
 640x640, 81 frames = 33,600 tokens.
 """,
@@ -193,7 +194,7 @@ LATER = """### Another day: the saved file
 
 1. Press **R**, so that the list shows the new file.
 2. Select *Load Profile*, press **Ctrl+M**, choose the file.
-3. Drag its **profile** output to the **profile** input of *Rectified SpaAttn (with the profile)*.
+3. Drag its **profile** output to the **profile** input of *Rectified SpaAttn with the profile*.
 4. Select the groups 1 and 2 and press **Ctrl+M**: nothing is measured any more.
 
 A profile belongs to the model it was measured on. Others are refused.

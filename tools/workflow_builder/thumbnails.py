@@ -8,12 +8,17 @@ dense steps are light, sparse ones filled as far as they skip work.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+FOLDER = Path(__file__).resolve().parent / "renders"
+RECORDS = FOLDER / "renders.json"
 
 SIZE = 640
 # Everything is drawn at this multiple of the final size and scaled down, which smooths the edges.
@@ -53,6 +58,28 @@ class Picture:
     @property
     def is_chart(self) -> bool:
         return self.layout == "chart"
+
+
+def load_records() -> dict[str, dict[str, Any]]:
+    """Settings and measurements by the workflow's stem."""
+    return json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.exists() else {}
+
+
+def save_records(records: dict[str, dict[str, Any]]) -> None:
+    """Write them, in order of their stems."""
+    text = json.dumps(dict(sorted(records.items())), indent=1)
+    RECORDS.write_text(text + "\n", encoding="utf-8")
+
+
+def load_pair(stem: str) -> tuple[Image.Image, Image.Image]:
+    """The dense and the sparse frame of a workflow, RGB."""
+    with Image.open(FOLDER / f"{stem}.jpg") as pair:
+        picture = pair.convert("RGB")
+    half = picture.width // 2
+    return (
+        picture.crop((0, 0, half, picture.height)),
+        picture.crop((half, 0, picture.width, picture.height)),
+    )
 
 
 def draw(

@@ -26,6 +26,7 @@ TEXT_PREVIEW = "$$node-text-preview"
 NODES = """() => app.canvas.graph.nodes.map(n => ({
   id: String(n.id), type: n.type, title: n.title, mode: n.mode,
   is_subgraph: Boolean(n.isSubgraphNode?.()), name: n.subgraph?.name ?? n.type,
+  linked: (n.inputs ?? []).filter(i => i.link != null).map(i => i.name),
   widgets: (n.widgets ?? []).map(w => ({
     name: w.name, label: w.label ?? w.name, value: w.value, type: w.type, hidden: Boolean(w.hidden),
     disabled: Boolean(w.computedDisabled ?? w.disabled)})),
@@ -74,6 +75,17 @@ RESIZE = """id => {
   return [canvas.x + (node.pos[0] + node.size[0] + ds.offset[0]) * ds.scale,
           canvas.y + (node.pos[1] + node.size[1] + ds.offset[1]) * ds.scale,
           (wanted - node.size[1]) * ds.scale];
+}"""
+SLOT = """([id, side, name]) => {
+  const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds;
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  const slot = node[side].findIndex(each => each.name === name);
+  const [x, y] = side === 'inputs' ? node.getInputPos(slot) : node.getOutputPos(slot);
+  return [canvas.x + (x + ds.offset[0]) * ds.scale, canvas.y + (y + ds.offset[1]) * ds.scale];
+}"""
+IS_LINKED = """([id, name]) => {
+  const node = app.canvas.graph.getNodeById(id);
+  return node.inputs.find(each => each.name === name).link != null;
 }"""
 THUMBNAILS = """() => {
   const cards = [...document.querySelectorAll('[data-testid^=template-workflow-]')].slice(0, 8);
@@ -240,6 +252,30 @@ class Artist(FrontEnd):
         self.look_at(node)
         self.page.mouse.click(*self.place_of(node, widget))
         self.page.wait_for_timeout(200)
+
+    def add_node(self, title: str, kind: str) -> str:
+        """Double-click an empty place, search for a node and take the first; its id."""
+        before = {node["id"] for node in self.on_show()}
+        self.page.mouse.dblclick(*self.page.evaluate(EMPTY, PANEL))
+        field = self.page.get_by_role("dialog").get_by_role("combobox").first
+        field.fill(title, timeout=10_000)
+        self.page.wait_for_timeout(600)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_timeout(600)
+        (added,) = [node for node in self.on_show() if node["id"] not in before]
+        assert added["type"] == kind, added
+        return added["id"]
+
+    def connect(self, source: str, output: str, target: str, name: str) -> None:
+        """Drag a link from an output to an input, both in the window."""
+        self.page.mouse.move(*self.page.evaluate(SLOT, [source, "outputs", output]))
+        self.page.mouse.down()
+        x, y = self.page.evaluate(SLOT, [target, "inputs", name])
+        self.page.mouse.move(x - 20, y, steps=4)
+        self.page.mouse.move(x + 2, y)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(200)
+        assert self.page.evaluate(IS_LINKED, [target, name]), f"{name} of node {target} is free"
 
     def write_prompt(self, node: str, text: str) -> None:
         """Replace the text of a prompt node."""

@@ -23,10 +23,19 @@ import session_server
 from artist import Artist, Node
 from check import overlaps, write_json
 from server import PACK_FOLDER
-from session_plan import LARGE_NODES, NODE, PICTURED, PROBE, REPORT, SHORT_STEM, Plan, plan_of
+from session_plan import (
+    LARGE_NODES,
+    NODE,
+    OPTIONS,
+    PICTURED,
+    PROBE,
+    REPORT,
+    SHORT_STEM,
+    Plan,
+    plan_of,
+)
 
 WORKFLOWS = session_server.ROOT / "workflows"
-SAVED = session_server.ROOT / "tests" / "workflows" / "saved"
 RUN_SECONDS = 400
 
 Json = dict[str, Any]
@@ -50,6 +59,8 @@ class Visit:
         report: Json = {"messages_opened": artist.messages()}
         if tries_presets:
             report["presets"] = self.presets()
+        if plan.min_tokens is not None:
+            self.add_options()
         report["edits"] = self.tune(plan)
         hosts = [node["id"] for node in artist.on_show() if node["is_subgraph"]]
         if hosts:  # the front end shows a node's status only in the graph that is on show
@@ -73,6 +84,7 @@ class Visit:
             report["cut"] |= self.look_around(f"{stem}.inside")
             artist.leave_subgraph()
         report["shown"] = artist.shown()
+        report["overridden"] = self.overridden(hosts)
         report["overlaps"] = overlaps(artist.nodes())
         return report
 
@@ -105,6 +117,22 @@ class Visit:
                 visible = {plain(e["text"]): e["cut"] for e in self.artist.visible_texts()}
                 cut[node["id"]] = visible.get(plain(text))
         return cut
+
+    def overridden(self, hosts: list[str]) -> dict[str, Json]:
+        """By id of our nodes: the linked inputs, and the widgets that are shown as disabled."""
+        nodes = self.artist.on_show()
+        for host in hosts:
+            self.artist.enter_subgraph(host)
+            nodes += self.artist.on_show()
+            self.artist.leave_subgraph()
+        return {
+            node["id"]: {
+                "linked": node["linked"],
+                "disabled": [each["name"] for each in node["widgets"] if each["disabled"]],
+            }
+            for node in nodes
+            if node["type"] == NODE
+        }
 
     def find(self, kind: str) -> str | None:
         """The first node of a type in the graph on show that is not muted, by its id."""
@@ -146,6 +174,17 @@ class Visit:
             edits.append({"node": node["type"], "widget": label, "typed": text, "got": got})
         return edits
 
+    def add_options(self) -> None:
+        """Add an options node for our nodes on show, where they have none."""
+        artist = self.artist
+        ours = [node["id"] for node in artist.on_show() if node["type"] == NODE]
+        if not ours or self.find(OPTIONS):
+            return
+        artist.look_at(ours[0], scale=0.6)
+        added = artist.add_node("Rectified SpaAttn Options", OPTIONS)
+        for node in ours:
+            artist.connect(added, "options", node, "options")
+
     def presets(self) -> list[Json]:
         """Try presets on our node and change an input by hand; leaves it as it was found."""
         artist, seen = self.artist, []
@@ -165,15 +204,6 @@ class Visit:
             seen.append(entry | {"by_hand": by_hand, "changed": changed})
         artist.choose(node, "preset", before)
         return seen
-
-    def saved(self, path: Path) -> Json:
-        """Load an old saved workflow; the widgets of our nodes by node id."""
-        self.artist.load(json.loads(path.read_text(encoding="utf-8")))
-        ours = [node for node in self.artist.nodes() if node["type"].startswith(NODE)]
-        return {
-            "widgets": {node["id"]: node["widgets"] for node in ours},
-            "messages": self.artist.messages(),
-        }
 
 
 def plain(text: str) -> str:
@@ -207,7 +237,8 @@ def main() -> None:
         front_end.opened(server.url, options.chromium) as page,
     ):
         visit = Visit(Artist(page.page, page.address), options.out)
-        report["definition"] = server.get(f"/object_info/{NODE}")[NODE]
+        inputs = server.get(f"/object_info/{NODE}")[NODE]["input"]
+        report["definition"] = inputs["required"] | inputs.get("optional", {})
         for number, stem in enumerate(stems):
             plan = plan_of(stem, is_short)
             try:
@@ -222,11 +253,6 @@ def main() -> None:
         visit.artist.open_templates(PACK_FOLDER)
         visit.picture("templates")
         visit.artist.close_templates()
-        report["saved"] = {
-            path.name: visit.saved(path)
-            for path in sorted(SAVED.glob("*.json"))
-            if path.name != "expected.json"
-        }
     write_json(options.out / "report.json", report)
 
 

@@ -22,6 +22,7 @@ import server
 ROOT = Path(__file__).resolve().parents[3]
 OUR_NODES = (
     "RectifiedSpaAttn",
+    "RectifiedSpaAttnOptions",
     "RectifiedSpaAttnSchedule",
     "RectifiedSpaAttnReport",
     "RectifiedSpaAttnProbe",

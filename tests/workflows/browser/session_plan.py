@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NODE = "RectifiedSpaAttn"
+OPTIONS = "RectifiedSpaAttnOptions"
 REPORT = "RectifiedSpaAttnReport"
 PROBE = "RectifiedSpaAttnProbe"
 PICTURED = {
     NODE: "node",
+    OPTIONS: "options",
     REPORT: "report",
     PROBE: "probing",
     "RectifiedSpaAttnProbeResult": "probe",
@@ -39,7 +41,8 @@ class Plan:
         steps, cfg: of a KSampler or scheduler; with subgraphs, the switch for four steps serves.
         prompt: names a scene of the trained model; None leaves the template's.
         shift: of the noise levels; None leaves the template's.
-        min_tokens: typed into our node; None leaves its default, for videos that are large enough.
+        min_tokens: typed into the options of our node; None leaves its default, for videos that are
+            large enough.
         duration: seconds, where the workflow asks for those instead of frames.
     """
 
@@ -61,7 +64,7 @@ class Plan:
             return size | {"duration": self.duration}
         if node["type"] in LATENTS:
             return size | {"length": str(self.length)}
-        if node["type"] == NODE:
+        if node["type"] == OPTIONS:
             # The tiny models have so few blocks that leaving out two of them leaves none.
             return {"dense_blocks": "", **_given("min_tokens", self.min_tokens)}
         if node["type"] == "ModelSamplingSD3":
