@@ -91,10 +91,6 @@ def build(factory: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 SAY_INTERVAL_S = 0.25
 
 
-RUNNING = "probe: "
-"""How a line about a running measurement begins."""
-
-
 class ProbeProgress:
     """Progress of one probe on the node `node_id`; without a node id it shows nothing."""
 
@@ -117,10 +113,9 @@ class ProbeProgress:
         except Exception as error:  # a bar must never end a sampling run
             _pass_on_interruption(error)
 
-    def say(self, text: str) -> None:
-        """Show a line of text on the node, those of a running measurement a few times a second."""
+    def say(self, text: str, is_last: bool) -> None:
+        """Show a line of text on the node, those before the last a few times a second."""
         now = self._clock()
-        is_last = not text.startswith(RUNNING)
         if is_last or self._last_said is None or now - self._last_said >= SAY_INTERVAL_S:
             self._last_said = now
             send_status(text, self._node_id)

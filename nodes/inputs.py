@@ -8,17 +8,16 @@ from typing import Any
 
 from ..rspa_core import SparseConfig
 from ..rspa_core.config import ORDERS, TAIL_KEYS, ConfigError, check_choice, check_integer
-from ..rspa_core.run.families import ModelFingerprint
+from ..rspa_core.run.calls import RunSettings
 from ..rspa_core.run.presets import CUSTOM
 from ..rspa_core.run.presets import preset as preset_of
-from ..rspa_core.run.profile import SparsityProfile
+from ..rspa_core.run.profile import ModelFingerprint, SparsityProfile
 from ..rspa_core.run.schedule import (
     SparsitySchedule,
     parse_dense_blocks,
     parse_dense_steps,
     parse_steps,
 )
-from .patching import PatchSettings
 
 BLOCK_SIZES = ("128", "64")
 MAX_MIN_TOKENS = 1_000_000
@@ -42,14 +41,12 @@ def patch_settings(
     top_p: float,
     dense_blocks: str,
     min_tokens: int,
-    verbose: bool,
     precision: str,
-    node_id: str | None,
     preset: str = CUSTOM,
     tail_keys: str = PRECISE_TAIL_KEYS,
     profile: SparsityProfile | None = None,
     model: ModelFingerprint | None = None,
-) -> PatchSettings:
+) -> RunSettings:
     """Settings of the RectifiedSpaAttn node.
 
     A preset replaces the inputs it names; then a connected schedule replaces sparsity and percents,
@@ -69,7 +66,7 @@ def patch_settings(
         "rectification": rectification,
         "tail_keys": tail_keys,
     }
-    chosen = preset_of(preset, None if model is None else model.family)
+    chosen = preset_of(preset)
     if chosen is not None:
         own = asked
         asked = {**chosen.as_dict()}
@@ -110,13 +107,11 @@ def patch_settings(
         if model is not None:  # any other model stays dense, with that reason
             profile.check_model(model)
         asked["profile"] = profile.name or "unnamed"
-    return PatchSettings(
+    return RunSettings(
         config,
         schedule,
         parse_dense_blocks(dense_blocks),
         min_tokens,
-        verbose,
-        node_id,
         profile,
         asked=asked,
     )

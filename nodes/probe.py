@@ -14,7 +14,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..rspa_core.run.probe import (
-    summary_text,
+    probe_summary_text,
 )
 from .host import build
 from .patching import MAX_ERROR, MIN_ERROR, attach_probe, read_probe
@@ -147,5 +147,5 @@ class RectifiedSpaAttnProbeResult(io.ComfyNode):
         outcome = read_probe(model, wanted_error, name)
         image = as_tensor(draw_probe(outcome))
         return io.NodeOutput(
-            outcome.profile, image, summary_text(outcome), ui=ui.PreviewImage(image, cls=cls)
+            outcome.profile, image, probe_summary_text(outcome), ui=ui.PreviewImage(image, cls=cls)
         )

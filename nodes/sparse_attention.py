@@ -11,7 +11,7 @@ from ..rspa_core.run.presets import CUSTOM, PRESET_NAMES, PRESETS
 from .host import build
 from .inputs import BLOCK_SIZES, MAX_MIN_TOKENS, PRECISE_TAIL_KEYS, TAIL_KEY_CHOICES, patch_settings
 from .models import fingerprint_of_patcher
-from .patching import install
+from .patching import SparseAttentionPatch, install
 from .profiles import PROFILE_TYPE
 from .schedule import SCHEDULE_TYPE
 
@@ -85,15 +85,15 @@ class RectifiedSpaAttn(io.ComfyNode):
             top_p=top_p,
             dense_blocks=dense_blocks,
             min_tokens=min_tokens,
-            verbose=verbose,
             precision=precision,
-            node_id=cls.hidden.unique_id if cls.hidden is not None else None,
             preset=preset,
             tail_keys=tail_keys,
             profile=profile,
             model=fingerprint_of_patcher(model),
         )
-        return io.NodeOutput(install(model, settings))
+        node_id = cls.hidden.unique_id if cls.hidden is not None else None
+        patch = SparseAttentionPatch(settings, node_id, verbose=verbose)
+        return io.NodeOutput(install(model, patch))
 
 
 def _inputs() -> list[Any]:
@@ -244,18 +244,15 @@ def _inputs() -> list[Any]:
     ]
 
 
-def _preset_values() -> dict[str, dict[str, dict[str, Any]]]:
+def _preset_values() -> dict[str, dict[str, Any]]:
     """The presets as values of the widgets, for the web page to fill in."""
     return {
-        family: {
-            name: {
-                **preset.as_dict(),
-                "block_size": str(preset.block_size),
-                "tail_keys": str(preset.tail_keys),
-            }
-            for name, preset in presets.items()
+        name: {
+            **preset.as_dict(),
+            "block_size": str(preset.block_size),
+            "tail_keys": str(preset.tail_keys),
         }
-        for family, presets in PRESETS.items()
+        for name, preset in PRESETS.items()
     }
 
 
@@ -264,5 +261,5 @@ def _preset_texts() -> str:
     return ", ".join(
         f"{name} (sparsity {preset.sparsity:g} from {100 * preset.start_percent:g} %, blocks of "
         f"{preset.block_size}, {preset.tail_keys} averages)"
-        for name, preset in PRESETS["wan"].items()
+        for name, preset in PRESETS.items()
     )

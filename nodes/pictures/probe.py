@@ -13,7 +13,9 @@ from statistics import median
 
 from PIL import Image
 
-from ...rspa_core.run.probe import Block, ProbeOutcome, block_name, ranges, short
+from ...rspa_core.run.probe import ProbeOutcome
+from ...rspa_core.run.record import Block
+from ...rspa_core.run.report_text import block_name, ranges, short
 from .canvas import (
     BACKGROUND,
     BAR_HIGH,

@@ -382,7 +382,7 @@ def _draw_reasons(canvas: ReportCanvas, record: RunRecord, y: float) -> float:
         return y
     y = _draw_heading(canvas, "Why calls were dense", y)
     shown = reasons if len(reasons) <= MAX_REASONS else reasons[: MAX_REASONS - 1]
-    rows = [(f"{count:,}", reason) for reason, count in shown]
+    rows = [(f"{count:,}", reason.text) for reason, count in shown]
     if rest := reasons[len(shown) :]:
         others = f"for {len(rest)} other reasons (all are in the summary)"
         rows.append((f"{sum(count for _, count in rest):,}", others))

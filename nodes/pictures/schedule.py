@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
-from ...rspa_core.run.schedule import SparsitySchedule
+from ...rspa_core.run.reasons import DenseReason
+from ...rspa_core.run.schedule import Position, SparsitySchedule
 from .canvas import DENSE, DENSE_FILL, GRID, MUTED, TEXT, Canvas, as_tensor
 
 WIDTH, HEIGHT = 960, 480
@@ -29,7 +30,11 @@ def preview_image(schedule: SparsitySchedule, num_steps: int) -> Tensor:
 
 def preview_steps(schedule: SparsitySchedule, num_steps: int) -> list[float | None]:
     """Sparsity of each of `num_steps` steps evenly spaced in percent, None for a dense one."""
-    return [schedule.sparsity_at(step / num_steps, step, num_steps)[0] for step in range(num_steps)]
+    decided = (
+        schedule.sparsity_at(Position(step, num_steps, step / num_steps))
+        for step in range(num_steps)
+    )
+    return [None if isinstance(each, DenseReason) else each for each in decided]
 
 
 def draw_schedule(steps: Sequence[float | None]) -> Image.Image:

@@ -26,9 +26,7 @@ def node(**change: Any) -> Any:
         "top_p": 0.0,
         "dense_blocks": "",
         "min_tokens": 8192,
-        "verbose": False,
         "precision": "auto",
-        "node_id": None,
     }
     return patch_settings(**(values | change))
 
@@ -141,9 +139,8 @@ def test_a_connected_schedule_replaces_the_values_of_the_node() -> None:
 
 
 def test_good_values_arrive() -> None:
-    settings = node(sparsity=0.6, block_size="64", top_p=0.3, dense_blocks="0", node_id="7")
+    settings = node(sparsity=0.6, block_size="64", top_p=0.3, dense_blocks="0")
     config = settings.config
     assert (config.sparsity, config.q_block, config.kv_block, config.top_p) == (0.6, 64, 64, 0.3)
     assert settings.schedule.sparsity_at(0.5, 0, 4) == (0.6, "")
     assert settings.dense_blocks.contains("double", 0, 4)
-    assert settings.node_id == "7"

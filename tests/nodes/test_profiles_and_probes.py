@@ -10,22 +10,20 @@ import pytest
 import torch
 
 from rectified_spaattn.nodes.inputs import patch_settings
-from rectified_spaattn.nodes.override import DENSE_IN_PROFILE
 from rectified_spaattn.nodes.patching import KEY, SparseAttentionPatch, find_patch
-from rectified_spaattn.rspa_core import ConfigError, metrics, rectified_attention
+from rectified_spaattn.rspa_core import ConfigError, SparseConfig, metrics, rectified_attention
 from rectified_spaattn.rspa_core.run.calls import ForwardPlan
-from rectified_spaattn.rspa_core.run.families import ModelFingerprint
 from rectified_spaattn.rspa_core.run.presets import PRESETS
 from rectified_spaattn.rspa_core.run.probe import ProbeRecorder, ProbeSettings, parse_probe_steps
-from rectified_spaattn.rspa_core.run.profile import SparsityProfile
-from rectified_spaattn.rspa_core.run.record import PROBED
-from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule, parse_dense_blocks
+from rectified_spaattn.rspa_core.run.profile import ModelFingerprint, SparsityProfile
+from rectified_spaattn.rspa_core.run.reasons import Reason, why
+from rectified_spaattn.rspa_core.run.schedule import Position, SparsitySchedule, parse_dense_blocks
 
 from .patch_rig import BLOCKS, CONFIG, SAMPLE_SIGMAS, make_executor, make_patch, run
 from .rig import LAYOUT, OPTIONS, Rig, wan_tensors
 from .stand_ins import GRID, HEADS, Box, dense, optimized_attention
 
-WAN = ModelFingerprint("wan", BLOCKS, 0, 32, HEADS)
+WAN = ModelFingerprint("Wan", BLOCKS, 0, 32, HEADS)
 PROFILE = SparsityProfile(WAN, (0.0, 0.1, 0.3, 0.9), (), GRID, 0.05, 64, "paper", "gilbert", 1)
 PROBE = ProbeSettings(parse_probe_steps("1"), sparsities=(0.5, 0.8))
 VALUES: dict[str, Any] = {
@@ -39,9 +37,7 @@ VALUES: dict[str, Any] = {
     "top_p": 0.0,
     "dense_blocks": "",
     "min_tokens": 0,
-    "verbose": False,
     "precision": "auto",
-    "node_id": None,
 }
 
 
@@ -64,7 +60,7 @@ def test_a_profile_sets_the_sparsity_of_every_block() -> None:
     assert seen == [0.1, 0.3, 0.9]
     patch.on_cleanup(None)
     record = patch.last_run
-    assert record.reasons == {DENSE_IN_PROFILE: 1}
+    assert record.reasons == {why(Reason.DENSE_IN_PROFILE): 1}
     density = [record.cells[0, ("double", index)].density for index in range(BLOCKS)]
     assert density[0] is None
     assert density[1] > density[2] > density[3] > 0.0
@@ -81,7 +77,8 @@ def test_the_schedule_still_says_when() -> None:
 def test_dense_blocks_win_over_a_profile() -> None:
     patch = make_patch(profile=PROFILE, dense_blocks=parse_dense_blocks("1, 2"))
     run(patch, make_executor())
-    assert patch.report.reasons == {"dense_blocks": 2, DENSE_IN_PROFILE: 1}
+    reasons = patch.run.report.record().reasons
+    assert reasons == {why(Reason.DENSE_BLOCK): 2, why(Reason.DENSE_IN_PROFILE): 1}
 
 
 def test_a_profile_of_another_model_is_refused() -> None:
@@ -105,7 +102,7 @@ def test_a_profile_measured_otherwise_is_told(caplog: pytest.LogCaptureFixture) 
 def test_preset_replaces_the_inputs_it_names(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     settings = patch_settings(**VALUES, preset="fast", model=WAN)
-    fast = PRESETS["wan"]["fast"]
+    fast = PRESETS["fast"]
     assert settings.config.sparsity == settings.schedule.start_sparsity == fast.sparsity
     assert settings.config.q_block == fast.block_size
     assert settings.schedule.start_percent == fast.start_percent
@@ -135,17 +132,21 @@ def test_tail_keys_out_of_range() -> None:
         patch_settings(**VALUES, tail_keys="3")
 
 
-def probing_rig(**parts: Any) -> tuple[Rig, ProbeRecorder]:
-    recorder = ProbeRecorder(PROBE)
-    plan = ForwardPlan(LAYOUT, CONFIG, step=1, num_steps=4, probe=(recorder, CONFIG), **parts)
-    return Rig(plan), recorder
+def probing_rig(
+    config: SparseConfig | None = CONFIG, step: int = 1, **parts: Any
+) -> tuple[Rig, ProbeRecorder]:
+    """A forward of step `step` of 4, dense if `config` is None, and the probe that measures it."""
+    reason = why(Reason.BEFORE_START, 20.0) if config is None else None
+    plan = ForwardPlan(LAYOUT, config, reason, Position(step, 4, 0.25))
+    rig = Rig(plan, probe=PROBE, **parts)
+    return rig, rig.run.recorder
 
 
 def test_a_measured_call_returns_the_dense_output() -> None:
     rig, recorder = probing_rig()
     q, k, v = wan_tensors()
     assert torch.equal(rig.wan(q, k, v), dense(q, k, v, HEADS))
-    assert rig.dense_reasons == {PROBED: 1}
+    assert rig.dense_reasons == {Reason.PROBED.value: 1}
     table = recorder.table()
     assert (table.steps, table.blocks) == ((1,), (("double", 1),))
     heads = [x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v)]
@@ -156,7 +157,6 @@ def test_a_measured_call_returns_the_dense_output() -> None:
 
 
 def test_a_measured_call_in_containers_returns_the_dense_output() -> None:
-    rig, recorder = probing_rig()
     q, k, v = wan_tensors()
     boxes = [Box(x.clone()) for x in (q, k, v)]
     taken: list[Any] = []
@@ -165,11 +165,11 @@ def test_a_measured_call_in_containers_returns_the_dense_output() -> None:
         taken.append(args[:3])
         return dense(*args, **kwargs)
 
-    rig.calls.previous = previous
     # The core's own function needs ComfyUI: a previous override stands in for the dense path.
     previous.container_function = lambda *args, **kw: previous(
         None, *(box.take() for box in args[:3]), *args[3:], **kw
     )
+    rig, recorder = probing_rig(previous=previous)
     out = rig.override.container_function(*boxes, heads=HEADS, transformer_options=OPTIONS)
     assert torch.equal(out, dense(q, k, v, HEADS))
     assert [box.tensor for box in boxes] == [None] * 3
@@ -178,9 +178,8 @@ def test_a_measured_call_in_containers_returns_the_dense_output() -> None:
 
 
 def test_other_calls_run_as_without_a_probe() -> None:
-    rig, recorder = probing_rig()
+    rig, recorder = probing_rig(step=2)
     q, k, v = wan_tensors()
-    rig.calls.plan = replace(rig.plan, step=2)
     plain = Rig(ForwardPlan(LAYOUT, CONFIG))
     assert torch.equal(rig.wan(q, k, v), plain.wan(q, k, v))
     assert recorder.is_empty
@@ -188,8 +187,7 @@ def test_other_calls_run_as_without_a_probe() -> None:
 
 
 def test_steps_that_the_schedule_keeps_dense_are_measured_too() -> None:
-    rig, recorder = probing_rig()
-    rig.calls.plan = replace(rig.plan, config=None, reason="schedule: first 20 %")
+    rig, recorder = probing_rig(config=None)
     rig.wan(*wan_tensors())
     assert not recorder.is_empty
 
@@ -222,11 +220,11 @@ def test_a_run_with_a_probe() -> None:
         for sigma in sigmas():
             run(patch, make_executor(), sigma)
         patch.on_cleanup(None)
-    table = patch.recorder.table()
+    table = patch.run.recorder.table()
     assert table.steps == (1,)
     assert table.blocks == tuple(("double", index) for index in range(BLOCKS))
-    assert patch.last_run.reasons == {PROBED: BLOCKS}
-    assert patch.recorder.grid == GRID
+    assert patch.last_run.reasons == {why(Reason.PROBED): BLOCKS}
+    assert patch.run.recorder.grid == GRID
     record = patch.last_run
     assert len(record.sparse_forward_seconds) == 3
     assert record.dense_forward_seconds == (), "a measured forward's time is the measurement's"

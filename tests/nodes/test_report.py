@@ -52,12 +52,10 @@ def patched_model(last_run: Any) -> SimpleNamespace:
         top_p=0.0,
         dense_blocks="",
         min_tokens=0,
-        verbose=False,
         precision="auto",
-        node_id="7",
     )
     patch = patching.SparseAttentionPatch(settings)
-    patch.report.last_run = last_run
+    patch.run.report.last_run = last_run
     return SimpleNamespace(wrappers={"apply_model": {patching.KEY: [patch]}}, model_options={})
 
 

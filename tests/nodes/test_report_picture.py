@@ -12,6 +12,7 @@ from rectified_spaattn.nodes.pictures import canvas as report_canvas
 from rectified_spaattn.nodes.pictures import report as report_charts
 from rectified_spaattn.nodes.pictures.canvas import BACKGROUND, BAR_HIGH, DENSE
 from rectified_spaattn.nodes.pictures.report import WARNING, WARNING_FILL, draw_no_run, draw_report
+from rectified_spaattn.rspa_core.run.reasons import Reason, why
 from rectified_spaattn.rspa_core.run.record import Cell, RunRecord, StepRecord
 from rectified_spaattn.rspa_core.run.report_text import NOT_PATCHED_CAUSES, NOT_PATCHED_TITLE
 
@@ -44,7 +45,9 @@ def test_nothing_is_cut_off(steps: int, double: int, single: int) -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        run_record(reasons={f"{LONG}{number}": 10**number for number in range(12)}),
+        run_record(
+            reasons={why(Reason.NO_BACKEND, f"{LONG}{number}"): 10**number for number in range(12)}
+        ),
         run_record(warnings=tuple(f"{LONG}{number}" for number in range(12))),
         run_record(settings={"name": "W" * 300, **dict.fromkeys(map(str, range(60)), LONG)}),
         run_record(model="M" * 200),
