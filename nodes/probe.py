@@ -13,9 +13,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..rspa_core.run.probe import (
-    probe_summary_text,
-)
+from ..rspa_core.run.report_text import probe_summary_text
 from .host import build
 from .patching import MAX_ERROR, MIN_ERROR, attach_probe, read_probe
 from .pictures.canvas import as_tensor

@@ -341,7 +341,7 @@ class Forward:
         """
         if decision.is_probed:
             self.count_dense(decision.block, why(Reason.PROBED))
-            return self._measure(decision.block, q, k, v, dense())
+            return self._measure(decision.block, q, k, v, dense(), lengths)
         assert decision.config is not None
         try:
             with self.run.guard():
@@ -394,15 +394,34 @@ class Forward:
             return False
         return recorder.wants(position.step, position.num_steps, *block, total)
 
-    def _measure(self, block: Block, q: Tensor, k: Tensor, v: Tensor, dense: Tensor) -> Tensor:
+    def _measure(
+        self,
+        block: Block,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dense: Tensor,
+        lengths: Sequence[int] | None,
+    ) -> Tensor:
         """Let the probe compare sparse with dense attention; returns the dense output."""
         recorder, layout = self.run.recorder, self.plan.layout
         assert recorder is not None
         assert layout is not None
-        config, step = self.run.settings.config, self.plan.position.step
+        end = q.shape[-2] if lengths is None else min(lengths)
+        if lengths is not None and max(lengths) > end:
+            return dense  # samples of several lengths: what is measured would be no one call
         try:
             with self.run.guard():
-                recorder.measure(q, k, v, dense, layout, config, step, block)
+                recorder.measure(
+                    q[:, :, :end],
+                    k[:, :, :end],
+                    v[:, :, :end],
+                    dense[:, :, :end],
+                    replace(layout, length=end),
+                    self.run.settings.config,
+                    self.plan.position.step,
+                    block,
+                )
         except Exception as error:  # out of memory, a kernel that fails: the render goes on
             reason = failure(error)
         else:

@@ -11,6 +11,7 @@ import torch
 
 from rectified_spaattn.nodes.inputs import patch_settings, sparsity_schedule
 from rectified_spaattn.rspa_core import ConfigError, SparseConfig, TokenLayout, rectified_attention
+from rectified_spaattn.rspa_core.run.schedule import Position
 
 
 def node(**change: Any) -> Any:
@@ -142,5 +143,5 @@ def test_good_values_arrive() -> None:
     settings = node(sparsity=0.6, block_size="64", top_p=0.3, dense_blocks="0")
     config = settings.config
     assert (config.sparsity, config.q_block, config.kv_block, config.top_p) == (0.6, 64, 64, 0.3)
-    assert settings.schedule.sparsity_at(0.5, 0, 4) == (0.6, "")
+    assert settings.schedule.sparsity_at(Position(0, 4, 0.5)) == 0.6
     assert settings.dense_blocks.contains("double", 0, 4)

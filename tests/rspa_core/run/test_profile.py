@@ -48,7 +48,7 @@ def test_models_in_words() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("family", "flux"),
+        ("family", "two\nlines"),
         ("double_blocks", 0),
         ("double_blocks", 10**6),
         ("single_blocks", -1),
@@ -109,7 +109,7 @@ def test_only_the_measured_model_is_accepted() -> None:
         PROFILE.check_model(WAN)
     for part in ("profile", "night shots", HUNYUAN.describe(), WAN.describe()):
         assert part in str(caught.value)
-    with pytest.raises(ConfigError, match="this one is neither Wan nor HunyuanVideo"):
+    with pytest.raises(ConfigError, match="this one is of no known family"):
         WAN_PROFILE.check_model(None)
 
 
