@@ -10,15 +10,17 @@ video's size from call to call.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..rspa_core import TokenLayout
+from ..rspa_core import SparseConfig, TokenLayout
 from ..rspa_core.config import ConfigError, check_number
 from ..rspa_core.run.calls import Forward, RunSettings, SparseRun
+from ..rspa_core.run.presets import Preset
+from ..rspa_core.run.presets import preset as preset_of
 from ..rspa_core.run.probe import (
     NothingMeasured,
     ProbeOutcome,
@@ -28,11 +30,19 @@ from ..rspa_core.run.probe import (
     parse_probe_steps,
     parse_sparsities,
 )
+from ..rspa_core.run.profile import ModelFingerprint, SparsityProfile
 from ..rspa_core.run.record import RunRecord
 from ..rspa_core.run.report import RunReport, logger
 from ..rspa_core.run.report_text import why_nothing_measured
-from ..rspa_core.run.schedule import Position, percent_of_sigma, step_of_sigma
+from ..rspa_core.run.schedule import (
+    Position,
+    SparsitySchedule,
+    parse_dense_blocks,
+    percent_of_sigma,
+    step_of_sigma,
+)
 from .host import ProbeProgress, pause_allocation_recording, send_status
+from .inputs import AUTO, MAIN, MAX_ERROR, MIN_ERROR, OPTIONS_NODE
 from .models import family_names, fingerprint_of_patcher, token_layout
 from .override import make_override
 
@@ -42,11 +52,121 @@ KEY = "rectified_spaattn"
 OVERRIDE = "optimized_attention_override"
 COMPILE_KEY = "torch.compile"
 """Names the wrapper of ComfyUI's compile node."""
-MIN_ERROR, MAX_ERROR = 0.001, 1.0
 PATCHED_MODEL = (
     "a model that comes from a Rectified SpaAttn node, switched on: place the probe after it"
 )
 PROBED_MODEL = "the model that comes out of a Rectified SpaAttn Probe node"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the Options node says; "auto" leaves a value to the preset.
+
+    Attributes: those of the node's inputs, see `inputs.OPTIONS_NODE`.
+    """
+
+    rectification: str
+    tail_keys: str
+    precision: str
+    token_order: str
+    top_p: float
+    dense_blocks: str
+    min_tokens: int
+    verbose: bool
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Options:
+        """From values of the node's widgets; those not given have their defaults.
+
+        Raises:
+            ConfigError: a value is not allowed.
+        """
+        return Options(**OPTIONS_NODE.checked({**OPTIONS_NODE.defaults, **values}))
+
+
+def run_settings(
+    values: Mapping[str, Any],
+    schedule: SparsitySchedule | None = None,
+    profile: SparsityProfile | None = None,
+    options: Options | None = None,
+    model: ModelFingerprint | None = None,
+) -> RunSettings:
+    """Settings of a run from the values on the RectifiedSpaAttn node.
+
+    A preset replaces the values it names, but for what the options state; then a schedule replaces
+    sparsity and percents, and a profile the sparsity of every block. `asked` of the result has the
+    values that are live, and under "overridden" by what the others are.
+
+    Args:
+        values: of the node's widgets; those not given have their defaults.
+        schedule, profile, options: what is connected.
+        model: what is being patched, None if it is of no known family.
+
+    Raises:
+        ConfigError: a value is not allowed; names the input, the value and what is allowed.
+    """
+    given = MAIN.checked({**MAIN.defaults, **values})
+    options = Options.of({}) if options is None else options
+    if not isinstance(options, Options):
+        raise ConfigError("options", options, "the output of a Rectified SpaAttn Options node")
+    if schedule is not None and not isinstance(schedule, SparsitySchedule):
+        raise ConfigError("schedule", schedule, "the output of a Rectified SpaAttn Schedule node")
+    if profile is not None:
+        if not isinstance(profile, SparsityProfile):
+            raise ConfigError("profile", profile, "the output of a Load Profile or Probe node")
+        if model is not None:  # any other model stays dense, with that reason
+            profile.check_model(model)
+    chosen = preset_of(given["preset"]) or Preset(
+        given["sparsity"],
+        int(given["block_size"]),
+        given["start_percent"],
+        given["end_percent"],
+    )
+    if options.rectification != AUTO:
+        chosen = replace(chosen, rectification=options.rectification)
+    if options.tail_keys != AUTO:
+        chosen = replace(chosen, tail_keys=int(options.tail_keys))
+    is_precise = chosen.rectification == "precise"
+    config = SparseConfig(
+        sparsity=chosen.sparsity,
+        q_block=chosen.block_size,
+        kv_block=chosen.block_size,
+        top_p=options.top_p,
+        rectification=chosen.rectification,
+        order=options.token_order,
+        precision=options.precision,
+        tail_keys=chosen.tail_keys if is_precise else 1,
+    )
+    asked = asdict(options) | asdict(chosen) | {"preset": given["preset"]}
+    if not is_precise:
+        del asked["tail_keys"]
+    overridden = {
+        name: f"{given[name]} by preset"
+        for name in ("sparsity", "block_size", "start_percent", "end_percent")
+        if str(given[name]) != str(asked[name])
+    }
+    sockets = {} if profile is None else {"sparsity": "profile"}
+    if profile is not None:
+        asked["profile"] = profile.name or "unnamed"
+    if schedule is not None:
+        sockets |= dict.fromkeys(("sparsity", "start_percent", "end_percent"), "schedule")
+        asked["schedule"] = asdict(schedule)
+    for name, cause in sockets.items():
+        del asked[name]
+        overridden[name] = f"by {cause}"
+    if overridden:
+        asked["overridden"] = overridden
+    if schedule is None:
+        percents = (chosen.start_percent, chosen.end_percent)
+        schedule = SparsitySchedule(chosen.sparsity, chosen.sparsity, "constant", *percents)
+    return RunSettings(
+        config,
+        schedule,
+        parse_dense_blocks(options.dense_blocks),
+        options.min_tokens,
+        profile,
+        asked=asked,
+    )
 
 
 def find_patch(model: Any) -> SparseAttentionPatch | None:

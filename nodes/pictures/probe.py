@@ -16,7 +16,7 @@ from PIL import Image
 from ...rspa_core.run.probe import ProbeOutcome
 from ...rspa_core.run.record import Block
 from ...rspa_core.run.report_text import block_name, ranges, short
-from .canvas import (
+from . import (
     BACKGROUND,
     BAR_HIGH,
     DENSE,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...rspa_core.run.reasons import DenseReason
 from ...rspa_core.run.schedule import Position, SparsitySchedule
-from .canvas import DENSE, DENSE_FILL, GRID, MUTED, TEXT, Canvas, as_tensor
+from . import DENSE, DENSE_FILL, GRID, MUTED, TEXT, Canvas, as_tensor
 
 WIDTH, HEIGHT = 960, 480
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH
 from rectified_spaattn.nodes.pictures import probe as picture
-from rectified_spaattn.nodes.pictures.canvas import BACKGROUND, BAR_HIGH
 from rectified_spaattn.rspa_core import SparseConfig
 from rectified_spaattn.rspa_core.run.probe import ProbeOutcome
 from rectified_spaattn.rspa_core.run.profile import ModelFingerprint

@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.inputs import patch_settings
-from rectified_spaattn.nodes.patching import KEY, SparseAttentionPatch, find_patch
+from rectified_spaattn.nodes.patching import (
+    KEY,
+    Options,
+    SparseAttentionPatch,
+    find_patch,
+    run_settings,
+)
 from rectified_spaattn.rspa_core import ConfigError, SparseConfig, metrics, rectified_attention
 from rectified_spaattn.rspa_core.run.calls import ForwardPlan
 from rectified_spaattn.rspa_core.run.presets import PRESETS
@@ -26,19 +31,7 @@ from .stand_ins import GRID, HEADS, Box, dense, optimized_attention
 WAN = ModelFingerprint("Wan", BLOCKS, 0, 32, HEADS)
 PROFILE = SparsityProfile(WAN, (0.0, 0.1, 0.3, 0.9), (), GRID, 0.05, 64, "paper", "gilbert", 1)
 PROBE = ProbeSettings(parse_probe_steps("1"), sparsities=(0.5, 0.8))
-VALUES: dict[str, Any] = {
-    "sparsity": 0.5,
-    "block_size": "64",
-    "start_percent": 0.0,
-    "end_percent": 1.0,
-    "schedule": None,
-    "rectification": "precise",
-    "token_order": "gilbert",
-    "top_p": 0.0,
-    "dense_blocks": "",
-    "min_tokens": 0,
-    "precision": "auto",
-}
+CUSTOM = {"preset": "custom", "sparsity": 0.5, "block_size": "64", "start_percent": 0.0}
 
 
 def recording_attend(seen: list[float]) -> Any:
@@ -84,14 +77,12 @@ def test_dense_blocks_win_over_a_profile() -> None:
 def test_a_profile_of_another_model_is_refused() -> None:
     other = replace(WAN, hidden_dim=64)
     with pytest.raises(ConfigError, match=r"profile = .*dimension 32.*this one is .*dimension 64"):
-        patch_settings(**VALUES, profile=PROFILE, model=other)
-    assert patch_settings(**VALUES, profile=PROFILE, model=WAN).profile is PROFILE
-    with pytest.raises(ConfigError, match="profile = 3"):
-        patch_settings(**VALUES, profile=3, model=WAN)
+        run_settings(CUSTOM, profile=PROFILE, model=other)
+    assert run_settings(CUSTOM, profile=PROFILE, model=WAN).profile is PROFILE
 
 
 def test_a_profile_measured_otherwise_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    settings = patch_settings(**{**VALUES, "block_size": "128"}, profile=PROFILE, model=WAN)
+    settings = run_settings({**CUSTOM, "block_size": "128"}, profile=PROFILE, model=WAN)
     patch = SparseAttentionPatch(settings)
     patch.on_pre_run(None)
     assert "measured with block_size = 64, this run has 128" in caplog.text
@@ -99,37 +90,39 @@ def test_a_profile_measured_otherwise_is_told(caplog: pytest.LogCaptureFixture) 
     assert "token_order" not in caplog.text
 
 
-def test_preset_replaces_the_inputs_it_names(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    settings = patch_settings(**VALUES, preset="fast", model=WAN)
+def test_preset_replaces_the_values_it_names() -> None:
+    settings = run_settings({**CUSTOM, "preset": "fast"})
     fast = PRESETS["fast"]
     assert settings.config.sparsity == settings.schedule.start_sparsity == fast.sparsity
     assert settings.config.q_block == fast.block_size
     assert settings.schedule.start_percent == fast.start_percent
-    assert f"preset fast sets sparsity {fast.sparsity} (not 0.5)" in caplog.text
     assert settings.asked["preset"] == "fast"
     assert settings.asked["sparsity"] == fast.sparsity
+    assert settings.asked["overridden"]["sparsity"] == "0.5 by preset"
+    assert "end_percent" not in settings.asked["overridden"], "it is the same"
+
+
+def test_options_win_over_a_preset() -> None:
+    quality = run_settings({"preset": "quality"})
+    assert quality.config.tail_keys == PRESETS["quality"].tail_keys == 8
+    chosen = run_settings({"preset": "quality"}, options=Options.of({"tail_keys": "2"}))
+    assert chosen.config.tail_keys == chosen.asked["tail_keys"] == 2
+    paper = run_settings({"preset": "quality"}, options=Options.of({"rectification": "paper"}))
+    assert paper.config.rectification == "paper"
+    assert "tail_keys" not in paper.asked
 
 
 def test_a_preset_leaves_a_schedule_in_force() -> None:
     schedule = SparsitySchedule(0.1, 0.2)
-    values = {**VALUES, "schedule": schedule}
-    settings = patch_settings(**values, preset="fast", model=WAN)
+    settings = run_settings({"preset": "fast"}, schedule=schedule)
     assert settings.schedule is schedule
     assert "sparsity" not in settings.asked, "it is not what the run used"
+    assert settings.asked["overridden"]["sparsity"] == "by schedule"
     assert settings.asked["schedule"]["end_sparsity"] == 0.2
 
 
-@pytest.mark.parametrize("tail_keys", ["1", "2", "4", "8"])
-def test_tail_keys(tail_keys: str) -> None:
-    assert patch_settings(**VALUES, tail_keys=tail_keys).config.tail_keys == int(tail_keys)
-    paper = patch_settings(**{**VALUES, "rectification": "paper"}, tail_keys=tail_keys)
-    assert paper.config.tail_keys == 1
-
-
-def test_tail_keys_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="tail_keys = '3' is not allowed: one of 1, 2, 4, 8"):
-        patch_settings(**VALUES, tail_keys="3")
+def test_a_new_node_is_the_default_of_the_library() -> None:
+    assert run_settings({}).config == SparseConfig()
 
 
 def probing_rig(
