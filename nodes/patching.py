@@ -106,6 +106,7 @@ def run_settings(
         ConfigError: a value is not allowed; names the input, the value and what is allowed.
     """
     given = MAIN.checked({**MAIN.defaults, **values})
+    given["block_size"] = int(given["block_size"])
     options = Options.of({}) if options is None else options
     if not isinstance(options, Options):
         raise ConfigError("options", options, "the output of a Rectified SpaAttn Options node")
@@ -116,12 +117,13 @@ def run_settings(
             raise ConfigError("profile", profile, "the output of a Load Profile or Probe node")
         if model is not None:  # any other model stays dense, with that reason
             profile.check_model(model)
-    chosen = preset_of(given["preset"]) or Preset(
+    of_preset = preset_of(given["preset"]) or Preset(
         given["sparsity"],
-        int(given["block_size"]),
+        given["block_size"],
         given["start_percent"],
         given["end_percent"],
     )
+    chosen = of_preset
     if options.rectification != AUTO:
         chosen = replace(chosen, rectification=options.rectification)
     if options.tail_keys != AUTO:
@@ -143,8 +145,11 @@ def run_settings(
     overridden = {
         name: f"{given[name]} by preset"
         for name in ("sparsity", "block_size", "start_percent", "end_percent")
-        if str(given[name]) != str(asked[name])
+        if given[name] != asked[name]
     }
+    for name in ("rectification", "tail_keys"):
+        if getattr(of_preset, name) != getattr(chosen, name):
+            overridden[name] = f"{getattr(of_preset, name)} by options"
     sockets = {} if profile is None else {"sparsity": "profile"}
     if profile is not None:
         asked["profile"] = profile.name or "unnamed"

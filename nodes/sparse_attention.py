@@ -20,6 +20,11 @@ class RectifiedSpaAttn(io.ComfyNode):
         return schema_of(MAIN)
 
     @classmethod
+    def validate_inputs(cls, block_size: Any = None) -> bool | str:
+        # In place of ComfyUI's check, which takes the number 128 for no choice of "128".
+        return MAIN.problem({"block_size": block_size}) or True
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -46,8 +51,9 @@ class RectifiedSpaAttnOptions(io.ComfyNode):
         return schema_of(OPTIONS_NODE)
 
     @classmethod
-    def validate_inputs(cls, dense_blocks: str | None = None) -> bool | str:
-        return OPTIONS_NODE.problem({"dense_blocks": dense_blocks}) or True
+    def validate_inputs(cls, dense_blocks: str | None = None, tail_keys: Any = None) -> bool | str:
+        given = {"dense_blocks": dense_blocks, "tail_keys": tail_keys}
+        return OPTIONS_NODE.problem(given) or True
 
     @classmethod
     def execute(cls, **values: Any) -> io.NodeOutput:

@@ -11,9 +11,7 @@ from torch import Tensor
 
 OVERSAMPLING = 2
 """Drawn at this scale and reduced, which smooths the lines and the text."""
-HATCH_PITCH = 10
-CELL_HATCH_PITCH = 6
-"""Of boxes beside each other, through which the lines run on."""
+HATCH_PITCH = 6
 DASH = 6
 LINE_HEIGHT = 22
 MAX_LINES = 6
@@ -91,25 +89,12 @@ class Canvas:
         red, green, blue = (round(low + value * (high - low)) for low, high in blend)
         self.box(box, (red, green, blue))
 
-    def hatched(self, box: Box, color: Color, fill: Color) -> None:
-        """A box with diagonal lines, clipped to the box."""
-        left, top, right, bottom = self._scaled(box)
-        width, height = max(right - left, 1), max(bottom - top, 1)
-        tile = Image.new("RGB", (width, height), fill)
-        draw = ImageDraw.Draw(tile)
-        pitch = HATCH_PITCH * OVERSAMPLING
-        for offset in range(-height, width, pitch):
-            draw.line((offset, height, offset + height, 0), fill=color, width=OVERSAMPLING)
-        if width > pitch:  # outlines of narrow boxes side by side would fill the area
-            draw.rectangle((0, 0, width - 1, height - 1), outline=color, width=OVERSAMPLING)
-        self.image.paste(tile, (left, top))
-
     def fill(self, box: Box, color: Color) -> None:
         """A box of one color, at least as wide and high as a pixel of the larger picture."""
         self.image.paste(color, _pixels(box))
 
     def dense(self, box: Box) -> None:
-        """A box of full attention: diagonal lines."""
+        """A box of full attention: diagonal lines, which run on from box to box."""
         scaled = _pixels(box)
         self.image.paste(self._hatch.crop(scaled), scaled[:2])
 
@@ -143,7 +128,7 @@ class Canvas:
         """Lines over the whole picture, so that they run on from cell to cell."""
         image = Image.new("RGB", self.image.size, DENSE_FILL)
         draw = ImageDraw.Draw(image)
-        for offset in range(-image.height, image.width, CELL_HATCH_PITCH * OVERSAMPLING):
+        for offset in range(-image.height, image.width, HATCH_PITCH * OVERSAMPLING):
             draw.line((offset, image.height, offset + image.height, 0), DENSE, OVERSAMPLING)
         return image
 

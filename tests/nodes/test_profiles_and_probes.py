@@ -107,6 +107,7 @@ def test_options_win_over_a_preset() -> None:
     assert quality.config.tail_keys == PRESETS["quality"].tail_keys == 8
     chosen = run_settings({"preset": "quality"}, options=Options.of({"tail_keys": "2"}))
     assert chosen.config.tail_keys == chosen.asked["tail_keys"] == 2
+    assert chosen.asked["overridden"]["tail_keys"] == "8 by options"
     paper = run_settings({"preset": "quality"}, options=Options.of({"rectification": "paper"}))
     assert paper.config.rectification == "paper"
     assert "tail_keys" not in paper.asked

@@ -1,4 +1,4 @@
-// The Rectified SpaAttn node shows what is live: choosing a preset fills in its values, changing one
+// The Rectified SpaAttn node shows what is live: a preset fills in its values, changing one
 // of them by hand goes to "custom", and values that a connected node replaces are shown as switched
 // off. The presets come with the node's definition; the server applies them by itself, so a graph
 // that was never opened here renders the same.
@@ -61,6 +61,7 @@ function connectPresets(node, presets) {
   };
 
   listen(preset, fill);
+  node.showPreset = fill;
   for (const name of new Set(Object.values(presets).flatMap(Object.keys))) {
     const widget = widgetOf(node, name);
     if (!widget) continue;
@@ -93,6 +94,9 @@ app.registerExtension({
     after(nodeType.prototype, "onNodeCreated", (node) => connectPresets(node, presets));
     after(nodeType.prototype, "onConnectionsChange", showReplaced);
     // Links of a loaded graph are there once all of it is configured.
-    after(nodeType.prototype, "onConfigure", (node) => setTimeout(() => showReplaced(node)));
+    after(nodeType.prototype, "onConfigure", (node) => {
+      node.showPreset?.();
+      setTimeout(() => showReplaced(node));
+    });
   },
 });
