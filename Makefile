@@ -1,4 +1,5 @@
 # make demo | make test | make lint: each creates .venv with pinned versions when it is missing.
+# make comfyui: the ComfyUI versions that tests/integration drives.
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
@@ -14,18 +15,31 @@ PYTEST_ARGS ?=
 CHECKPOINT ?=
 CLIPS_ARGS ?=
 
+# Where ComfyUI comes from (URL or local repository, tag or full commit) and where it goes. The
+# environment variables COMFYUI_DIR and COMFYUI_DIR_OLD name the folders to the tests as well.
+COMFYUI_VERSIONS ?= current oldest
+COMFYUI_SOURCE ?= https://github.com/comfyanonymous/ComfyUI
+COMFYUI_SOURCE_OLD ?= $(COMFYUI_SOURCE)
+COMFYUI_REF ?= v0.33.0
+COMFYUI_REF_OLD ?= v0.8.0
+COMFYUI_DIR ?= $(HOME)/comfy/ComfyUI
+COMFYUI_DIR_OLD ?= $(HOME)/comfy/ComfyUI-0.8.0
+# Index of torch builds without CUDA; empty: those of pip's own indexes.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
 # Small tensors and two test processes: more threads per process only make them wait.
 export OMP_NUM_THREADS ?= 2
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-attention demo-comfy test lint format validate clean
+.PHONY: help venv demo demo-attention demo-comfy test comfyui lint format validate clean
 
 help:
 	@echo "make demo      clips of a small trained model, dense and sparse; table and pictures"
 	@echo "make demo-attention   single attention calls on synthetic heads; table and pictures"
 	@echo "make demo-comfy   the example workflow on ComfyUI's server, beside diffusers"
 	@echo "make test      the test suite (TEST_JOBS=$(TEST_JOBS), PYTEST_ARGS=...)"
+	@echo "make comfyui   check out and install the ComfyUI versions of tests/integration"
 	@echo "make lint      ruff, mypy and the registry's validation"
 	@echo "make format    rewrite the code in the house format"
 	@echo "make venv      only create $(VENV)"
@@ -56,6 +70,12 @@ demo-comfy: $(DEMO_STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -rs -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
+
+comfyui:
+	$(PYTHON) tools/setup_comfyui.py --versions $(COMFYUI_VERSIONS) --torch-index "$(TORCH_INDEX)" \
+	  --current-folder "$(COMFYUI_DIR)" --oldest-folder "$(COMFYUI_DIR_OLD)" \
+	  --current-source "$(COMFYUI_SOURCE)" --oldest-source "$(COMFYUI_SOURCE_OLD)" \
+	  --current-ref "$(COMFYUI_REF)" --oldest-ref "$(COMFYUI_REF_OLD)"
 
 # mypy takes the package name from the folder name, so it looks through a link of the right name.
 lint: $(STAMP)

@@ -18,6 +18,6 @@ __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
 
 async def comfy_entrypoint() -> ComfyExtension:
     """ComfyUI's V3 entry point: the extension that lists the nodes."""
-    from .nodes.extension import RectifiedSpaAttnExtension
+    from .nodes import make_extension
 
-    return RectifiedSpaAttnExtension()
+    return make_extension()

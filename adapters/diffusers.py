@@ -1,36 +1,45 @@
 """Sparse, rectified attention for the Wan and HunyuanVideo transformers of diffusers.
 
     from rectified_spaattn.adapters import sparse_attention
-    from rectified_spaattn.rspa_core import SparseConfig
 
-    with sparse_attention(pipe.transformer, SparseConfig(), scheduler=pipe.scheduler) as sparse:
+    with sparse_attention(pipe.transformer, scheduler=pipe.scheduler) as sparse:
         video = pipe(prompt, num_frames=81, height=720, width=1280).frames
-    print(sparse.report)        # sparse 3040 / dense 0 · density 0.25
+    print(sparse.report)        # sparse 3040 / dense 0 · density 0.25 · 412.0 s
 
 Only the processors of the self-attention layers are replaced, and only while it is installed.
 Cross-attention, text refiners and every call that cannot be sparse run as they did before; the
 report counts the latter with the reasons. Compiled models work too; their graph then breaks at
-every self-attention. Needs diffusers 0.35 or newer.
+every self-attention. Several threads may run pipelines over one transformer. Needs diffusers 0.35
+or newer. What is decided, computed and counted is in rspa_core/run.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..rspa_core import ConfigError, SparseConfig, release_tables
+from ..rspa_core import ConfigError, SparseConfig, TokenLayout, release_tables
 from ..rspa_core.attention import BACKENDS
 from ..rspa_core.config import check_choice, check_integer
-from ..rspa_core.run.schedule import DenseBlocks, SparsitySchedule, parse_dense_blocks
-from .attention_calls import AttentionCalls, Block, Settings
-from .call_report import CallReport
-from .processors import HunyuanSparseProcessor, SparseProcessor, WanSparseProcessor
-from .steps import StepCounter
+from ..rspa_core.run.calls import RunSettings, SparseRun
+from ..rspa_core.run.probe import NothingMeasured, ProbeOutcome, ProbeSettings, make_outcome
+from ..rspa_core.run.profile import ModelFingerprint, SparsityProfile
+from ..rspa_core.run.record import RunRecord
+from ..rspa_core.run.report_text import log_line, why_nothing_measured
+from ..rspa_core.run.schedule import DenseBlocks, Position, SparsitySchedule, parse_dense_blocks
+from .processors import (
+    BlockPlace,
+    Current,
+    HunyuanSparseProcessor,
+    SparseProcessor,
+    WanSparseProcessor,
+)
 
 MODELS = "WanTransformer3DModel or HunyuanVideoTransformer3DModel of diffusers"
 
@@ -43,11 +52,83 @@ class _Parts:
         patch: of the latent, in frames, rows and columns.
         modules: the self-attention modules over the video tokens, by their block.
         processor: class that stands in for their processors.
+        fingerprint: tells whether a profile fits.
     """
 
     patch: tuple[int, int, int]
-    modules: dict[Block, Any]
+    modules: dict[BlockPlace, Any]
     processor: type[WanSparseProcessor | HunyuanSparseProcessor]
+    fingerprint: ModelFingerprint
+
+
+class StepCounter:
+    """The current step of each thread, from the best source there is.
+
+    1. What `set` was told last.
+    2. The scheduler's timesteps: the step whose timestep the model is given. Several steps may have
+       that timestep (rounded to bf16, or samplers of second order): `scheduler.step_index`, which
+       schedulers of diffusers count up in `step`, is one of them, or else the first.
+    3. Changes of the timestep from forward to forward: a lower one is the next step, a higher one
+       the first step of a new run.
+
+    Args:
+        scheduler: a scheduler of diffusers, or None.
+        num_steps: of a run, if it is known and there is no scheduler.
+    """
+
+    def __init__(self, scheduler: Any = None, num_steps: int | None = None) -> None:
+        self.scheduler = scheduler
+        self.num_steps = num_steps
+        self._own = _Count()
+
+    def set(self, step: int | None, num_steps: int | None = None) -> None:
+        """This thread's forwards from here on belong to `step`; None: to the other sources."""
+        self._own.told = None if step is None else (step, num_steps or self.num_steps)
+
+    def current(self, timestep: Any) -> Position:
+        """Where a forward is; the percent is the share of the steps that are done.
+
+        Args:
+            timestep: what the model gets: a tensor of any shape, a number, or None. Frames that
+                are given have timestep 0 in some models: the largest entry counts.
+        """
+        step, num_steps = self._own.told or self._found(timestep)
+        percent = step / max(num_steps, 1) if step is not None and num_steps is not None else None
+        return Position(step, num_steps, percent)
+
+    def _found(self, timestep: Any) -> tuple[int | None, int | None]:
+        timesteps = getattr(self.scheduler, "timesteps", None)
+        if timesteps is not None and hasattr(self.scheduler, "step_index"):
+            begin = getattr(self.scheduler, "begin_index", None) or 0
+            index = self.scheduler.step_index
+            index = begin if index is None else index
+            if timestep is not None:
+                given = torch.as_tensor(timestep)
+                listed = torch.as_tensor(timesteps, device=given.device).to(given.dtype)
+                same = (listed == given.max()).nonzero().flatten().tolist()
+                if same and index not in same:
+                    index = same[0]
+            return index - begin, len(timesteps) - begin
+        if timestep is None:
+            return None, self.num_steps
+        return self._own.next(float(torch.as_tensor(timestep).max())), self.num_steps
+
+
+class _Count(threading.local):
+    """One thread's steps, counted by the changes of its timestep."""
+
+    def __init__(self) -> None:
+        self.told: tuple[int, int | None] | None = None
+        self._counted = -1
+        self._last = float("-inf")
+
+    def next(self, timestep: float) -> int:
+        if timestep > self._last:
+            self._counted = 0
+        elif timestep < self._last:
+            self._counted += 1
+        self._last = timestep
+        return self._counted
 
 
 class SparseAttention:
@@ -55,37 +136,73 @@ class SparseAttention:
 
     Attributes:
         transformer: the model, as it was given.
-        report: counts of its self-attention calls.
+        run: what is decided, computed and counted.
     """
 
-    def __init__(self, transformer: nn.Module, calls: AttentionCalls, parts: _Parts) -> None:
+    def __init__(
+        self, transformer: nn.Module, run: SparseRun, steps: StepCounter, parts: _Parts
+    ) -> None:
         self.transformer = transformer
-        self._calls = calls
-        self._patch = parts.patch
+        self.run = run
+        self._steps = steps
+        self._parts = parts
+        self._current = Current(run)
         self._processors = {
-            module: parts.processor(module.get_processor(), calls, block)
-            for block, module in parts.modules.items()
+            module: parts.processor(module.get_processor(), self._current, place)
+            for place, module in parts.modules.items()
         }
         for module, processor in self._processors.items():
             module.set_processor(processor)
         # On the outermost module: compiled code may not look for hooks that are new inside it.
         self._hooks = [
             transformer.register_forward_pre_hook(self._before, with_kwargs=True),
-            transformer.register_forward_hook(self._after, always_call=True),
+            transformer.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
 
     @property
-    def report(self) -> CallReport:
-        return self._calls.report
+    def record(self) -> RunRecord:
+        """What was counted since the installation, or since `reset`."""
+        return self.run.report.record(type(_uncompiled(self.transformer)).__name__)
+
+    @property
+    def report(self) -> str:
+        """The record in one line; `report_text.summary_text(sparse.record)` has all of it."""
+        return log_line(self.record)
+
+    def reset(self) -> None:
+        """Begin a new run: forget counts, failures and measurements."""
+        self.run.begin()
+
+    def probe_result(self, wanted_error: float, name: str = "") -> ProbeOutcome:
+        """A profile from what the probe has measured.
+
+        Args:
+            wanted_error: relative error of a block's attention output to stay within.
+            name: of the profile.
+
+        Raises:
+            ConfigError: there is no probe, or a value is out of range.
+            NothingMeasured: it has measured nothing; the message says why.
+        """
+        recorder = self.run.recorder
+        if recorder is None:
+            raise ConfigError("probe", None, "a ProbeSettings given to install")
+        if recorder.is_empty or recorder.grid is None:
+            cause = why_nothing_measured(recorder, self.record)
+            raise NothingMeasured(f"the probe has measured nothing: {cause}")
+        config, table = self.run.settings.config, recorder.table()
+        return make_outcome(
+            table, self._parts.fingerprint, config, recorder.grid, wanted_error, name
+        )
 
     def set_step(self, step: int | None, num_steps: int | None = None) -> None:
-        """Say which step the next forwards belong to, for samplers of your own.
+        """Say which step this thread's next forwards belong to, for samplers of your own.
 
         Args:
             step: from 0; None goes back to the scheduler or to counting.
             num_steps: of the run; None: as given to `install`.
         """
-        self._calls.steps.set(step, num_steps)
+        self._steps.set(step, num_steps)
 
     def remove(self) -> None:
         """Put everything back; a second time, do nothing.
@@ -103,22 +220,58 @@ class SparseAttention:
 
     @torch.compiler.disable()
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._current.is_repeating:
+            return
         # Both families start with hidden_states and timestep.
         latent = args[0] if args else kwargs["hidden_states"]
         timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
         frames, height, width = (
-            size // step for size, step in zip(latent.shape[-3:], self._patch, strict=True)
+            size // step for size, step in zip(latent.shape[-3:], self._parts.patch, strict=True)
         )
-        self._calls.begin_forward((frames, height, width), timestep)
+        grid = (frames, height, width)
+        layout = TokenLayout(grid, frames * height * width)
+        plan = self.run.plan(layout, self._steps.current(timestep))
+        self._current.begin(self.run.open(plan, latent.device))
 
     @torch.compiler.disable()
-    def _after(self, *_: Any) -> None:
-        self._calls.end_forward()
+    def _after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """The output; after values that were not finite, that of a second, dense call."""
+        current = self._current
+        forward = current.forward
+        if current.is_repeating or forward is None:
+            return None
+        current.begin(None)
+        if output is None:  # the model has raised an error
+            return None
+        again = self.run.close(forward, _sample(output))
+        if again is None:
+            return None
+        current.begin(again)
+        current.is_repeating = True
+        try:
+            output = module(*args, **kwargs)
+        finally:
+            current.begin(None)
+            current.is_repeating = False
+        self.run.close(again, _sample(output))
+        return output
+
+
+def _sample(output: Any) -> Tensor:
+    """The latent in a transformer's output, an object or a tuple."""
+    return output[0]
+
+
+def _uncompiled(transformer: nn.Module) -> Any:
+    # torch.compile hides the model behind a module that holds it as `_orig_mod`.
+    return getattr(transformer, "_orig_mod", transformer)
 
 
 def install(
     transformer: nn.Module,
-    config: SparseConfig,
+    config: SparseConfig | None = None,
     *,
     schedule: SparsitySchedule | None = None,
     dense_blocks: DenseBlocks | str = "",
@@ -126,6 +279,8 @@ def install(
     scheduler: Any = None,
     num_steps: int | None = None,
     backend: str = "auto",
+    profile: SparsityProfile | None = None,
+    probe: ProbeSettings | None = None,
 ) -> SparseAttention:
     """Make the self-attention of a transformer sparse until `remove` is called on the result.
 
@@ -133,44 +288,54 @@ def install(
         transformer: a WanTransformer3DModel (Wan 2.1 and 2.2, text and image to video) or a
             HunyuanVideoTransformer3DModel, compiled or not. The two models of Wan 2.2 14B are
             installed one by one, with the same scheduler.
-        config: how calls are made sparse.
+        config: how calls are made sparse; None for `SparseConfig()`.
         schedule: sparsity over the run, instead of `config.sparsity` throughout.
         dense_blocks: blocks that stay dense, "0, 1, -1" or "single 0-2".
         min_tokens: below this many video tokens a forward stays dense.
-        scheduler: the pipeline's, which knows the step. Without it steps are counted by the
-            changes of the timestep; see `StepCounter`. Only a schedule needs either.
+        scheduler: the pipeline's, which knows the steps. Without it steps are counted by the
+            changes of the timestep; see `StepCounter`. Only a schedule and a probe need either.
         num_steps: of a run, where there is no scheduler and the schedule depends on it.
         backend: "auto", "triton" or "reference".
+        profile: a sparsity for each block; the schedule still says when.
+        probe: what is measured while sampling; `probe_result` then has the outcome.
 
     Raises:
         ConfigError: an argument is out of range, or the model is of another class.
         RuntimeError: sparse attention is installed on this model already.
     """
     parts = _parts_of(transformer)
+    config = SparseConfig() if config is None else config
     if not isinstance(config, SparseConfig):
         raise ConfigError("config", config, "a SparseConfig")
     if schedule is not None and not isinstance(schedule, SparsitySchedule):
         raise ConfigError("schedule", schedule, "a SparsitySchedule or None")
+    if profile is not None:
+        if not isinstance(profile, SparsityProfile):
+            raise ConfigError("profile", profile, "a SparsityProfile or None")
+        profile.check_model(parts.fingerprint)
+    if probe is not None and not isinstance(probe, ProbeSettings):
+        raise ConfigError("probe", probe, "a ProbeSettings or None")
     if isinstance(dense_blocks, str):
         dense_blocks = parse_dense_blocks(dense_blocks)
-    blocks = parts.modules
+    places = parts.modules
     if dense_blocks.ranges:
-        if not any(dense_blocks.contains(each.kind, each.index, each.total) for each in blocks):
-            raise ConfigError("dense_blocks", dense_blocks.ranges, f"blocks of {_listed(blocks)}")
+        if not any(dense_blocks.contains(*each.block, each.total) for each in places):
+            raise ConfigError("dense_blocks", dense_blocks.ranges, f"blocks of {_listed(places)}")
     check_integer("min_tokens", min_tokens, 0)
     if num_steps is not None:
         check_integer("num_steps", num_steps, 1)
     check_choice("backend", backend, BACKENDS)
-    if any(isinstance(each.get_processor(), SparseProcessor) for each in blocks.values()):
+    if any(isinstance(each.get_processor(), SparseProcessor) for each in places.values()):
         raise RuntimeError("sparse attention is installed on this model already: remove it first")
-    settings = Settings(config, schedule, dense_blocks, min_tokens, backend)
-    calls = AttentionCalls(settings, StepCounter(scheduler, num_steps))
-    return SparseAttention(transformer, calls, parts)
+    settings = RunSettings(config, schedule, dense_blocks, min_tokens, profile, probe, backend)
+    return SparseAttention(
+        transformer, SparseRun(settings), StepCounter(scheduler, num_steps), parts
+    )
 
 
 @contextmanager
 def sparse_attention(
-    transformer: nn.Module, config: SparseConfig, **options: Any
+    transformer: nn.Module, config: SparseConfig | None = None, **options: Any
 ) -> Iterator[SparseAttention]:
     """`install` for the duration of a with block; `options` are its keyword arguments."""
     sparse = install(transformer, config, **options)
@@ -183,26 +348,33 @@ def sparse_attention(
 def _parts_of(transformer: nn.Module) -> _Parts:
     from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 
-    # torch.compile hides the model behind a module that holds it as `_orig_mod`.
-    model: Any = getattr(transformer, "_orig_mod", transformer)
+    model = _uncompiled(transformer)
+    config: Any = getattr(model, "config", None)
     if issubclass(type(model), WanTransformer3DModel):
-        frames, height, width = model.config.patch_size
+        frames, height, width = config.patch_size
         modules = _numbered("double", [block.attn1 for block in model.blocks])
-        return _Parts((frames, height, width), modules, WanSparseProcessor)
+        heads = config.num_attention_heads
+        sizes = (len(modules), 0, heads * config.attention_head_dim, heads)
+        fingerprint = ModelFingerprint("Wan", *sizes)
+        return _Parts((frames, height, width), modules, WanSparseProcessor, fingerprint)
     if issubclass(type(model), HunyuanVideoTransformer3DModel):
-        side = model.config.patch_size
-        modules = _numbered("double", [block.attn for block in model.transformer_blocks])
-        modules |= _numbered("single", [block.attn for block in model.single_transformer_blocks])
-        return _Parts((model.config.patch_size_t, side, side), modules, HunyuanSparseProcessor)
+        side = config.patch_size
+        double = _numbered("double", [block.attn for block in model.transformer_blocks])
+        single = _numbered("single", [block.attn for block in model.single_transformer_blocks])
+        heads = config.num_attention_heads
+        sizes = (len(double), len(single), heads * config.attention_head_dim, heads)
+        fingerprint = ModelFingerprint("HunyuanVideo", *sizes)
+        patch = (config.patch_size_t, side, side)
+        return _Parts(patch, double | single, HunyuanSparseProcessor, fingerprint)
     raise ConfigError("class of transformer", type(model).__name__, MODELS)
 
 
-def _numbered(kind: str, modules: list[Any]) -> dict[Block, Any]:
-    return {Block(kind, index, len(modules)): module for index, module in enumerate(modules)}
+def _numbered(kind: str, modules: list[Any]) -> dict[BlockPlace, Any]:
+    return {BlockPlace((kind, index), len(modules)): module for index, module in enumerate(modules)}
 
 
-def _listed(blocks: dict[Block, Any]) -> str:
+def _listed(places: dict[BlockPlace, Any]) -> str:
     """ "0 to 19, single 0 to 39": the blocks that there are."""
-    kinds = {each.kind: each.total for each in blocks}
+    kinds = {each.block[0]: each.total for each in places}
     prefix = {"double": "", "single": "single "}
     return ", ".join(f"{prefix[kind]}0 to {total - 1}" for kind, total in kinds.items())

@@ -1,5 +1,41 @@
-"""Everything that knows ComfyUI: the nodes, and the glue that puts the method into a model.
+"""Everything that knows ComfyUI: its nodes, and how they patch a model."""
 
-`extension`, `model_folder` and the files that define nodes or socket types need a running ComfyUI;
-the other files import without it.
-"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from comfy_api.latest import ComfyExtension
+
+
+def make_extension() -> ComfyExtension:
+    """The extension that lists the nodes of this pack, in the order of the table of inputs."""
+    from comfy_api.latest import ComfyExtension, io
+
+    from .probe import RectifiedSpaAttnProbe, RectifiedSpaAttnProbeResult
+    from .profiles import (
+        RectifiedSpaAttnLoadProfile,
+        RectifiedSpaAttnSaveProfile,
+        register_model_folder,
+    )
+    from .report import RectifiedSpaAttnReport
+    from .schedule import RectifiedSpaAttnSchedule
+    from .sparse_attention import RectifiedSpaAttn, RectifiedSpaAttnOptions
+
+    class RectifiedSpaAttnExtension(ComfyExtension):
+        """Lists the nodes of this pack."""
+
+        async def get_node_list(self) -> list[type[io.ComfyNode]]:
+            register_model_folder()
+            return [
+                RectifiedSpaAttn,
+                RectifiedSpaAttnOptions,
+                RectifiedSpaAttnSchedule,
+                RectifiedSpaAttnReport,
+                RectifiedSpaAttnProbe,
+                RectifiedSpaAttnProbeResult,
+                RectifiedSpaAttnSaveProfile,
+                RectifiedSpaAttnLoadProfile,
+            ]
+
+    return RectifiedSpaAttnExtension()

@@ -1,29 +1,19 @@
-"""The few places outside the node classes that reach into a running ComfyUI, each optional.
+"""The few places that reach into a running ComfyUI, and the differences between its versions.
 
-Imports happen inside the functions: the patching code can then be imported and tested without
-ComfyUI, and a core that lacks one of these names still works.
-
-Schema keywords that older cores do not know yet.
-
-An unknown keyword in one schema makes ComfyUI drop the whole pack, so those that came later are
-left out where the signature lacks them. Any other keyword is passed on as it is: a misspelt one
-still fails.
+Imports of ComfyUI happen inside the functions: the patching code can then be imported and tested
+without it, and a core that lacks one of these names still works.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from itertools import count
-from pathlib import Path
 from typing import Any, TypeVar
 
-from ..rspa_core.config import ConfigError
+from .inputs import CATEGORY, Input, Node
 
 
 def send_status(text: str, node_id: str | None) -> None:
@@ -67,12 +57,63 @@ def pause_allocation_recording() -> AbstractContextManager[Any]:
 
 T = TypeVar("T")
 
-LATER_KEYWORDS = frozenset(
-    {
-        "advanced",  # on inputs, 0.9.2
-        "search_aliases",  # on Schema, 0.10.0
-    }
-)
+# An unknown keyword in one schema makes ComfyUI drop the whole pack, so those that came later are
+# left out where the signature lacks them.
+LATER_KEYWORDS = frozenset({"search_aliases"})  # on Schema, 0.10.0
+
+
+def schema_of(node: Node, choices: Mapping[str, list[str]] | None = None) -> Any:
+    """ComfyUI's schema of a node.
+
+    Args:
+        node: a row of the table of inputs.
+        choices: by input, those that are known at run time only.
+    """
+    from comfy_api.latest import io
+
+    return build(
+        io.Schema,
+        node_id=node.node_id,
+        display_name=node.title,
+        category=CATEGORY,
+        description=node.description,
+        search_aliases=list(node.aliases),
+        inputs=[_schema_input(io, each, choices or {}) for each in node.inputs],
+        outputs=[
+            _socket_type(io, each.kind).Output(
+                each.name, display_name=each.name, tooltip=each.tooltip
+            )
+            for each in node.outputs
+        ],
+        hidden=[io.Hidden.unique_id] if node.speaks else [],
+        is_output_node=node.is_output,
+    )
+
+
+def _schema_input(io: Any, each: Input, choices: Mapping[str, list[str]]) -> Any:
+    keywords: dict[str, Any] = {"tooltip": each.tooltip, "optional": each.optional}
+    if each.extra:
+        keywords["extra_dict"] = dict(each.extra)
+    if not each.is_widget:
+        return _socket_type(io, each.kind).Input(each.name, **keywords)
+    if each.kind == "choice" and each.name in choices:
+        return io.Combo.Input(each.name, options=choices[each.name], **keywords)
+    keywords["default"] = each.default
+    if each.kind == "choice":
+        return io.Combo.Input(each.name, options=list(each.choices), **keywords)
+    if each.kind == "switch":
+        return io.Boolean.Input(each.name, **keywords)
+    if each.kind == "text":
+        return io.String.Input(each.name, **keywords)
+    if each.kind == "integer":
+        low, high = int(each.low), int(each.high)
+        return io.Int.Input(each.name, min=low, max=high, **keywords)
+    return io.Float.Input(each.name, min=each.low, max=each.high, step=each.step, **keywords)
+
+
+def _socket_type(io: Any, kind: str) -> Any:
+    known = {"MODEL": io.Model, "IMAGE": io.Image, "STRING": io.String, "*": io.AnyType}
+    return known[kind] if kind in known else io.Custom(kind)
 
 
 def build(factory: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -89,10 +130,6 @@ def build(factory: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 
 SAY_INTERVAL_S = 0.25
-
-
-RUNNING = "probe: "
-"""How a line about a running measurement begins."""
 
 
 class ProbeProgress:
@@ -117,10 +154,9 @@ class ProbeProgress:
         except Exception as error:  # a bar must never end a sampling run
             _pass_on_interruption(error)
 
-    def say(self, text: str) -> None:
-        """Show a line of text on the node, those of a running measurement a few times a second."""
+    def say(self, text: str, is_last: bool) -> None:
+        """Show a line of text on the node, those before the last a few times a second."""
         now = self._clock()
-        is_last = not text.startswith(RUNNING)
         if is_last or self._last_said is None or now - self._last_said >= SAY_INTERVAL_S:
             self._last_said = now
             send_status(text, self._node_id)
@@ -144,116 +180,3 @@ def _pass_on_interruption(error: Exception) -> None:
 
     if isinstance(error, model_management.InterruptProcessingException):
         model_management.interrupt_current_processing(True)
-
-
-FOLDER = "rectified_spaattn"
-
-
-SUFFIX = ".safetensors"
-
-
-MAX_FILENAME = 200
-
-
-# Not allowed in names on Windows; a workflow may move there.
-FORBIDDEN_CHARACTERS = re.compile(r'[<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')
-
-
-RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-
-
-def register_model_folder() -> None:
-    """Make the folder known to ComfyUI; further folders come from extra_model_paths.yaml."""
-    import folder_paths
-
-    # First in line: what is saved is then also what a name that exists twice stands for.
-    folder_paths.add_model_folder_path(FOLDER, str(_own_folder()), is_default=True)
-    folders, _ = folder_paths.folder_names_and_paths[FOLDER]
-    # Without an extension, as folders of extra_model_paths.yaml come, every file would be listed.
-    folder_paths.folder_names_and_paths[FOLDER] = (folders, {SUFFIX})
-
-
-def profile_names() -> list[str]:
-    """Files in the profile folders, relative to them, as a combo lists them."""
-    import folder_paths
-
-    try:
-        return folder_paths.get_filename_list(FOLDER)
-    except FileNotFoundError:
-        # ComfyUI looks at the folders of its last listing, one of which somebody has removed.
-        folder_paths.filename_list_cache.pop(FOLDER, None)
-        return folder_paths.get_filename_list(FOLDER)
-
-
-def find_profile(name: str) -> Path:
-    """The file behind an entry of `profile_names`.
-
-    Raises:
-        ConfigError: there is no such entry or its file is gone.
-    """
-    import folder_paths
-
-    names = profile_names()
-    # Workflows saved on Windows name subfolders with a backslash.
-    listed = {entry.replace("\\", "/"): entry for entry in names}
-    entry = listed.get(name.replace("\\", "/"))
-    found = folder_paths.get_full_path(FOLDER, entry) if entry is not None else None
-    if found is not None:
-        return Path(found)
-    if not names:
-        raise ConfigError(
-            "profile_name",
-            name,
-            f"there is no profile in {_own_folder()} yet: make one with the nodes Rectified "
-            "SpaAttn Probe and Save Profile, or put a file there, and press R",
-        )
-    raise ConfigError("profile_name", name, f"no such file in models/{FOLDER}; press R to refresh")
-
-
-def free_path(filename: str) -> Path:
-    """Where to save a profile of that name; `_00002` and so on is added to names that are taken.
-
-    Args:
-        filename: relative to the profile folder, with or without `.safetensors`.
-
-    Raises:
-        ConfigError: not a file name, or one that leads out of the folder.
-    """
-    folder = _own_folder()
-    path = folder.joinpath(*_parts(filename))
-    # A link inside the folder may lead out of it.
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError("filename", filename, f"a file inside {folder}")
-    free = path
-    numbers = count(2)
-    while os.path.lexists(free):
-        free = path.with_name(f"{path.stem}_{next(numbers):05d}{path.suffix}")
-    return free
-
-
-def shown_path(path: Path) -> str:
-    """A file of the profile folder as a user knows it: from models/ on."""
-    return f"models/{FOLDER}/{path.relative_to(_own_folder()).as_posix()}"
-
-
-def _parts(filename: str) -> list[str]:
-    """Folders and file name of a relative path that is one on every system."""
-    allowed = 'a file name, or subfolder/name, without .. and without < > : " | ? *'
-    text = filename.strip().replace("\\", "/")
-    if len(text) > MAX_FILENAME:
-        raise ConfigError("filename", filename, f"at most {MAX_FILENAME} characters")
-    if text and not text.lower().endswith(SUFFIX):
-        text += SUFFIX
-    parts = text.split("/")
-    for part in parts:
-        # A leading dot: hidden, "." or ".."; Windows drops dots and blanks at the end.
-        odd = not part or part.startswith(".") or part != part.strip() or part.endswith(".")
-        if odd or FORBIDDEN_CHARACTERS.search(part) or RESERVED_NAMES.fullmatch(part):
-            raise ConfigError("filename", filename, allowed)
-    return parts
-
-
-def _own_folder() -> Path:
-    import folder_paths
-
-    return Path(folder_paths.models_dir) / FOLDER

@@ -1,39 +1,69 @@
-"""Which tokens of a model's attention sequence are the video, for one forward.
+"""The model families that can be sparse in ComfyUI: one row each in `FAMILIES`.
 
-The video tokens lie in raster order (T, H, W) in one run; everything else (text, reference frames,
-pose, motion) is context. The sequence is computed from the latent and the conditions of this very
-forward, because context windows and area conditions change the grid from call to call. A model is
-recognised by its parts, not by its class name, so that subclasses with the same parts work and
-anything else is reported as unsupported.
+A row says how a model is recognised, where the video tokens lie in its attention sequence in one
+forward, and its sizes, which tell whether a profile fits. The video tokens lie in raster order
+(T, H, W) in one run; everything else (text, reference frames, pose, motion) is context. The
+sequence is computed from the latent and the conditions of this very forward, because context
+windows and area conditions change the grid from call to call. A model is recognised by its parts,
+not by its class name: subclasses with the same parts work, anything else is unsupported.
 
     Wan              [ref_conv reference | SCAIL reference] [video] [in-context, reference, pose]
     HunyuanVideo     [vision] [byt5] [text] [ref_latent] [video]      cores after 0.13
                      [ref_latent] [video] [vision] [byt5] [text]      cores up to 0.13
-
-Which model a sparsity profile belongs to, read off ComfyUI's transformers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..rspa_core import TokenLayout
-from ..rspa_core.run.families import ModelFingerprint
+from ..rspa_core.run.profile import ModelFingerprint
+from ..rspa_core.run.reasons import DenseReason, Reason, why
 
 Shape = Sequence[int]
-
-WAN_PARTS = ("patch_embedding", "text_embedding", "blocks", "head")
-HUNYUAN_PARTS = ("img_in", "txt_in", "double_blocks", "single_blocks")
 
 Spans = tuple[tuple[int, int, int], int, int]
 """Video grid (T, H, W) in tokens, context tokens before the video, context tokens behind it."""
 
 
+@dataclass(frozen=True)
+class Family:
+    """What has to be known about a model family.
+
+    Attributes:
+        name: as people know it.
+        parts: attributes of the transformer that recognise it.
+        spans: (transformer, latent, text condition, other conditions, patch size) to where the
+            video tokens lie.
+        sizes: of a transformer: main blocks, single blocks, width of a token, attention heads.
+        cross_lengths: (text condition, other conditions) to the key counts of attention calls over
+            conditions, which must not be as many as the video tokens; None where such calls cannot
+            be mistaken for the video's.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    spans: Callable[[Any, Any, Any, Mapping[str, Any], Shape], Spans]
+    sizes: Callable[[Any], tuple[int, int, int, int]]
+    cross_lengths: Callable[[Any, Mapping[str, Any]], set[int]] | None = None
+
+
+def family_of(diffusion_model: Any) -> Family | None:
+    """The family of a video transformer, compiled or not; None for any other model."""
+    model = _uncompiled(diffusion_model)
+    patch: Any = getattr(model, "patch_size", None)
+    if not isinstance(patch, (tuple, list)) or len(patch) != 3:
+        return None
+    has_parts = (each for each in FAMILIES if all(hasattr(model, part) for part in each.parts))
+    return next(has_parts, None)
+
+
 def token_layout(
     diffusion_model: Any, x: Any, text: Any, conds: Mapping[str, Any]
-) -> tuple[TokenLayout | None, str]:
+) -> TokenLayout | DenseReason:
     """Find the video tokens in the self-attention sequence of one forward.
 
     Args:
@@ -43,32 +73,51 @@ def token_layout(
         conds: the other conditions of the call, by ComfyUI's names.
 
     Returns:
-        (layout, "") or (None, why the video tokens are not known).
+        The layout, or why the video tokens are not known.
     """
-    # torch.compile hides the model behind a module that holds it as `_orig_mod`.
-    model = getattr(diffusion_model, "_orig_mod", diffusion_model)
-    patch: Any = getattr(model, "patch_size", None)
-    is_video_patch = isinstance(patch, (tuple, list)) and len(patch) == 3
-    if is_video_patch and _has_parts(model, WAN_PARTS):
-        find_spans = _wan_spans
-    elif is_video_patch and _has_parts(model, HUNYUAN_PARTS):
-        find_spans = _hunyuan_spans
-    else:
-        return None, f"model class {type(model).__name__} is not supported (Wan, HunyuanVideo)"
+    model = _uncompiled(diffusion_model)
+    family = family_of(model)
+    if family is None:
+        return why(Reason.UNSUPPORTED_MODEL, type(model).__name__, family_names())
     if x.ndim != 5:
-        return None, f"latent has {x.ndim} dimensions, a video has 5"
+        return why(Reason.NO_VIDEO, x.ndim)
     if text is None:
-        return None, "no text condition"
-
+        return why(Reason.NO_TEXT)
     try:
-        grid, prefix, suffix = find_spans(model, x, text, conds, patch)
+        grid, prefix, suffix = family.spans(model, x, text, conds, model.patch_size)
         layout = TokenLayout(grid, prefix + math.prod(grid) + suffix, prefix)
     except Exception as error:  # conditions of a form that this model is not known to take
-        return None, f"conditions not understood ({type(error).__name__}: {error})"
-    if find_spans is _wan_spans and layout.length in _cross_attention_lengths(text, conds):
-        # Wan's cross-attention could not be told from its self-attention by shape.
-        return None, f"{layout.length} video tokens are as many as the condition has"
-    return layout, ""
+        return why(Reason.UNKNOWN_CONDITIONS, type(error).__name__, str(error))
+    if family.cross_lengths is not None and layout.length in family.cross_lengths(text, conds):
+        # Cross-attention could not be told from self-attention by shape.
+        return why(Reason.AMBIGUOUS_LENGTH, layout.length)
+    return layout
+
+
+def fingerprint_of(diffusion_model: Any) -> ModelFingerprint | None:
+    """Family and sizes of a transformer, compiled or not; None for one of no known family."""
+    family = family_of(diffusion_model)
+    if family is None:
+        return None
+    try:
+        return ModelFingerprint(family.name, *family.sizes(_uncompiled(diffusion_model)))
+    except (AttributeError, TypeError, ValueError):  # the parts are there, their sizes are not
+        return None
+
+
+def fingerprint_of_patcher(patcher: Any) -> ModelFingerprint | None:
+    """That of the transformer in a ComfyUI model patcher, None if it has none of a known kind."""
+    return fingerprint_of(getattr(getattr(patcher, "model", None), "diffusion_model", None))
+
+
+def family_names() -> str:
+    """ "Wan, HunyuanVideo": for messages."""
+    return ", ".join(each.name for each in FAMILIES)
+
+
+def _uncompiled(diffusion_model: Any) -> Any:
+    # torch.compile hides the model behind a module that holds it as `_orig_mod`.
+    return getattr(diffusion_model, "_orig_mod", diffusion_model)
 
 
 def _wan_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
@@ -148,36 +197,23 @@ def _cut_tokens(sizes: Shape, patch: Shape) -> int:
     return math.prod(size // step for size, step in zip(sizes, patch, strict=True))
 
 
-def _has_parts(model: Any, names: Sequence[str]) -> bool:
-    return all(hasattr(model, name) for name in names)
-
-
-def fingerprint_of_patcher(patcher: Any) -> ModelFingerprint | None:
-    """That of the transformer in a ComfyUI model patcher, None if it has none of a known kind."""
-    return fingerprint_of(getattr(getattr(patcher, "model", None), "diffusion_model", None))
-
-
-def fingerprint_of(diffusion_model: Any) -> ModelFingerprint | None:
-    """Family and sizes of a Wan or HunyuanVideo transformer, compiled or not; None for others.
-
-    Recognised by its parts, as in `token_regions.py`.
-    """
-    # torch.compile hides the model behind a module that holds it as `_orig_mod`.
-    model = getattr(diffusion_model, "_orig_mod", diffusion_model)
-    patch: Any = getattr(model, "patch_size", None)
-    if not isinstance(patch, (tuple, list)) or len(patch) != 3:
-        return None
-    try:
-        if all(hasattr(model, part) for part in WAN_PARTS):
-            return ModelFingerprint("wan", len(model.blocks), 0, model.dim, model.num_heads)
-        if all(hasattr(model, part) for part in HUNYUAN_PARTS):
-            return ModelFingerprint(
-                "hunyuan_video",
-                len(model.double_blocks),
-                len(model.single_blocks),
-                model.hidden_size,
-                model.num_heads,
-            )
-    except (AttributeError, TypeError, ValueError):  # the parts are there, their sizes are not
-        return None
-    return None
+FAMILIES = (
+    Family(
+        "Wan",
+        ("patch_embedding", "text_embedding", "blocks", "head"),
+        _wan_spans,
+        lambda model: (len(model.blocks), 0, model.dim, model.num_heads),
+        _cross_attention_lengths,
+    ),
+    Family(
+        "HunyuanVideo",
+        ("img_in", "txt_in", "double_blocks", "single_blocks"),
+        _hunyuan_spans,
+        lambda model: (
+            len(model.double_blocks),
+            len(model.single_blocks),
+            model.hidden_size,
+            model.num_heads,
+        ),
+    ),
+)

@@ -14,14 +14,15 @@ from ..rspa_core.run.report_text import (
     json_text,
     summary_text,
 )
-from .host import build
+from .host import schema_of
+from .inputs import REPORT
 from .patching import find_patch
-from .pictures.canvas import as_tensor
+from .pictures import as_tensor
 from .pictures.report import draw_no_run, draw_report
 
 
 class RectifiedSpaAttnReport(io.ComfyNode):
-    """Reads the last run of a patched model; drawing and words are in `report_*.py`.
+    """Reads the last run of a patched model; the drawing is in `pictures/`.
 
     There is no `fingerprint_inputs` on purpose. ComfyUI's cache key holds everything before this
     node, and through `after` that is the sampler with all its inputs: whatever makes it sample
@@ -34,52 +35,7 @@ class RectifiedSpaAttnReport(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return build(
-            io.Schema,
-            node_id="RectifiedSpaAttnReport",
-            display_name="Rectified SpaAttn Report",
-            category="model/patch/attention",
-            description=(
-                "Shows what Rectified SpaAttn really did in a run: which blocks and steps were "
-                "sparse and how sparse, why the others were not, and the time of every step."
-            ),
-            search_aliases=[
-                "sparse attention report",
-                "SpaAttn statistics",
-                "attention density",
-                "time per step",
-            ],
-            inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="The model that the sampler uses, from Rectified SpaAttn or from a "
-                    "node behind it.",
-                ),
-                io.AnyType.Input(
-                    "after",
-                    tooltip="Anything that comes out of the sampler, such as its latent: the "
-                    "report is made when it is there.",
-                ),
-            ],
-            outputs=[
-                io.Image.Output(
-                    "image",
-                    display_name="image",
-                    tooltip="The picture that the node shows, to save it or to post it.",
-                ),
-                io.String.Output(
-                    "summary",
-                    display_name="summary",
-                    tooltip="The run in plain lines, ready to paste into a post.",
-                ),
-                io.String.Output(
-                    "json",
-                    display_name="json",
-                    tooltip="All counts and times as JSON, for tables and scripts.",
-                ),
-            ],
-            is_output_node=True,
-        )
+        return schema_of(REPORT)
 
     @classmethod
     def execute(cls, model: Any, after: Any) -> io.NodeOutput:

@@ -5,9 +5,12 @@ when a kernel is decorated, so it is set here, before any test module imports th
 """
 
 import os
+from collections.abc import Generator
 
 import pytest
 import torch
+
+from .shared_failure import SharedFailure, first_to_report, shared_folder
 
 CUDA = torch.cuda.is_available()
 if not CUDA:
@@ -20,3 +23,21 @@ if not CUDA:
 def device() -> torch.device:
     """The device the kernels run on in this test run: CUDA, or the CPU with the interpreter."""
     return torch.device("cuda" if CUDA else "cpu")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure that many tests share is reported by the first of them; the others skip."""
+    report = yield
+    error = call.excinfo.value if call.excinfo is not None else None
+    if isinstance(error, SharedFailure):
+        folder = shared_folder(item.config._tmp_path_factory)
+        first = first_to_report(folder, error.what, item.nodeid)
+        report.longrepr = str(error)
+        if first != item.nodeid:
+            path, line, _ = item.location
+            report.outcome = "skipped"
+            report.longrepr = (path, line or 0, f"Skipped: {error.what}: see {first}")
+    return report

@@ -13,17 +13,18 @@ from statistics import median
 
 from PIL import Image
 
-from ...rspa_core.run.probe import Block, ProbeOutcome, block_name, ranges, short
-from .canvas import (
+from ...rspa_core.run.probe import ProbeOutcome
+from ...rspa_core.run.record import Block
+from ...rspa_core.run.report_text import block_name, ranges, short
+from . import (
     BACKGROUND,
     BAR_HIGH,
-    DENSE,
-    DENSE_FILL,
     GRID,
     MUTED,
     TEXT,
     Canvas,
     Color,
+    fitted,
     text_width,
 )
 
@@ -109,7 +110,7 @@ def _draw_header(canvas: Canvas, outcome: ProbeOutcome) -> None:
     profile, table = outcome.profile, outcome.table
     title = "How far sparse attention is from full attention"
     canvas.text((LEFT, 40), title, 24, TEXT, "ls")
-    steps = _cut_text(ranges(table.steps), 15, 300)
+    steps = fitted(ranges(table.steps), 15, 300)
     words = [
         profile.model.describe(),
         f"{'step' if len(table.steps) == 1 else 'steps'} {steps}",
@@ -118,7 +119,7 @@ def _draw_header(canvas: Canvas, outcome: ProbeOutcome) -> None:
     ]
     canvas.text((LEFT, 66), "  ·  ".join(words), 15, MUTED, "ls")
     if profile.name:
-        canvas.text((RIGHT, 40), _cut_text(profile.name, 16, 420), 16, TEXT, "rs")
+        canvas.text((RIGHT, 40), fitted(profile.name, 16, 420), 16, TEXT, "rs")
 
 
 def _draw_errors(canvas: Canvas, outcome: ProbeOutcome, top: float, bottom: float) -> None:
@@ -185,7 +186,7 @@ def _draw_sparsities(
         sparsity = outcome.sparsity(block)
         bar_top = bottom - sparsity * (bottom - top)
         if sparsity == 0.0:
-            canvas.hatched((left, top, right, bottom), DENSE, DENSE_FILL)
+            canvas.dense((left, top, right, bottom))
             continue
         if block in outcome.measured:
             canvas.bar((left, bar_top, right, bottom), sparsity)
@@ -216,7 +217,7 @@ def _draw_sparsity_key(canvas: Canvas, outcome: ProbeOutcome, y: float) -> None:
     if 0.0 in (*profile.double, *profile.single):
         x -= text_width("full (dense)", 15)
         canvas.text((x, y), "full (dense)", 15, MUTED, "ls")
-        canvas.hatched((x - 30, y - 12, x - 8, y), DENSE, DENSE_FILL)
+        canvas.dense((x - 30, y - 12, x - 8, y))
         x -= 52
     mean = sum(sparsities) / len(sparsities)
     canvas.text((x, y), f"{mean:.2f} on average", 15, MUTED, "rs")
@@ -359,12 +360,3 @@ def _digits(error: float) -> str:
 def _fixed(error: float, places: int) -> str:
     """`_digits` with a fixed number of places below 1: as wide in every cell."""
     return _digits(error) if error >= 0.995 else f"{error:.{places}f}".removeprefix("0")
-
-
-def _cut_text(text: str, size: int, width: float) -> str:
-    """`text`, shortened to `width` pixels."""
-    if text_width(text, size) <= width:
-        return text
-    while text and text_width(text + "...", size) > width:
-        text = text[:-1]
-    return text + "..."

@@ -28,7 +28,7 @@ from ...rspa_core.run.report_text import (
     settings_words,
     speed_words,
 )
-from .canvas import (
+from . import (
     BACKGROUND,
     BAR_HIGH,
     BAR_LOW,
@@ -39,8 +39,8 @@ from .canvas import (
     MUTED,
     TEXT,
     Box,
+    Canvas,
     Color,
-    ReportCanvas,
     drawable,
     fitted,
     text_width,
@@ -110,7 +110,7 @@ class Table:
             yield step, left + gap / 2, left + self.slot - gap / 2
 
 
-def draw_map(canvas: ReportCanvas, table: Table, y: float) -> float:
+def draw_map(canvas: Canvas, table: Table, y: float) -> float:
     """The heat map below `y`; returns the lower edge of its labels."""
     canvas.text((MARGIN, y + 16), "Density by block and step", 18, TEXT, "ls")
     _draw_map_key(canvas, table, y)
@@ -136,7 +136,7 @@ def draw_map(canvas: ReportCanvas, table: Table, y: float) -> float:
     return top - GROUP_GAP + 20
 
 
-def _draw_map_key(canvas: ReportCanvas, table: Table, y: float) -> None:
+def _draw_map_key(canvas: Canvas, table: Table, y: float) -> None:
     """In one line, from the right: dense and mixed cells, and the color scale."""
     cells = table.cells.values()
     x = float(RIGHT)
@@ -156,7 +156,7 @@ def _draw_map_key(canvas: ReportCanvas, table: Table, y: float) -> None:
 
 
 def _draw_key(
-    canvas: ReportCanvas, right: float, y: float, text: str, cell: Cell, color: Color = MUTED
+    canvas: Canvas, right: float, y: float, text: str, cell: Cell, color: Color = MUTED
 ) -> float:
     """An entry of a key that ends at `right`; returns where the one before it may end."""
     canvas.text((right, y + 15), text, 15, color, "rs")
@@ -165,9 +165,7 @@ def _draw_key(
     return left - 22
 
 
-def draw_cell(
-    canvas: ReportCanvas, box: Box, cell: Cell | None, scale: tuple[float, float]
-) -> None:
+def draw_cell(canvas: Canvas, box: Box, cell: Cell | None, scale: tuple[float, float]) -> None:
     """One block in one step; `scale` is (low, high) of the color scale."""
     left, top, right, bottom = box
     width, height = right - left, bottom - top
@@ -205,7 +203,7 @@ def density_color(share: float) -> Color:
     return red, green, blue
 
 
-def draw_times(canvas: ReportCanvas, record: RunRecord, table: Table, y: float) -> float:
+def draw_times(canvas: Canvas, record: RunRecord, table: Table, y: float) -> float:
     """Seconds of each step as bars, the heading at `y`; returns the lower edge.
 
     With guidance a step has two model calls or more, and not always as many: then a bar is the
@@ -251,7 +249,7 @@ def draw_times(canvas: ReportCanvas, record: RunRecord, table: Table, y: float) 
     return bottom + 46
 
 
-def _draw_times_key(canvas: ReportCanvas, record: RunRecord, y: float) -> None:
+def _draw_times_key(canvas: Canvas, record: RunRecord, y: float) -> None:
     """In one line, from the right: the speed-up, and the medians beside their colors."""
     x = float(RIGHT)
     if speed := speed_words(record):
@@ -266,7 +264,7 @@ def _draw_times_key(canvas: ReportCanvas, record: RunRecord, y: float) -> None:
         _draw_key(canvas, x, y, text, Cell(1, 0, None))
 
 
-def _draw_time_bar(canvas: ReportCanvas, box: Box, step: StepRecord) -> None:
+def _draw_time_bar(canvas: Canvas, box: Box, step: StepRecord) -> None:
     if step.sparse:
         canvas.fill(box, BAR_HIGH)
     elif step.dense:
@@ -295,7 +293,7 @@ def time_axis(seconds: Sequence[float], dense: float | None = None) -> tuple[flo
     return count * spacing, [round(tick * spacing, 9) for tick in range(count + 1)]
 
 
-def _draw_step_labels(canvas: ReportCanvas, table: Table, y: float) -> None:
+def _draw_step_labels(canvas: Canvas, table: Table, y: float) -> None:
     stride = _stride(len(table.steps) / MAX_STEP_LABELS)
     for index, (step, left, right) in enumerate(table.columns()):
         if index % stride == 0 or step is None:
@@ -326,7 +324,7 @@ WARNING_LINE = 20
 
 def draw_report(record: RunRecord) -> Image.Image:
     """The finished RGB picture of a run, 960 pixels wide and as high as its parts."""
-    canvas = ReportCanvas.empty(WIDTH, MAX_HEIGHT)
+    canvas = Canvas.empty(WIDTH, MAX_HEIGHT)
     table = Table(record)
     y = _draw_header(canvas, record)
     if table.rows:
@@ -342,7 +340,7 @@ def draw_report(record: RunRecord) -> Image.Image:
 
 def draw_no_run(title: str = NO_RUN_TITLE, causes: Sequence[str] = NO_RUN_CAUSES) -> Image.Image:
     """What the node shows where there is no run to show: a title and likely causes."""
-    canvas = ReportCanvas.empty(WIDTH, MAX_HEIGHT)
+    canvas = Canvas.empty(WIDTH, MAX_HEIGHT)
     canvas.text((MARGIN, 48), title, 24, TEXT, "ls")
     canvas.text((MARGIN, 80), "Likely causes:", 16, MUTED, "ls")
     y = 90.0
@@ -352,7 +350,7 @@ def draw_no_run(title: str = NO_RUN_TITLE, causes: Sequence[str] = NO_RUN_CAUSES
     return canvas.cut(y + BOTTOM_MARGIN)
 
 
-def _draw_header(canvas: ReportCanvas, record: RunRecord) -> float:
+def _draw_header(canvas: Canvas, record: RunRecord) -> float:
     canvas.text((MARGIN, 42), TITLE, 24, TEXT, "ls")
     free = RIGHT - MARGIN - text_width(TITLE, 24) - 40
     canvas.text((RIGHT, 42), fitted(drawable(model_words(record)), 16, free), 16, MUTED, "rs")
@@ -376,13 +374,13 @@ def _draw_header(canvas: ReportCanvas, record: RunRecord) -> float:
     return y
 
 
-def _draw_reasons(canvas: ReportCanvas, record: RunRecord, y: float) -> float:
+def _draw_reasons(canvas: Canvas, record: RunRecord, y: float) -> float:
     reasons = ranked_reasons(record)
     if not reasons:
         return y
     y = _draw_heading(canvas, "Why calls were dense", y)
     shown = reasons if len(reasons) <= MAX_REASONS else reasons[: MAX_REASONS - 1]
-    rows = [(f"{count:,}", reason) for reason, count in shown]
+    rows = [(f"{count:,}", reason.text) for reason, count in shown]
     if rest := reasons[len(shown) :]:
         others = f"for {len(rest)} other reasons (all are in the summary)"
         rows.append((f"{sum(count for _, count in rest):,}", others))
@@ -393,6 +391,6 @@ def _draw_reasons(canvas: ReportCanvas, record: RunRecord, y: float) -> float:
     return y
 
 
-def _draw_heading(canvas: ReportCanvas, title: str, y: float) -> float:
+def _draw_heading(canvas: Canvas, title: str, y: float) -> float:
     canvas.text((MARGIN, y + 40), title, 18, TEXT, "ls")
     return y + 46

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
-from ...rspa_core.run.schedule import SparsitySchedule
-from .canvas import DENSE, DENSE_FILL, GRID, MUTED, TEXT, Canvas, as_tensor
+from ...rspa_core.run.reasons import DenseReason
+from ...rspa_core.run.schedule import Position, SparsitySchedule
+from . import GRID, MUTED, TEXT, Canvas, as_tensor
 
 WIDTH, HEIGHT = 960, 480
 
@@ -29,7 +30,11 @@ def preview_image(schedule: SparsitySchedule, num_steps: int) -> Tensor:
 
 def preview_steps(schedule: SparsitySchedule, num_steps: int) -> list[float | None]:
     """Sparsity of each of `num_steps` steps evenly spaced in percent, None for a dense one."""
-    return [schedule.sparsity_at(step / num_steps, step, num_steps)[0] for step in range(num_steps)]
+    decided = (
+        schedule.sparsity_at(Position(step, num_steps, step / num_steps))
+        for step in range(num_steps)
+    )
+    return [None if isinstance(each, DenseReason) else each for each in decided]
 
 
 def draw_schedule(steps: Sequence[float | None]) -> Image.Image:
@@ -42,7 +47,7 @@ def draw_schedule(steps: Sequence[float | None]) -> Image.Image:
     for index, sparsity in enumerate(steps):
         left, right = LEFT + index * slot + gap / 2, LEFT + (index + 1) * slot - gap / 2
         if sparsity is None:
-            canvas.hatched((left, TOP, right, BOTTOM), DENSE, DENSE_FILL)
+            canvas.dense((left, TOP, right, BOTTOM))
         else:
             top = BOTTOM - sparsity * (BOTTOM - TOP)
             canvas.bar((left, top, right, BOTTOM), sparsity)
@@ -64,7 +69,7 @@ def _draw_header(canvas: Canvas, steps: Sequence[float | None]) -> None:
     key_top, key_bottom = 24, 38
     canvas.bar((RIGHT - 226, key_top, RIGHT - 202, key_bottom), 1.0)
     canvas.text((RIGHT - 194, key_bottom), "sparse", 16, MUTED, "ls")
-    canvas.hatched((RIGHT - 116, key_top, RIGHT - 92, key_bottom), DENSE, DENSE_FILL)
+    canvas.dense((RIGHT - 116, key_top, RIGHT - 92, key_bottom))
     canvas.text((RIGHT - 84, key_bottom), "full (dense)", 16, MUTED, "ls")
 
 

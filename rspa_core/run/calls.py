@@ -1,18 +1,71 @@
-"""What one forward is to do, and what has failed in the run it belongs to."""
+"""The engine of a sampling run, for any host: plans model calls, decides, computes and counts.
+
+A host patches a model and makes one `SparseRun` for it. For each model call ("forward") it says
+which tokens are the video and where in the sampling the call is, and opens a `Forward`; each
+self-attention call of the model goes through that. What cannot be sparse takes the host's dense
+path and is counted with its reason; a call that fails takes it, too.
+
+    forward = run.open(run.plan(layout, position), device)
+    decision = forward.decide(...)                        # None: it is dense
+    out = forward.attend(decision, q, k, v, dense)        # None: it failed, take the dense path
+    again = run.close(forward, output)                    # not None: call the model once more
+
+Non-finite values: looking at every attention output would cost a pass over it and a wait. Instead
+the forward's output is looked at once, together with the densities, and a forward that went wrong
+is asked for again, dense. Its sparse calls are not counted.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..attention import rectified_attention
 from ..config import SparseConfig
+from ..dispatch import BackendUnavailable, backend_status, release_tables
 from ..layout import TokenLayout
-from .probe import ProbeRecorder
+from .probe import ProbeRecorder, ProbeSettings
 from .profile import SparsityProfile
+from .reasons import DenseReason, Reason, why
 from .record import Block
-from .schedule import DenseBlocks
+from .report import ForwardTally, RunReport
+from .schedule import DenseBlocks, Position, SparsitySchedule
 
 FAILURE_LIMIT = 3
 """After this many failed calls the rest of the run is dense; a missing backend counts as all."""
+MESSAGE_LENGTH = 160
+"""Longest part of an error message that becomes a reason, in characters."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the user chose.
+
+    Attributes:
+        config: of the sparse calls.
+        schedule: sparsity over the run in place of the config's, or None.
+        dense_blocks: blocks that stay dense.
+        min_tokens: below this many video tokens a forward is dense.
+        profile: sparsity by block in place of the schedule's, which still says when; or None.
+        probe: what is measured while sampling, or None.
+        backend: for `rectified_attention`.
+        asked: the values as the user knows them, plain JSON data, for the report.
+    """
+
+    config: SparseConfig = field(default_factory=SparseConfig)
+    schedule: SparsitySchedule | None = None
+    dense_blocks: DenseBlocks = field(default_factory=DenseBlocks)
+    min_tokens: int = 0
+    profile: SparsityProfile | None = None
+    probe: ProbeSettings | None = None
+    backend: str = "auto"
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -22,42 +75,415 @@ class ForwardPlan:
     Attributes:
         layout: the video tokens, None if they are not known.
         config: how sparse calls are made, None for a dense forward.
-        reason: why the forward is dense.
-        dense_blocks: blocks that stay dense.
-        step, num_steps: index of the sampling step and how many there are, None if unknown.
-        profile: sparsity by block in place of the config's, or None.
-        probe: what measures this forward's calls, with the config it measures; or None.
+        reason: why the forward is dense, None for one that is not.
+        position: where in the sampling it is.
+        is_repeat: whether it is called again after values that were not finite.
     """
 
     layout: TokenLayout | None
     config: SparseConfig | None
-    reason: str = ""
-    dense_blocks: DenseBlocks = field(default_factory=DenseBlocks)
-    step: int | None = None
-    num_steps: int | None = None
-    profile: SparsityProfile | None = None
-    probe: tuple[ProbeRecorder, SparseConfig] | None = None
+    reason: DenseReason | None = None
+    position: Position = field(default_factory=Position)
+    is_repeat: bool = False
 
-    def config_of(self, block: Block) -> SparseConfig | None:
-        """How a call of this block is made sparse, None if the profile keeps it dense."""
-        sparsity = None if self.profile is None else self.profile.sparsity_of(*block)
-        if sparsity is None or self.config is None:
-            return self.config
-        return replace(self.config, sparsity=sparsity) if sparsity > 0.0 else None
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to become of one attention call.
+
+    Attributes:
+        block: that makes it.
+        config: how it is made sparse; None if it is only measured.
+        is_probed: whether the probe compares it with dense attention.
+    """
+
+    block: Block
+    config: SparseConfig | None
+    is_probed: bool
 
 
 class RunFailures:
-    """Failed sparse calls of one run, shared by its forwards.
-
-    Two threads may lose a count to each other: the limit is then met a call later.
-    """
+    """Failed sparse calls of one run, shared by its forwards."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.count = 0
-        self.final_reason: str | None = None
+        self.final_reason: DenseReason | None = None
 
-    def add(self, reason: str, is_final: bool = False) -> None:
+    def add(self, reason: DenseReason, is_final: bool = False) -> None:
         """Note a failure; `final_reason` is set once the rest of the run is to be dense."""
-        self.count += 1
-        if is_final or self.count >= FAILURE_LIMIT:
-            self.final_reason = reason
+        with self._lock:
+            self.count += 1
+            if is_final or self.count >= FAILURE_LIMIT:
+                self.final_reason = reason
+
+
+class SparseRun:
+    """The sampling runs of one patched model, one after the other.
+
+    Several threads may call the model at once. A deep copy of whatever holds this object reports to
+    the same run.
+
+    Args:
+        settings: what the user chose.
+        report: counts; one without a place for its status line if None.
+        attend, status: the sparse attention and its backend query; injected for tests.
+        guard: makes the context in which sparse attention runs.
+        progress, say: told how far the probe is, see `ProbeRecorder`.
+
+    Attributes:
+        recorder: of the probe, None without one.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        report: RunReport | None = None,
+        attend: Callable[..., Any] = rectified_attention,
+        status: Callable[..., Any] = backend_status,
+        guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        progress: Callable[[int, int], None] | None = None,
+        say: Callable[[str, bool], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.report = report or RunReport(settings=settings.asked)
+        self.recorder: ProbeRecorder | None = None
+        if settings.probe is not None:
+            self.recorder = ProbeRecorder(settings.probe, attend, progress, say)
+        self.attention = attend
+        self.backend_status = status
+        self.guard = guard
+        self.failures = RunFailures()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseRun:
+        return self
+
+    def begin(self) -> None:
+        """A new sampling run begins; what an earlier one left is forgotten."""
+        self.failures = RunFailures()
+        self.report.reset()
+        self.report.announce()
+        if self.recorder is not None:
+            self.recorder.reset()
+        for difference in _differences(self.settings):
+            self.report.warn_once(difference)
+
+    def finish(self, model_name: str) -> None:
+        """The sampling run is over, also after an error or an interruption."""
+        record = self.report.record()
+        if self.settings.dense_blocks.ranges and record.sparse:
+            if not any(each.reason is Reason.DENSE_BLOCK for each in record.reasons):
+                self.report.warn_once("dense_blocks matches no block of this model")
+        self.report.finish_run(model_name)
+        if self.recorder is not None:
+            self.recorder.finish()
+        self.failures = RunFailures()
+        release_tables()
+
+    def plan(self, layout: TokenLayout | DenseReason, position: Position) -> ForwardPlan:
+        """What a forward is to do.
+
+        Args:
+            layout: its tokens, or why they are not known.
+            position: where in the sampling it is.
+        """
+        settings = self.settings
+        if isinstance(layout, DenseReason):
+            return ForwardPlan(None, None, layout, position)
+        tokens = layout.video_length
+        decided: float | DenseReason = settings.config.sparsity
+        if tokens < settings.min_tokens:
+            decided = why(Reason.MIN_TOKENS, tokens, settings.min_tokens)
+        elif settings.schedule is not None:
+            decided = settings.schedule.sparsity_at(position)
+        if isinstance(decided, DenseReason):
+            return ForwardPlan(layout, None, decided, position)
+        return ForwardPlan(layout, replace(settings.config, sparsity=decided), None, position)
+
+    def open(self, plan: ForwardPlan, device: torch.device) -> Forward:
+        """A model call begins."""
+        return Forward(self, plan, device, self.report.start_forward())
+
+    def close(self, forward: Forward, output: Any) -> Forward | None:
+        """A model call is over: count it, unless it has to be made again.
+
+        Args:
+            forward: what `open` gave.
+            output: the model's, a tensor.
+
+        Returns:
+            None; or, if sparse attention may have made values that are not finite, a dense forward
+            to call the model again with, and to close in turn.
+        """
+        tally, plan = forward.tally, forward.plan
+        density_sums: dict[Block, float] = {}
+        if tally.seen:  # dense ones are waited for, too: their time is what sparse is compared with
+            density_sums, is_finite = tally.finish(output)
+            if tally.sparse and not is_finite:
+                self.failures.add(why(Reason.NON_FINITE))
+                self.report.warn_once(
+                    "sparse attention gave values that are not finite: the forward is repeated "
+                    "dense"
+                )
+                again = replace(plan, config=None, reason=why(Reason.NON_FINITE), is_repeat=True)
+                return Forward(self, again, tally.device, forward.started)
+            if plan.is_repeat and not is_finite:
+                # The model itself does it: sparse attention would be blamed again and again.
+                self.failures.add(why(Reason.NON_FINITE_ANYWAY), is_final=True)
+                self.report.warn_once(
+                    "the model gives values that are not finite with dense attention too"
+                )
+        forward.density_sums = density_sums
+        self.report.add_forward(tally, density_sums, forward.started, plan.layout)
+        return None
+
+
+class Forward:
+    """One model call and the thread that makes it: its attention calls are decided and counted.
+
+    Attributes:
+        plan: what it is to do.
+        tally: its calls.
+        started: when, by the report's clock.
+        density_sums: of its sparse calls by block, once it is closed.
+    """
+
+    def __init__(
+        self, run: SparseRun, plan: ForwardPlan, device: torch.device, started: float
+    ) -> None:
+        self.run = run
+        self.plan = plan
+        self.started = started
+        self.tally = ForwardTally(device, plan.position.step)
+        self.density_sums: dict[Block, float] = {}
+        self._status_asked = False
+
+    def is_over_video(
+        self, q: torch.Size, k: torch.Size, v: torch.Size, block: Block, in_model: bool
+    ) -> bool:
+        """Whether an attention call of these shapes is over the video's sequence.
+
+        Args:
+            q, k, v: `[..., N, C]`.
+            block: that makes the call.
+            in_model: whether it comes from a block of the transformer, not from a refiner.
+        """
+        lengths = q[-2], k[-2]
+        layout = self.plan.layout
+        if q != k or q != v:
+            self.tally.other_lengths.add(lengths)
+            return False
+        if layout is None or lengths[0] == layout.length:
+            return True
+        self.tally.other_lengths.add(lengths)
+        if in_model and lengths[0] >= layout.video_length:
+            # A transformer block over a sequence that was not foreseen: a new model variant.
+            self.count_dense(block, why(Reason.OTHER_LENGTH, lengths[0], layout.length))
+        return False
+
+    def count_dense(self, block: Block, reason: DenseReason) -> None:
+        """Count a call that the host computes by itself."""
+        self.tally.add_dense(block, reason)
+
+    def decide(
+        self,
+        block: Block,
+        total: int | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        head_dim: int,
+        unsupported: DenseReason | None = None,
+    ) -> Decision | None:
+        """Whether a call over the video is sparse; a dense one is counted.
+
+        Args:
+            block: that makes the call.
+            total: blocks of its kind, None if unknown.
+            device, dtype, head_dim: of its q, k and v.
+            unsupported: what the host knows to speak against it.
+
+        Returns:
+            None for a call that is to take the dense path.
+        """
+        config = self._config_or_reason(block, total)
+        # Asked once it matters, since it may import Triton.
+        if not isinstance(config, DenseReason):
+            config = unsupported or self._backend_reason(device, dtype, head_dim) or config
+        if self._is_probed(block, total):
+            if unsupported is None and self._backend_reason(device, dtype, head_dim) is None:
+                sparse = None if isinstance(config, DenseReason) else config
+                return Decision(block, sparse, is_probed=True)
+        if isinstance(config, DenseReason):
+            self.count_dense(block, config)
+            return None
+        return Decision(block, config, is_probed=False)
+
+    def attend(
+        self,
+        decision: Decision,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dense: Callable[[], Tensor],
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor | None:
+        """Compute a call as decided.
+
+        Args:
+            decision: about this call.
+            q, k, v: `[B, H, N, D]`, any strides.
+            dense: full attention of the same call, `[B, H, N, D]`; called for the probe only.
+            lengths: tokens of each sample that take part, the rest is padding; None: all.
+
+        Returns:
+            `[B, H, N, D]`, zero in the padding; of a call that the probe measures, what `dense`
+            gave. None if sparse attention failed, which is counted: take the dense path.
+        """
+        if decision.is_probed:
+            self.count_dense(decision.block, why(Reason.PROBED))
+            return self._measure(decision.block, q, k, v, dense(), lengths)
+        assert decision.config is not None
+        try:
+            with self.run.guard():
+                out, density = self._sparse(q, k, v, decision.config, lengths)
+                self.tally.add_sparse(decision.block, out, density)
+            return out
+        except BackendUnavailable as error:
+            reason, is_final = why(Reason.NO_BACKEND, str(error)), True
+        except Exception as error:  # out of memory, a kernel that fails: the run goes on, dense
+            reason, is_final = failure(error), False
+        # Outside the except clause: there the traceback would keep the failed call's tensors alive
+        # while the dense path needs the memory.
+        self._fail(reason, is_final)
+        self.count_dense(decision.block, reason)
+        return None
+
+    def _config_or_reason(self, block: Block, total: int | None) -> SparseConfig | DenseReason:
+        plan, settings = self.plan, self.run.settings
+        if plan.layout is None or plan.config is None:
+            assert plan.reason is not None
+            return plan.reason
+        if settings.dense_blocks.contains(*block, total):
+            return why(Reason.DENSE_BLOCK)
+        sparsity = None if settings.profile is None else settings.profile.sparsity_of(*block)
+        if sparsity is None:
+            return plan.config
+        if sparsity <= 0.0:
+            return why(Reason.DENSE_IN_PROFILE)
+        return replace(plan.config, sparsity=sparsity)
+
+    def _backend_reason(
+        self, device: torch.device, dtype: torch.dtype, head_dim: int
+    ) -> DenseReason | None:
+        """Why no backend computes such calls here, or why the rest of the run is dense."""
+        run = self.run
+        if run.failures.final_reason is None and not self._status_asked:
+            self._status_asked = True
+            try:
+                status = run.backend_status(device, dtype, head_dim, run.settings.config)
+            except Exception as error:  # a broken Triton install fails when it is imported
+                self._fail(failure(error), is_final=True)
+            else:
+                if status.name is None:
+                    self._fail(why(Reason.NO_BACKEND, status.reason), is_final=True)
+        return run.failures.final_reason
+
+    def _is_probed(self, block: Block, total: int | None) -> bool:
+        recorder, position = self.run.recorder, self.plan.position
+        if recorder is None or self.plan.layout is None or self.plan.is_repeat:
+            return False
+        return recorder.wants(position.step, position.num_steps, *block, total)
+
+    def _measure(
+        self,
+        block: Block,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dense: Tensor,
+        lengths: Sequence[int] | None,
+    ) -> Tensor:
+        """Let the probe compare sparse with dense attention; returns the dense output."""
+        recorder, layout = self.run.recorder, self.plan.layout
+        assert recorder is not None
+        assert layout is not None
+        end = q.shape[-2] if lengths is None else min(lengths)
+        if lengths is not None and max(lengths) > end:
+            return dense  # samples of several lengths: what is measured would be no one call
+        try:
+            with self.run.guard():
+                recorder.measure(
+                    q[:, :, :end],
+                    k[:, :, :end],
+                    v[:, :, :end],
+                    dense[:, :, :end],
+                    replace(layout, length=end),
+                    self.run.settings.config,
+                    self.plan.position.step,
+                    block,
+                )
+        except Exception as error:  # out of memory, a kernel that fails: the render goes on
+            reason = failure(error)
+        else:
+            return dense
+        # Outside the except clause, as in `attend`.
+        self._fail(reason, is_final=False)
+        return dense
+
+    def _sparse(
+        self, q: Tensor, k: Tensor, v: Tensor, config: SparseConfig, lengths: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Output and density, one `rectified_attention` for each length among the samples."""
+        layout = self.plan.layout
+        assert layout is not None
+
+        def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            own = replace(layout, length=q.shape[-2])
+            settings = {"backend": self.run.settings.backend, "return_stats": True}
+            out, stats = self.run.attention(q, k, v, own, config, **settings)
+            return out, stats.density
+
+        batch, heads, length, head_dim = v.shape
+        if lengths is None or set(lengths) == {length}:
+            return call(q, k, v)
+        out = v.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
+        densities = []
+        for end in sorted(set(lengths)):
+            rows = [row for row in range(batch) if lengths[row] == end]
+            # One length for all, as with a single prompt: views instead of copies.
+            chosen: Any = slice(None) if len(rows) == batch else rows
+            part, density = call(*(each[chosen, :, :end] for each in (q, k, v)))
+            out[chosen, :, :end] = part
+            densities.append(density * (len(rows) / batch))
+        return out, torch.stack(densities).sum()
+
+    def _fail(self, reason: DenseReason, is_final: bool) -> None:
+        self.run.failures.add(reason, is_final)
+        rest = ", and so does the rest of this run" if self.run.failures.final_reason else ""
+        self.run.report.warn_once(f"an attention call takes the dense path{rest}: {reason.text}")
+
+
+def failure(error: Exception) -> DenseReason:
+    """An exception as a reason: its type and first line."""
+    lines = str(error).strip().splitlines() or [""]
+    kind = type(error).__name__
+    return why(Reason.FAILED, kind, lines[0][: MESSAGE_LENGTH - len(kind) - 2])
+
+
+def _differences(settings: RunSettings) -> list[str]:
+    """What the profile was measured with and the run does otherwise: its errors may be off."""
+    profile, config = settings.profile, settings.config
+    if profile is None:
+        return []
+    tail_keys = profile.tail_keys if config.rectification == profile.rectification else None
+    pairs = (
+        ("block_size", profile.block_size, config.kv_block),
+        ("rectification", profile.rectification, config.rectification),
+        ("token_order", profile.order, config.order),
+        ("tail_keys", tail_keys, config.tail_keys if tail_keys is not None else None),
+    )
+    return [
+        f"the profile was measured with {name} = {measured}, this run has {own}"
+        for name, measured, own in pairs
+        if measured != own
+    ]

@@ -1,4 +1,4 @@
-"""Presets: settings for a model family and a wish, chosen by what was measured.
+"""Presets: settings for a wish, chosen by what was measured with a trained Wan model.
 
 The figures behind every choice, and the commands that give them, are in docs/notes/fidelity.md.
 `start_percent` is a share of the sampling, so one preset serves any number of steps: 0.2 keeps 1 of
@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ..config import ConfigError, check_choice
+from ..config import check_choice
 
 CUSTOM = "custom"
-FAMILIES = ("wan", "hunyuan_video")
 
 
 @dataclass(frozen=True)
@@ -42,34 +41,22 @@ class Preset:
         return asdict(self)
 
 
-_WAN = {
-    "quality": Preset(0.6, 64, 0.2, tail_keys=8),
-    "balanced": Preset(0.75, 128, 0.2),
-    "fast": Preset(0.85, 128, 0.15),
-    "4-step": Preset(0.85, 128, 0.2),  # few steps need no gentler one
-}
-# No trained HunyuanVideo small enough to measure pictures with: Wan's values, until there is one.
-_HUNYUAN = dict(_WAN)
-
-PRESETS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
-    {"wan": MappingProxyType(_WAN), "hunyuan_video": MappingProxyType(_HUNYUAN)}
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "quality": Preset(0.6, 64, 0.2, tail_keys=8),
+        "balanced": Preset(0.75, 128, 0.2),
+        "fast": Preset(0.85, 128, 0.15),
+        "4-step": Preset(0.85, 128, 0.2),  # few steps need no gentler one
+    }
 )
-PRESET_NAMES = (CUSTOM, *_WAN)
+PRESET_NAMES = (CUSTOM, *PRESETS)
 
 
-def preset(name: str, family: str | None) -> Preset | None:
+def preset(name: str) -> Preset | None:
     """The preset of that name, None for "custom".
 
-    Args:
-        family: "wan" or "hunyuan_video"; None (a model that stays dense anyway) reads as "wan".
-
     Raises:
-        ConfigError: there is no such preset or family.
+        ConfigError: there is no such preset.
     """
     check_choice("preset", name, PRESET_NAMES)
-    if name == CUSTOM:
-        return None
-    family = family or "wan"
-    if family not in PRESETS:
-        raise ConfigError("model family", family, "one of " + ", ".join(PRESETS))
-    return PRESETS[family][name]
+    return None if name == CUSTOM else PRESETS[name]

@@ -1,26 +1,23 @@
-"""What a probe measures: how far sparse attention is from full attention, by step, block, sparsity.
+"""The probe: how far sparse attention is from full attention, by step, block and sparsity.
 
     error = ||sparse - dense|| / ||dense||   over the video rows and all heads
 
-of all calls of one block in one step together (with guidance there are two). Plain Python: no
-torch, no ComfyUI.
+of all calls of one block in one step together (with guidance there are two). `ProbeSettings` say
+what is measured, the `ProbeRecorder` measures while a sampler renders, a `ProbeTable` holds the
+errors, and `make_outcome` turns them into a profile. The words are in report_text.py.
 
-Measures attention calls while a sampler renders: sparse against dense, at several sparsities.
-
-Memory of one measured call: one sparse output at a time, and fp32 slices of `SLICE_ELEMENTS`.
-What stays is one short vector per block and step, on the device of the call. Nothing here waits
-for the device but `table`.
-
-From a probe's measurements to a profile, and the outcome in plain lines.
+Memory of one measured call: one sparse output at a time, and fp32 slices of `SLICE_ELEMENTS`. What
+stays is one short vector per block and step, on the device of the call. Nothing here waits for the
+device but `table`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
@@ -31,11 +28,8 @@ from ..attention import rectified_attention
 from ..config import MAX_SPARSITY, ConfigError, SparseConfig
 from ..layout import TokenLayout
 from .profile import ModelFingerprint, SparsityProfile
-from .record import RunRecord
+from .record import Block
 from .schedule import DenseBlocks, parse_dense_blocks
-
-Block = tuple[str, int | None]
-"""(block_type, block_index) of an attention call, as ComfyUI names them."""
 
 MAX_SPARSITIES = 16
 """Each one is an attention call more per measured call."""
@@ -83,7 +77,7 @@ class ProbeSettings:
         self,
         step: int | None,
         num_steps: int | None,
-        block_type: str | None,
+        kind: str | None,
         index: int | None,
         total: int | None,
     ) -> bool:
@@ -94,11 +88,11 @@ class ProbeSettings:
         """
         if step is None or num_steps is None or index is None:
             return False
-        return step in self.steps.indices(num_steps) and self.wants_block(block_type, index, total)
+        return step in self.steps.indices(num_steps) and self.wants_block(kind, index, total)
 
-    def wants_block(self, block_type: str | None, index: int, total: int | None) -> bool:
+    def wants_block(self, kind: str | None, index: int, total: int | None) -> bool:
         """Whether this block is measured in the steps that are."""
-        return not self.blocks.ranges or self.blocks.contains(block_type, index, total)
+        return not self.blocks.ranges or self.blocks.contains(kind, index, total)
 
 
 @dataclass(frozen=True)
@@ -287,7 +281,7 @@ class ProbeRecorder:
         settings: what is measured.
         attend: the sparse attention; injected for tests.
         progress: told (measured, expected as far as known) pairs of a step and a block.
-        say: told in words what is being measured.
+        say: told in words what is being measured, and whether nothing follows.
 
     Attributes:
         grid: video tokens (T, H, W) of the last measured call, None before the first.
@@ -301,7 +295,7 @@ class ProbeRecorder:
         settings: ProbeSettings,
         attend: Callable[..., Any] = rectified_attention,
         progress: Callable[[int, int], None] | None = None,
-        say: Callable[[str], None] | None = None,
+        say: Callable[[str, bool], None] | None = None,
     ) -> None:
         self.settings = settings
         self._attend = attend
@@ -329,17 +323,17 @@ class ProbeRecorder:
         self,
         step: int | None,
         num_steps: int | None,
-        block_type: str | None,
+        kind: str | None,
         index: int | None,
         total: int | None,
     ) -> bool:
         """Whether calls of this block are to be measured in this step; None is unknown."""
         self.was_asked = True
         self.num_steps = num_steps
-        if not self.settings.wants(step, num_steps, block_type, index, total):
+        if not self.settings.wants(step, num_steps, kind, index, total):
             return False
         self.has_wanted = True
-        self._num_blocks[block_type] = total or 0
+        self._num_blocks[kind] = total or 0
         return True
 
     def measure(
@@ -406,7 +400,8 @@ class ProbeRecorder:
             blocks = len({block for _, block in self._measured})
             self._say(
                 f"measured {blocks} {'block' if blocks == 1 else 'blocks'} in {steps} "
-                f"{'step' if steps == 1 else 'steps'}"
+                f"{'step' if steps == 1 else 'steps'}",
+                True,
             )
 
     def table(self) -> ProbeTable:
@@ -440,7 +435,7 @@ class ProbeRecorder:
         return found
 
     def _tell(self, step: int, block: Block) -> None:
-        block_type, index = block
+        own, index = block
         if self._progress is not None:
             expected = len(self.settings.steps.indices(self.num_steps)) if self.num_steps else 0
             expected *= sum(
@@ -451,9 +446,10 @@ class ProbeRecorder:
             done = len(self._measured)
             self._progress(done, max(done, expected))
         if self._say is not None:
-            kind = "single block" if block_type == "single" else "block"
-            total = self._num_blocks.get(block_type)
-            self._say(f"probe: step {step}, {kind} {index}" + (f" of {total}" if total else ""))
+            name = "single block" if own == "single" else "block"
+            total = self._num_blocks.get(own)
+            place = f"{name} {index}" + (f" of {total}" if total else "")
+            self._say(f"probe: step {step}, {place}", False)
 
 
 def _sum_squares(x: Tensor, minus: Tensor | None = None) -> Tensor:
@@ -488,13 +484,8 @@ def _densities(values: list[float]) -> tuple[float, ...]:
 
 
 def _model_order(block: Block) -> tuple[bool, int]:
-    block_type, index = block
-    return block_type == "single", -1 if index is None else index
-
-
-MAX_ROWS = 15
-"""Rows of the table of errors; the blocks that matter come first."""
-MAX_STEP_COLUMNS = 6
+    kind, index = block
+    return kind == "single", -1 if index is None else index
 
 
 class NothingMeasured(ValueError):
@@ -591,8 +582,8 @@ def make_outcome(
     measured: dict[Block, Block] = {}
     blocks = model_blocks(model)
     for block, sparsity in propose(table, wanted_error).items():
-        block_type, index = block
-        place = ("single" if block_type == "single" else "double", index)
+        kind, index = block
+        place = ("single" if kind == "single" else "double", index)
         if place in blocks and sparsity <= proposals.get(place, 1.0):
             proposals[place] = sparsity
             measured[place] = block
@@ -619,130 +610,3 @@ def make_outcome(
         name=name,
     )
     return ProbeOutcome(table, profile, measured, config.sparsity)
-
-
-def why_nothing(recorder: ProbeRecorder, last_run: RunRecord | None) -> str:
-    """The likely cause of an empty probe, for the user."""
-    if last_run is None and not recorder.was_asked:
-        return (
-            "no sampler has used this model yet. Give the sampler the model that comes out of the "
-            "probe, and connect 'after' to what that sampler makes"
-        )
-    reasons = sorted(last_run.reasons.items(), key=lambda pair: -pair[1]) if last_run else []
-    said = f" The run says: {reasons[0][0]}." if reasons else ""
-    if not recorder.was_asked:
-        return f"the video tokens of this model are not known.{said}"
-    if recorder.has_wanted:
-        return f"every attempt failed.{said}"
-    if recorder.num_steps is None:
-        return "this sampler does not say which step it is in"
-    return (
-        f"the sampler took {recorder.num_steps} steps and none of them is in the "
-        "probe's 'steps', or none of the model's blocks is in its 'blocks'"
-    )
-
-
-def block_name(block: Block, model: ModelFingerprint) -> str:
-    """ "12" of a model with one kind of blocks, else "double 12" or "single 12"."""
-    kind, index = block
-    return f"{kind} {index}" if model.single_blocks else str(index)
-
-
-def summary_text(outcome: ProbeOutcome) -> str:
-    """The outcome in plain lines and a table, worst blocks first."""
-    lines = [*_measured_lines(outcome), *_proposal_lines(outcome), "", *_table_lines(outcome)]
-    return "\n".join(lines)
-
-
-def number(value: float) -> str:
-    """Three digits that count: 0.0123, 0.123, 1.23."""
-    if value >= 10.0:
-        return "10 or more"
-    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}"
-
-
-def short(value: float) -> str:
-    """A sparsity or density without needless zeros: 0.5, 0.75, 0.712."""
-    return f"{value:.3f}".rstrip("0").rstrip(".")
-
-
-def _measured_lines(outcome: ProbeOutcome) -> list[str]:
-    table, profile = outcome.table, outcome.profile
-    return [
-        f"Rectified SpaAttn probe of {profile.model.describe()}",
-        f"Measured: {len(outcome.measured)} of {len(outcome.blocks)} blocks in "
-        f"{'step' if len(table.steps) == 1 else 'steps'} {ranges(table.steps)}, "
-        f"sparsity {', '.join(map(short, table.sparsities))}, "
-        f"video of {' x '.join(map(str, profile.grid))} tokens",
-    ]
-
-
-def _proposal_lines(outcome: ProbeOutcome) -> list[str]:
-    profile = outcome.profile
-    sparsities = [outcome.sparsity(block) for block in outcome.blocks]
-    line = (
-        f"For an error of at most {short(profile.wanted_error)}: sparsity {fmean(sparsities):.2f} "
-        f"on average, {min(sparsities):.2f} to {max(sparsities):.2f}"
-    )
-    dense = sparsities.count(0.0)
-    if dense:
-        line += f", {dense} {'block' if dense == 1 else 'blocks'} dense"
-    lines = [line + f"; about {outcome.density():.0%} of the attention is computed"]
-    shown = outcome.shown_sparsity
-    errors = [error for _, error in outcome.worst_first()]
-    said = f"sparsity {short(shown)} everywhere"
-    if shown != outcome.configured:
-        said += f" (measured nearest to the node's {short(outcome.configured)})"
-    lines.append(
-        f"With {said}: errors {number(min(errors))} to {number(max(errors))}, about "
-        f"{outcome.density(shown):.0%} is computed"
-    )
-    return lines + _missing_lines(outcome)
-
-
-def _missing_lines(outcome: ProbeOutcome) -> list[str]:
-    lines = []
-    for kind, name in (("double", "blocks"), ("single", "single blocks")):
-        missing = [i for k, i in outcome.blocks if k == kind and (k, i) not in outcome.measured]
-        if not missing:
-            continue
-        has_median = any(own == kind for own, _ in outcome.measured)
-        source = "the median of the others" if has_median else "the node's sparsity"
-        value = short(outcome.sparsity((kind, missing[0])))
-        lines.append(f"Not measured, {source} {value}: {name} {ranges(missing)}")
-    return lines
-
-
-def _table_lines(outcome: ProbeOutcome) -> list[str]:
-    steps = outcome.table.steps
-    with_steps = len(steps) <= MAX_STEP_COLUMNS
-    head = ["block", *(f"step {step}" for step in steps)] if with_steps else ["block", "worst"]
-    rows = [[*head, "proposed"]]
-    ranked = outcome.worst_first()
-    for block, worst in ranked[:MAX_ROWS]:
-        errors = [outcome.error(block, step) for step in steps] if with_steps else [worst]
-        cells = ["-" if error is None else number(error) for error in errors]
-        sparsity = outcome.sparsity(block)
-        proposed = f"{sparsity:.2f}" if sparsity else "dense"
-        rows.append([block_name(block, outcome.profile.model), *cells, proposed])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    more = len(ranked) - MAX_ROWS
-    return [
-        f"Error at sparsity {short(outcome.shown_sparsity)}, worst first",
-        *lines,
-        *([f"and {more} more"] if more > 0 else []),
-    ]
-
-
-def ranges(numbers: Iterable[int | None]) -> str:
-    """ "0-2, 5" of rising numbers."""
-    known = [number for number in numbers if number is not None]
-    parts = []
-    for _, run in groupby(enumerate(known), key=lambda pair: pair[1] - pair[0]):
-        members = [member for _, member in run]
-        first, last = members[0], members[-1]
-        parts.append(str(first) if first == last else f"{first}-{last}")
-    return ", ".join(parts)

@@ -36,10 +36,10 @@ from ..config import (
     check_integer,
     check_number,
 )
-from .families import MAX_SIZE, ModelFingerprint
 
-__all__ = ["ModelFingerprint", "ProfileError", "SparsityProfile", "load_profile", "save_profile"]
-
+MAX_BLOCKS = 1000
+MAX_SIZE = 1_000_000
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9 ._-]{0,39}")
 FORMAT = "rectified_spaattn.sparsity_profile"
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 1 << 20
@@ -48,6 +48,44 @@ DECIMALS = 6
 """Of a sparsity: fp32 holds them exactly, so that a profile is the same after saving."""
 MAX_MESSAGE = 400
 TENSORS = ("double.sparsity", "single.sparsity")
+
+
+@dataclass(frozen=True)
+class ModelFingerprint:
+    """Family and sizes of a model; those of two models are equal if a profile fits both.
+
+    Attributes:
+        family: name of the family as people know it, such as "Wan" or "HunyuanVideo".
+        double_blocks: main blocks, all of Wan's.
+        single_blocks: HunyuanVideo's single blocks, else 0.
+        hidden_dim: width of a token.
+        num_heads: attention heads.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+
+    family: str
+    double_blocks: int
+    single_blocks: int
+    hidden_dim: int
+    num_heads: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.family, str) or not _NAME.fullmatch(self.family):
+            raise ConfigError("family", self.family, "a name of at most 40 letters and digits")
+        check_integer("double_blocks", self.double_blocks, 1, MAX_BLOCKS)
+        check_integer("single_blocks", self.single_blocks, 0, MAX_BLOCKS)
+        check_integer("hidden_dim", self.hidden_dim, 1, MAX_SIZE)
+        check_integer("num_heads", self.num_heads, 1, MAX_SIZE)
+
+    def describe(self) -> str:
+        """In words: "Wan, 40 blocks, dimension 5120, 40 heads"."""
+        blocks = f"{self.double_blocks} blocks"
+        if self.single_blocks:
+            blocks = f"{self.double_blocks} double and {self.single_blocks} single blocks"
+        size = f"dimension {self.hidden_dim}, {self.num_heads} heads"
+        return f"{self.family}, {blocks}, {size}"
 
 
 class ProfileError(ValueError):
@@ -128,7 +166,7 @@ class SparsityProfile:
         ours = self.model.describe()
         if self.name:
             ours = f"{self.name} ({ours})"
-        theirs = "neither Wan nor HunyuanVideo" if fingerprint is None else fingerprint.describe()
+        theirs = "of no known family" if fingerprint is None else fingerprint.describe()
         raise ConfigError("profile", ours, f"it belongs to another model; this one is {theirs}")
 
     def describe(self) -> str:

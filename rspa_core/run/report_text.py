@@ -1,17 +1,28 @@
-"""The words of a report: one run as plain lines for a forum post, and as JSON.
+"""The words for a run: the status line, the log, plain lines for a forum post, JSON.
 
-The characters are those of Pillow's own font, because the picture shows the same words.
+The characters are those of Pillow's own font, because a picture shows the same words.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from statistics import fmean
 from typing import Any
 
-from .record import MIN_FORWARDS, RunRecord
+from .probe import ProbeOutcome, ProbeRecorder
+from .profile import ModelFingerprint
+from .reasons import DenseReason
+from .record import MIN_FORWARDS, Block, RunRecord
 
+SAME_SPEED = 0.95
+"""Times faster from which on a run does not count as slower, nor below its inverse as faster."""
+MAX_PROBE_ROWS = 15
+"""Rows of the table of errors; the blocks that matter come first."""
+MAX_STEP_COLUMNS = 6
+WAITING = "waiting for the first model call"
 NO_RUN_TITLE = "No sampling run yet"
 NO_RUN_CAUSES = (
     "The after input is not connected to the sampler that uses this model, nor to a node behind "
@@ -26,6 +37,35 @@ NOT_PATCHED_CAUSES = (
     "The model connected here comes from a place before the Rectified SpaAttn node.",
 )
 NEVER_CALLED = "no attention call over the video reached the node"
+
+
+def status_line(record: RunRecord) -> str:
+    """ "sparse 288 / dense 32 (first 10 %) · density 0.17 · 1.9x per step · 12.3 s" """
+    return _line(record, _short_reasons(record.reasons))
+
+
+def last_status(record: RunRecord) -> str:
+    """The status line of a finished run; a run without sparse calls says why above it."""
+    status = status_line(record)
+    return status if record.sparse else f"not sparse: {why_not_sparse(record)}\n{status}"
+
+
+def log_line(record: RunRecord) -> str:
+    """The status line with all reasons and their counts, and the number of forwards."""
+    listed = ", ".join(f"{reason.text} {count}" for reason, count in record.reasons.items())
+    return f"{_line(record, listed)}, {record.forwards} forwards"
+
+
+def why_not_sparse(record: RunRecord) -> str:
+    """The likely cause of a run without a single sparse call, for the user."""
+    if not record.dense:
+        return record.warnings[0] if record.warnings else "no attention call was seen"
+    if all(each.reason.is_of_schedule for each in record.reasons):
+        return (
+            "the schedule was active in none of the steps that ran "
+            f"({_short_reasons(record.reasons)})"
+        )
+    return next(iter(record.reasons)).text
 
 
 def summary_text(record: RunRecord) -> str:
@@ -47,7 +87,7 @@ def summary_text(record: RunRecord) -> str:
     lines.append(f"Speed: {speed_words(record) or _why_no_speed(record)}")
     if record.reasons:
         lines.append("Why calls were dense:")
-        lines += [f"  {count:,}  {reason}" for reason, count in ranked_reasons(record)]
+        lines += [f"  {count:,}  {reason.text}" for reason, count in ranked_reasons(record)]
     if record.warnings:
         lines.append("Warnings:")
         lines += [f"  {warning}" for warning in record.warnings]
@@ -99,14 +139,14 @@ def speed_words(record: RunRecord) -> str:
     ratio = record.speedup
     if ratio is None or not math.isfinite(ratio) or ratio <= 0.0:
         return ""
-    if 0.95 <= ratio < 1.05:
+    if SAME_SPEED <= ratio < 1 / SAME_SPEED:
         return "as fast as dense steps"
     return f"{ratio:.1f} x faster per step" if ratio > 1.0 else f"{1 / ratio:.1f} x slower per step"
 
 
 def is_slower(record: RunRecord) -> bool:
     """Whether sparse steps took clearly longer than dense ones."""
-    return "slower" in speed_words(record)
+    return record.speedup is not None and 0.0 < record.speedup < SAME_SPEED
 
 
 def settings_words(settings: Mapping[str, Any]) -> str:
@@ -124,9 +164,29 @@ def seconds_words(seconds: float) -> str:
     return f"{seconds:.{digits}f} s"
 
 
-def ranked_reasons(record: RunRecord) -> list[tuple[str, int]]:
+def ranked_reasons(record: RunRecord) -> list[tuple[DenseReason, int]]:
     """(reason, calls), most frequent first."""
     return sorted(record.reasons.items(), key=lambda each: -each[1])
+
+
+def _line(record: RunRecord, reasons: str) -> str:
+    parts = [f"sparse {record.sparse} / dense {record.dense}"]
+    if reasons:
+        parts[0] += f" ({reasons})"
+    if record.density is not None:
+        parts.append(f"density {record.density:.2f}")
+    if record.speedup is not None:
+        slower = f"{1 / record.speedup:.1f}x slower per step" if is_slower(record) else ""
+        parts.append(slower or f"{record.speedup:.1f}x per step")
+    parts.append(f"{record.seconds:.1f} s")
+    return " · ".join(parts)
+
+
+def _short_reasons(reasons: Mapping[DenseReason, int]) -> str:
+    """Reasons with their counts; a single one without."""
+    if len(reasons) == 1:
+        return next(iter(reasons)).short
+    return ", ".join(f"{reason.short} {count}" for reason, count in reasons.items())
 
 
 def _why_no_speed(record: RunRecord) -> str:
@@ -173,3 +233,130 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def why_nothing_measured(recorder: ProbeRecorder, last_run: RunRecord | None) -> str:
+    """The likely cause of an empty probe, for the user."""
+    if last_run is None and not recorder.was_asked:
+        return (
+            "no sampler has used this model yet. Give the sampler the model that comes out of the "
+            "probe, and connect 'after' to what that sampler makes"
+        )
+    reasons = ranked_reasons(last_run) if last_run else []
+    said = f" The run says: {reasons[0][0].text}." if reasons else ""
+    if not recorder.was_asked:
+        return f"the video tokens of this model are not known.{said}"
+    if recorder.has_wanted:
+        return f"every attempt failed.{said}"
+    if recorder.num_steps is None:
+        return "this sampler does not say which step it is in"
+    return (
+        f"the sampler took {recorder.num_steps} steps and none of them is in the "
+        "probe's 'steps', or none of the model's blocks is in its 'blocks'"
+    )
+
+
+def block_name(block: Block, model: ModelFingerprint) -> str:
+    """ "12" of a model with one kind of blocks, else "double 12" or "single 12"."""
+    kind, index = block
+    return f"{kind} {index}" if model.single_blocks else str(index)
+
+
+def probe_summary_text(outcome: ProbeOutcome) -> str:
+    """The outcome in plain lines and a table, worst blocks first."""
+    lines = [*_measured_lines(outcome), *_proposal_lines(outcome), "", *_table_lines(outcome)]
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Three digits that count: 0.0123, 0.123, 1.23."""
+    if value >= 10.0:
+        return "10 or more"
+    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}"
+
+
+def short(value: float) -> str:
+    """A sparsity or density without needless zeros: 0.5, 0.75, 0.712."""
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _measured_lines(outcome: ProbeOutcome) -> list[str]:
+    table, profile = outcome.table, outcome.profile
+    return [
+        f"Rectified SpaAttn probe of {profile.model.describe()}",
+        f"Measured: {len(outcome.measured)} of {len(outcome.blocks)} blocks in "
+        f"{'step' if len(table.steps) == 1 else 'steps'} {ranges(table.steps)}, "
+        f"sparsity {', '.join(map(short, table.sparsities))}, "
+        f"video of {' x '.join(map(str, profile.grid))} tokens",
+    ]
+
+
+def _proposal_lines(outcome: ProbeOutcome) -> list[str]:
+    profile = outcome.profile
+    sparsities = [outcome.sparsity(block) for block in outcome.blocks]
+    line = (
+        f"For an error of at most {short(profile.wanted_error)}: sparsity {fmean(sparsities):.2f} "
+        f"on average, {min(sparsities):.2f} to {max(sparsities):.2f}"
+    )
+    dense = sparsities.count(0.0)
+    if dense:
+        line += f", {dense} {'block' if dense == 1 else 'blocks'} dense"
+    lines = [line + f"; about {outcome.density():.0%} of the attention is computed"]
+    shown = outcome.shown_sparsity
+    errors = [error for _, error in outcome.worst_first()]
+    said = f"sparsity {short(shown)} everywhere"
+    if shown != outcome.configured:
+        said += f" (measured nearest to the node's {short(outcome.configured)})"
+    lines.append(
+        f"With {said}: errors {number(min(errors))} to {number(max(errors))}, about "
+        f"{outcome.density(shown):.0%} is computed"
+    )
+    return lines + _missing_lines(outcome)
+
+
+def _missing_lines(outcome: ProbeOutcome) -> list[str]:
+    lines = []
+    for kind, name in (("double", "blocks"), ("single", "single blocks")):
+        missing = [i for k, i in outcome.blocks if k == kind and (k, i) not in outcome.measured]
+        if not missing:
+            continue
+        has_median = any(own == kind for own, _ in outcome.measured)
+        source = "the median of the others" if has_median else "the node's sparsity"
+        value = short(outcome.sparsity((kind, missing[0])))
+        lines.append(f"Not measured, {source} {value}: {name} {ranges(missing)}")
+    return lines
+
+
+def _table_lines(outcome: ProbeOutcome) -> list[str]:
+    steps = outcome.table.steps
+    with_steps = len(steps) <= MAX_STEP_COLUMNS
+    head = ["block", *(f"step {step}" for step in steps)] if with_steps else ["block", "worst"]
+    rows = [[*head, "proposed"]]
+    ranked = outcome.worst_first()
+    for block, worst in ranked[:MAX_PROBE_ROWS]:
+        errors = [outcome.error(block, step) for step in steps] if with_steps else [worst]
+        cells = ["-" if error is None else number(error) for error in errors]
+        sparsity = outcome.sparsity(block)
+        proposed = f"{sparsity:.2f}" if sparsity else "dense"
+        rows.append([block_name(block, outcome.profile.model), *cells, proposed])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    more = len(ranked) - MAX_PROBE_ROWS
+    return [
+        f"Error at sparsity {short(outcome.shown_sparsity)}, worst first",
+        *lines,
+        *([f"and {more} more"] if more > 0 else []),
+    ]
+
+
+def ranges(numbers: Iterable[int | None]) -> str:
+    """ "0-2, 5" of rising numbers."""
+    known = [number for number in numbers if number is not None]
+    parts = []
+    for _, run in groupby(enumerate(known), key=lambda pair: pair[1] - pair[0]):
+        members = [member for _, member in run]
+        first, last = members[0], members[-1]
+        parts.append(str(first) if first == last else f"{first}-{last}")
+    return ", ".join(parts)

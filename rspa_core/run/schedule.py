@@ -1,7 +1,7 @@
 """Which sparsity applies when: curves over the sampling progress, per-step lists, block lists.
 
-Plain Python: no torch, no ComfyUI. "Percent" is ComfyUI's sampling percent as a share from 0 (all
-noise) to 1 (clean); "step" is an interval of the sampler's own list of sigmas, counted from 0.
+"Percent" is the sampling percent as a share from 0 (all noise) to 1 (clean); "step" is an interval
+of the sampler's own list of sigmas, counted from 0. A host says where a forward is (`Position`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import MAX_SPARSITY, ConfigError, check_choice, check_number
+from .reasons import DenseReason, Reason, why
 
 CURVES = ("constant", "linear", "cosine")
-
-# Why a forward is dense. The text after the colon is what the status line on the node shows.
-BEFORE_START = "schedule: first {:g} %"
-AFTER_END = "schedule: last {:g} %"
-STEP_OFF = "schedule: step is off"
-DENSE_STEP = "schedule: dense step"
-ZERO_SPARSITY = "schedule: sparsity 0"
 
 # Sigmas are fp32 and percents come from a bisection over them: 1e-5 of the range is no difference.
 PERCENT_TOLERANCE = 1e-5
@@ -30,6 +24,21 @@ SIGMA_TOLERANCE = 1e-6
 BISECTIONS = 40
 
 _BLOCK_ITEM = re.compile(r"(?:(single|double)\s+)?(-?\d+)(?:\s*-\s*(-?\d+))?")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the sampling a forward is, as far as its host knows; None for what it does not.
+
+    Attributes:
+        step: from 0.
+        num_steps: that the sampler takes.
+        percent: sampling progress, 0 to 1.
+    """
+
+    step: int | None = None
+    num_steps: int | None = None
+    percent: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,35 +79,39 @@ class SparsitySchedule:
             if entry is not None:
                 check_number(f"steps, entry {number}", entry, 0.0, MAX_SPARSITY)
 
-    def sparsity_at(
-        self, percent: float, step: int | None, num_steps: int | None
-    ) -> tuple[float | None, str]:
-        """Sparsity of one forward, or None for a dense one with the reason.
+    def sparsity_at(self, position: Position) -> float | DenseReason:
+        """Sparsity of one forward, above 0, or why it is dense.
 
-        Args:
-            percent: sampling progress, 0 to 1.
-            step: index of the step, None if the sampler's sigmas are unknown; `steps` and
-                `dense_steps` do not apply then.
-            num_steps: how many steps the sampler takes.
-
-        Returns:
-            (sparsity above 0, "") or (None, why this forward is dense).
+        `steps` and `dense_steps` do not apply where only the percent is known.
         """
-        if step is not None and self._is_dense_step(step, num_steps):
-            return None, DENSE_STEP
+        step, num_steps, percent = position.step, position.num_steps, position.percent
+        if step is None and percent is None and (self.steps or self.dense_steps):
+            return why(Reason.UNKNOWN_STEP)
+        if step is not None:
+            if num_steps is None and any(each < 0 for each in self.dense_steps):
+                return why(Reason.UNKNOWN_STEP)
+            if self._is_dense_step(step, num_steps):
+                return why(Reason.DENSE_STEP)
         if step is not None and self.steps:
             sparsity = self.steps[min(step, len(self.steps) - 1)]
             if sparsity is None:
-                return None, STEP_OFF
+                return why(Reason.STEP_OFF)
         else:
+            if percent is None:
+                if self._depends_on_percent:
+                    return why(Reason.UNKNOWN_STEP)
+                percent = self.start_percent
             if percent < self.start_percent - PERCENT_TOLERANCE:
-                return None, BEFORE_START.format(100 * self.start_percent)
+                return why(Reason.BEFORE_START, 100 * self.start_percent)
             if percent > self.end_percent + PERCENT_TOLERANCE:
-                return None, AFTER_END.format(100 * (1 - self.end_percent))
+                return why(Reason.AFTER_END, 100 * (1 - self.end_percent))
             sparsity = self._curve_at(percent)
-        if sparsity <= 0.0:
-            return None, ZERO_SPARSITY
-        return sparsity, ""
+        return sparsity if sparsity > 0.0 else why(Reason.ZERO_SPARSITY)
+
+    @property
+    def _depends_on_percent(self) -> bool:
+        is_flat = self.curve == "constant" or self.start_sparsity == self.end_sparsity
+        return not is_flat or self.start_percent > 0.0 or self.end_percent < 1.0
 
     def _is_dense_step(self, step: int, num_steps: int | None) -> bool:
         from_end = None if num_steps is None else step - num_steps

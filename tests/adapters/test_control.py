@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import nn
 
-from rectified_spaattn.adapters import attention_calls, install, sparse_attention
-from rectified_spaattn.adapters.attention_calls import FAILURE_LIMIT, GRADIENTS, OUTSIDE
+from rectified_spaattn.adapters import install, sparse_attention
 from rectified_spaattn.rspa_core import BackendUnavailable, ConfigError
-from rectified_spaattn.rspa_core.run.schedule import AFTER_END, DENSE_STEP, SparsitySchedule
+from rectified_spaattn.rspa_core.run.calls import FAILURE_LIMIT
+from rectified_spaattn.rspa_core.run.probe import ProbeSettings, ProbeSteps
+from rectified_spaattn.rspa_core.run.profile import ModelFingerprint, SparsityProfile
+from rectified_spaattn.rspa_core.run.reasons import Reason
+from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 
 from .models import FULL, SPARSE, counts, hunyuan, hunyuan_inputs, velocity, wan, wan_inputs
 
@@ -161,19 +165,20 @@ def test_masks_that_are_not_padding(change: str, monkeypatch: pytest.MonkeyPatch
     dense = velocity(model, inputs)
     with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
         assert torch.equal(velocity(model, inputs), dense)
-    ((reason, number),) = sparse.report.reasons.items()
+    ((reason, number),) = sparse.record.reasons.items()
     assert number == 4
-    assert reason.startswith("attention mask")
+    wanted = Reason.MASK_NOT_AT_END if change == "hole" else Reason.MASK_FORM
+    assert reason.reason is wanted
 
 
 def test_gradients_stay_dense() -> None:
     model, inputs = wan(), wan_inputs()
     with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
         model(**inputs).sample.sum().backward()
-        assert counts(sparse) == (0, {GRADIENTS: 2})
+        assert counts(sparse) == (0, {Reason.GRADIENTS.value: 2})
         model.requires_grad_(False)
         model(**inputs)
-        assert counts(sparse) == (2, {GRADIENTS: 2})
+        assert counts(sparse) == (2, {Reason.GRADIENTS.value: 2})
 
 
 def test_blocks_called_on_their_own_stay_dense() -> None:
@@ -182,13 +187,13 @@ def test_blocks_called_on_their_own_stay_dense() -> None:
     with sparse_attention(model, SPARSE, min_tokens=0) as sparse, torch.no_grad():
         rotary = model.rope(inputs["hidden_states"])
         model.blocks[0].attn1(tokens, None, None, rotary)
-        assert counts(sparse) == (0, {OUTSIDE: 1})
+        assert counts(sparse) == (0, {Reason.OUTSIDE.value: 1})
         velocity(model, inputs)
         # An error in a forward must not leave its plan behind.
         with pytest.raises((RuntimeError, ValueError)):
             velocity(model, inputs | {"encoder_hidden_states": torch.zeros(2, 3, 5)})
         model.blocks[0].attn1(tokens, None, None, rotary)
-    assert counts(sparse) == (2, {OUTSIDE: 2})
+    assert counts(sparse) == (2, {Reason.OUTSIDE.value: 2})
 
 
 @pytest.mark.parametrize(
@@ -198,18 +203,16 @@ def test_blocks_called_on_their_own_stay_dense() -> None:
         (RuntimeError("out of luck\nmore"), FAILURE_LIMIT, "RuntimeError: out of luck"),
     ],
 )
-def test_failures_go_on_dense(
-    error: Exception, tried: int, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_go_on_dense(error: Exception, tried: int, reason: str) -> None:
     attempts = []
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         attempts.append(1)
         raise error
 
-    monkeypatch.setattr(attention_calls, "rectified_attention", fail)
     model, inputs = wan(), wan_inputs()
     with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+        sparse.run.attention = fail
         outs = [velocity(model, inputs) for _ in range(3)]
     assert counts(sparse) == (0, {reason: 6})
     assert len(attempts) == tried
@@ -231,8 +234,8 @@ def test_schedule_follows_the_scheduler() -> None:
                 velocity(model, inputs)
                 x = scheduler.step(v, t, x, return_dict=False)[0]
     # Steps 0 and 2 of five are dense by number, 4 (80 %) by share; two calls and forwards a step.
-    assert counts(sparse) == (16, {DENSE_STEP: 16, AFTER_END.format(21): 8})
-    assert sparse.report.forwards == 20
+    assert counts(sparse) == (16, {"schedule: dense step": 16, "schedule: last 21 %": 8})
+    assert sparse.record.forwards == 20
 
 
 def test_schedule_follows_the_timestep_or_what_it_is_told() -> None:
@@ -242,7 +245,7 @@ def test_schedule_follows_the_timestep_or_what_it_is_told() -> None:
         for timestep in (1000, 1000, 900, 500, 1000, 900):
             velocity(model, wan_inputs(timestep=timestep))
         assert counts(sparse) == (6, {"schedule: step is off": 6})
-        sparse.report.reset()
+        sparse.reset()
         sparse.set_step(0)
         velocity(model, wan_inputs(timestep=3))
         sparse.set_step(1)
@@ -283,3 +286,99 @@ def test_compiled_models(way: str, is_late: bool) -> None:
             assert is_dense == (step == 0)
         assert counts(sparse) == (4, {"schedule: step is off": 4})
     torch.testing.assert_close(velocity(compiled, inputs), dense, rtol=1e-5, atol=1e-5)
+
+
+def test_values_that_are_not_finite_are_repeated_dense() -> None:
+    model, inputs = wan(), wan_inputs()
+    dense = velocity(model, inputs)
+    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+        attend, calls = sparse.run.attention, []
+
+        def poisoned(*args: Any, **kwargs: Any) -> Any:
+            out, stats = attend(*args, **kwargs)
+            calls.append(1)
+            if len(calls) == 2:
+                out[..., 3, 5] = float("nan")
+            return out, stats
+
+        sparse.run.attention = poisoned
+        assert torch.equal(velocity(model, inputs), dense)
+        assert counts(sparse) == (0, {Reason.NON_FINITE.value: 2})
+        assert not torch.equal(velocity(model, inputs), dense)
+    assert counts(sparse) == (2, {Reason.NON_FINITE.value: 2})
+
+
+def test_a_profile_sets_the_sparsity_of_every_block() -> None:
+    model, inputs = wan(), wan_inputs()
+    mine = ModelFingerprint("Wan", 2, 0, 48, 2)
+    profile = SparsityProfile(mine, (0.0, 0.6), (), (3, 8, 12), 0.05, 64, "paper", "gilbert", 1)
+    seen: list[float] = []
+    with sparse_attention(model, SPARSE, min_tokens=0, profile=profile) as sparse:
+        attend = sparse.run.attention
+
+        def spy(q: Any, k: Any, v: Any, layout: Any, config: Any, **kwargs: Any) -> Any:
+            seen.append(config.sparsity)
+            return attend(q, k, v, layout, config, **kwargs)
+
+        sparse.run.attention = spy
+        velocity(model, inputs)
+    assert seen == [0.6]
+    assert counts(sparse) == (1, {Reason.DENSE_IN_PROFILE.value: 1})
+    with pytest.raises(ConfigError, match="it belongs to another model"):
+        install(hunyuan(), SPARSE, profile=profile)
+
+
+@pytest.mark.parametrize("make, inputs", [(wan, wan_inputs()), (hunyuan, hunyuan_inputs(6))])
+def test_a_probe_measures_and_leaves_the_output_dense(make: Any, inputs: dict[str, Any]) -> None:
+    model, probe = make(), ProbeSettings(ProbeSteps((0,)), sparsities=(0.5, 0.9))
+    dense = velocity(model, inputs)
+    with sparse_attention(model, SPARSE, min_tokens=0, num_steps=1, probe=probe) as sparse:
+        torch.testing.assert_close(velocity(model, inputs), dense, rtol=1e-5, atol=1e-5)
+        outcome = sparse.probe_result(0.5, "mine")
+    assert outcome.profile.name == "mine"
+    assert len(outcome.measured) == len(outcome.blocks) == (2 if make is wan else 4)
+    low, high = (max(row) for row in zip(*outcome.table.errors[0], strict=True))
+    assert 0.0 < low < high
+
+
+@pytest.mark.parametrize("make", [wan, hunyuan])
+def test_two_threads_over_one_transformer(make: Any) -> None:
+    """Two pipelines, each with its own sizes and steps: what each gives alone, it gives beside."""
+    model, rounds = make(), 6
+    schedule = SparsitySchedule(0.75, 0.75, steps=(None, 0.75, 0.5))
+    grids = ((3, 8, 12), (2, 10, 9))
+
+    def inputs(grid: tuple[int, int, int], timestep: float) -> dict[str, Any]:
+        if make is wan:
+            return wan_inputs(grid, timestep)
+        return hunyuan_inputs(6, 4, grid=grid) | {"timestep": torch.full((2,), timestep)}
+
+    def pipeline(grid: tuple[int, int, int]) -> list[torch.Tensor]:
+        times = (1000.0, 700.0, 300.0)
+        return [velocity(model, inputs(grid, t)) for _ in range(rounds // 3) for t in times]
+
+    def in_threads(numbers: tuple[int, ...]) -> dict[int, list[torch.Tensor]]:
+        outs: dict[int, list[torch.Tensor]] = {}
+        start = threading.Barrier(len(numbers))
+
+        def work(number: int) -> None:
+            start.wait()
+            outs[number] = pipeline(grids[number])
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in numbers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return outs
+
+    options = {"schedule": schedule, "num_steps": 3, "min_tokens": 0}
+    with sparse_attention(model, SPARSE, **options) as sparse:
+        # Alone in a thread, too: the number of processors of one differs from the main thread's.
+        alone = in_threads((0,)) | in_threads((1,))
+        expected = counts(sparse)
+        sparse.reset()
+        beside = in_threads((0, 1))
+        assert counts(sparse) == expected
+    same = [torch.equal(*pair) for n in (0, 1) for pair in zip(alone[n], beside[n], strict=True)]
+    assert same == [True] * 2 * rounds

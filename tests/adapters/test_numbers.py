@@ -10,7 +10,7 @@ import torch
 from diffusers.models.transformers import transformer_wan
 from torch import Tensor
 
-from rectified_spaattn.adapters import attention_calls, sparse_attention
+from rectified_spaattn.adapters import sparse_attention
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, rectified_attention
 
 from .models import (
@@ -26,7 +26,7 @@ from .models import (
     wan_inputs,
 )
 
-TOP_P = SparseConfig(sparsity=0.9, top_p=1.0, q_block=64, kv_block=64)
+TOP_P = SparseConfig(0.9, 64, 64, top_p=1.0, rectification="paper", tail_keys=1)
 TOKENS = GRID[0] * GRID[1] * GRID[2]
 
 
@@ -37,7 +37,7 @@ def test_wan_with_nothing_left_out_is_unchanged(config: SparseConfig) -> None:
     with sparse_attention(model, config, min_tokens=0) as sparse:
         out = velocity(model, inputs)
     assert counts(sparse) == (2, {})
-    assert sparse.report.density == 1.0
+    assert sparse.record.density == 1.0
     torch.testing.assert_close(out, dense, rtol=1e-5, atol=1e-5)
 
 
@@ -48,7 +48,7 @@ def test_hunyuan_with_nothing_left_out_is_unchanged(lengths: tuple[int, int]) ->
     with sparse_attention(model, FULL, min_tokens=0) as sparse:
         out = velocity(model, inputs)
     assert counts(sparse) == (4, {})
-    assert sparse.report.density == 1.0
+    assert sparse.record.density == 1.0
     torch.testing.assert_close(out, dense, rtol=1e-5, atol=1e-5)
 
 
@@ -148,23 +148,23 @@ def test_wan_does_what_the_method_does(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         velocity(model, inputs)
         hook.remove()
-    assert sparse.report.density == pytest.approx(float(stats.density))
+    assert sparse.record.density == pytest.approx(float(stats.density))
     merged = expected.transpose(1, 2).flatten(2)
     torch.testing.assert_close(got[0], merged, rtol=1e-5, atol=1e-5)
     dense = attend(*seen[0]).flatten(2)
     assert (merged - dense).abs().max() > 1e-2  # else this test would see nothing
 
 
-def test_hunyuan_gives_the_method_the_right_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hunyuan_gives_the_method_the_right_tokens() -> None:
     layouts = []
 
     def spy(q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *rest: Any, **kwargs: Any) -> Any:
         layouts.append((layout, tuple(q.shape)))
         return rectified_attention(q, k, v, layout, *rest, **kwargs)
 
-    monkeypatch.setattr(attention_calls, "rectified_attention", spy)
     model = hunyuan(num_layers=1, num_single_layers=1)
-    with sparse_attention(model, SPARSE, min_tokens=0):
+    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+        sparse.run.attention = spy
         velocity(model, hunyuan_inputs(6, 6))
         velocity(model, hunyuan_inputs(6, 4))
     whole, four, six = (TokenLayout(GRID, TOKENS + text) for text in (6, 4, 6))
@@ -194,7 +194,7 @@ def test_kernels_do_what_the_reference_does_in_a_model(rectification: str) -> No
         for backend in ("triton", "reference"):
             with sparse_attention(model, config, min_tokens=0, backend=backend) as sparse:
                 outs.append(velocity(model, on_gpu))
-            assert not sparse.report.dense
+            assert not sparse.record.dense
         torch.testing.assert_close(*outs, rtol=0.02, atol=0.02)
 
 

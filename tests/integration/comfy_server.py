@@ -33,16 +33,30 @@ class Checkout:
     python: Path
 
 
+CHECKOUTS = {
+    "current": ("COMFYUI_DIR", "~/comfy/ComfyUI"),
+    "oldest": ("COMFYUI_DIR_OLD", "~/comfy/ComfyUI-0.8.0"),
+}
+"""For each version: the environment variable that names its folder, and the default."""
+
+
+def checkout_folder(variable: str, default: str) -> Path:
+    """Where a checkout is looked for: as an environment variable says, else the default."""
+    return Path(os.environ.get(variable) or default).expanduser()
+
+
 def find_checkout(variable: str, default: str) -> Checkout | str:
     """The checkout named by an environment variable, else the default; or why there is none."""
-    folder = Path(os.environ.get(variable) or default).expanduser()
+    folder = checkout_folder(variable, default)
+    if not folder.exists():
+        return f"no ComfyUI at {folder} (make comfyui, or set {variable})"
     if not (folder / "main.py").is_file():
-        return f"no ComfyUI checkout at {folder} (set {variable})"
+        return f"{folder} has no main.py"
     for relative in ("bin/python", "Scripts/python.exe"):
         python = folder / ".venv" / relative
         if python.exists():
             return Checkout(folder, python)
-    return f"{folder} has no .venv with a Python interpreter"
+    return f"{folder} has no .venv with a Python interpreter (make comfyui)"
 
 
 @dataclass

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from ..shared_failure import SharedFailure, shared_folder, skip_if_reported
 from . import graphs, tiny_models
-from .comfy_server import Checkout, ComfyServer, find_checkout, install_pack
-
-CHECKOUTS = {
-    "current": ("COMFYUI_DIR", "~/comfy/ComfyUI"),
-    "oldest": ("COMFYUI_DIR_OLD", "~/comfy/ComfyUI-0.8.0"),
-}
+from .comfy_server import (
+    CHECKOUTS,
+    Checkout,
+    ComfyServer,
+    checkout_folder,
+    find_checkout,
+    install_pack,
+)
 
 
 @pytest.fixture(scope="session")
@@ -23,15 +26,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     tiny_models.write_checkpoints(folder)
     return folder
-
-
-@pytest.fixture(scope="session", params=list(CHECKOUTS))
-def checkout(request: pytest.FixtureRequest) -> Checkout:
-    """Each ComfyUI version; tests are skipped for a version that is not installed."""
-    found = find_checkout(*CHECKOUTS[request.param])
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
 
 
 class Comfy:
@@ -55,20 +49,46 @@ class Comfy:
         return self._dense[key]
 
 
+@pytest.fixture(scope="session", params=list(CHECKOUTS))
+def version(request: pytest.FixtureRequest) -> str:
+    """Each ComfyUI version; tests are skipped for a version that is not installed."""
+    folder = checkout_folder(*CHECKOUTS[request.param])
+    if not folder.exists():
+        pytest.skip(str(find_checkout(*CHECKOUTS[request.param])))
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def comfy(
-    checkout: Checkout, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    version: str, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Comfy]:
-    """The server of this version with our pack, the test nodes and the tiny checkpoints."""
+    """The server of this version with our pack, the test nodes and the tiny checkpoints.
+
+    Half of an installation, or one that does not start, fails the first test that asks for it.
+    """
+    what = f"ComfyUI ({version})"
+    skip_if_reported(shared_folder(tmp_path_factory), what)
+    found = find_checkout(*CHECKOUTS[version])
+    if isinstance(found, str):
+        raise SharedFailure(what, found)
     base = tmp_path_factory.mktemp("comfy")
     install_pack(base / "custom_nodes")
     models = base / "models" / "diffusion_models"
     models.mkdir(parents=True)
     for path in tiny_folder.glob("*.safetensors"):
         (models / path.name).hardlink_to(path)
-    server = ComfyServer(checkout, base)
-    server.start()
+    server = ComfyServer(found, base)
+    try:
+        server.start()
+    except RuntimeError as error:
+        raise SharedFailure(what, str(error)) from error
     try:
         yield Comfy(server)
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def checkout(comfy: Comfy) -> Checkout:
+    """The installation of a version that does start."""
+    return comfy.server.checkout

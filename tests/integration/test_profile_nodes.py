@@ -21,8 +21,8 @@ from .graphs import SCENES, Graph, Link, rectified, sampled
 from .status_listener import StatusListener
 from .tiny_models import DEPTH, WIDTH
 
-TINY_WAN = ModelFingerprint("wan", DEPTH, 0, WIDTH, WIDTH // 128)
-TINY_HUNYUAN = ModelFingerprint("hunyuan_video", DEPTH, DEPTH, WIDTH, WIDTH // 128)
+TINY_WAN = ModelFingerprint("Wan", DEPTH, 0, WIDTH, WIDTH // 128)
+TINY_HUNYUAN = ModelFingerprint("HunyuanVideo", DEPTH, DEPTH, WIDTH, WIDTH // 128)
 WAN_SCENE, HUNYUAN_SCENE = SCENES["wan21_t2v"], SCENES["hunyuan_t2v"]
 
 

@@ -7,24 +7,29 @@ from typing import Any
 
 import torch
 
-from rectified_spaattn.nodes.patching import PatchSettings, SparseAttentionPatch
+from rectified_spaattn.nodes.patching import SparseAttentionPatch
 from rectified_spaattn.rspa_core import SparseConfig, rectified_attention
+from rectified_spaattn.rspa_core.run.calls import RunSettings
 from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 
 from .stand_ins import LATENT, Executor, base_model, wan_forward, wan_model
 
-CONFIG = SparseConfig(q_block=64, kv_block=64)
+CONFIG = SparseConfig(q_block=64, kv_block=64, rectification="paper", tail_keys=1)
 SAMPLE_SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
 BLOCKS = 4
 
 
 def make_patch(
-    schedule: SparsitySchedule | None = None, attend: Callable[..., Any] | None = None, **kw: Any
+    schedule: SparsitySchedule | None = None,
+    attend: Callable[..., Any] | None = None,
+    node_id: str | None = None,
+    verbose: bool = False,
+    **settings: Any,
 ) -> SparseAttentionPatch:
     schedule = schedule or SparsitySchedule(0.5, 0.5, "constant")
-    return SparseAttentionPatch(
-        PatchSettings(CONFIG, schedule, **kw), attend or rectified_attention
-    )
+    chosen = RunSettings(CONFIG, schedule, **settings)
+    parts = {"attend": attend or rectified_attention}
+    return SparseAttentionPatch(chosen, node_id, verbose=verbose, **parts)
 
 
 def make_executor(model: Any = None, forward: Callable[..., Any] | None = None) -> Executor:
@@ -48,7 +53,7 @@ def run(
 def rows(patch: SparseAttentionPatch) -> dict[int | None, tuple[int, int]]:
     """(sparse, dense) calls by step."""
     counts: dict[int | None, tuple[int, int]] = {}
-    for step, _, _, sparse, dense in patch.report.as_dict()["calls"]:
+    for step, _, _, sparse, dense in patch.run.report.record().as_dict()["calls"]:
         before = counts.get(step, (0, 0))
         counts[step] = (before[0] + sparse, before[1] + dense)
     return counts

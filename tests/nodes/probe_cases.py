@@ -6,7 +6,6 @@ import math
 import random
 
 from rectified_spaattn.rspa_core import SparseConfig
-from rectified_spaattn.rspa_core.run.families import ModelFingerprint
 from rectified_spaattn.rspa_core.run.probe import (
     Block,
     ProbeOutcome,
@@ -14,14 +13,15 @@ from rectified_spaattn.rspa_core.run.probe import (
     make_outcome,
     model_blocks,
 )
+from rectified_spaattn.rspa_core.run.profile import ModelFingerprint
 
 SPARSITIES = (0.5, 0.65, 0.75, 0.85, 0.92)
 GRID = (21, 30, 52)
 CONFIG = SparseConfig(0.75, rectification="precise", tail_keys=4)
-WAN_SMALL = ModelFingerprint("wan", 30, 0, 1536, 12)
-WAN = ModelFingerprint("wan", 40, 0, 5120, 40)
-HUNYUAN = ModelFingerprint("hunyuan_video", 20, 40, 3072, 24)
-TINY = ModelFingerprint("wan", 2, 0, 256, 2)
+WAN_SMALL = ModelFingerprint("Wan", 30, 0, 1536, 12)
+WAN = ModelFingerprint("Wan", 40, 0, 5120, 40)
+HUNYUAN = ModelFingerprint("HunyuanVideo", 20, 40, 3072, 24)
+TINY = ModelFingerprint("Wan", 2, 0, 256, 2)
 
 
 def make_table(

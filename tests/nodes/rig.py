@@ -7,31 +7,50 @@ from typing import Any
 
 import torch
 
-from rectified_spaattn.nodes.override import AttentionCalls, make_override
+from rectified_spaattn.nodes.override import make_override
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout
-from rectified_spaattn.rspa_core.run.calls import ForwardPlan, RunFailures
-from rectified_spaattn.rspa_core.run.record import ForwardTally
+from rectified_spaattn.rspa_core.run.calls import ForwardPlan, RunSettings, SparseRun
+from rectified_spaattn.rspa_core.run.probe import ProbeSettings
+from rectified_spaattn.rspa_core.run.schedule import DenseBlocks
 
 from .stand_ins import GRID, HEAD_DIM, HEADS, TOKENS, dense, tensors
 
-CONFIG = SparseConfig(sparsity=0.5, q_block=64, kv_block=64)
+CONFIG = SparseConfig(sparsity=0.5, q_block=64, kv_block=64, rectification="paper", tail_keys=1)
 LAYOUT = TokenLayout(GRID, TOKENS)
 OPTIONS = {"block_type": "double", "block_index": 1, "total_blocks": 4}
 BLOCK = ("double", 1)
 
 
 class Rig:
-    """An override with everything it reports to."""
+    """An override of one forward, with everything it reports to.
 
-    def __init__(self, plan: ForwardPlan | None = None, **parts: Any) -> None:
-        self.plan = plan or ForwardPlan(LAYOUT, CONFIG)
-        self.tally = ForwardTally(torch.device("cpu"), 0)
-        self.failures = parts.pop("failures", RunFailures())
-        self.warnings: list[str] = []
-        self.calls = AttentionCalls(
-            self.plan, self.tally, self.failures, self.warnings.append, **parts
-        )
-        self.override = make_override(self.calls)
+    Args:
+        plan: of the forward.
+        previous: the override that was there before.
+        run: of the forward; a new one if None.
+        dense_blocks: that stay dense.
+        probe: what is measured.
+        parts: of `SparseRun`.
+    """
+
+    def __init__(
+        self,
+        plan: ForwardPlan | None = None,
+        previous: Any = None,
+        run: SparseRun | None = None,
+        dense_blocks: DenseBlocks | None = None,
+        probe: ProbeSettings | None = None,
+        **parts: Any,
+    ) -> None:
+        settings = RunSettings(CONFIG, dense_blocks=dense_blocks or DenseBlocks(), probe=probe)
+        self.run = run or SparseRun(settings, **parts)
+        self.forward = self.run.open(plan or ForwardPlan(LAYOUT, CONFIG), torch.device("cpu"))
+        self.tally = self.forward.tally
+        self.override = make_override(self.forward, previous)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.run.report.record().warnings
 
     def wan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Call like a Wan block: heads as a keyword."""
@@ -47,7 +66,7 @@ class Rig:
     def dense_reasons(self) -> dict[str, int]:
         reasons: Counter[str] = Counter()
         for (_, reason), count in self.tally.dense.items():
-            reasons[reason] += count
+            reasons[reason.text] += count
         return dict(reasons)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
 from rectified_spaattn.rspa_core.run.record import Block, Cell, RunRecord, StepRecord
 
 SPARSE_SECONDS, DENSE_SECONDS = 2.0, 4.0
@@ -43,7 +44,7 @@ def run_record(
     numbers: list[int | None] = [*range(steps), *([None] if unknown_step else [])]
     cells, rows = {}, []
     times: dict[bool, list[float]] = {True: [], False: []}
-    reasons: Counter[str] = Counter()
+    reasons: Counter[DenseReason] = Counter()
     calls = forwards * (double + single)
     for step in numbers:
         is_dense = step is not None and step < dense_steps
@@ -52,11 +53,11 @@ def run_record(
             cells[step, block] = cell
         seconds = DENSE_SECONDS if is_dense else SPARSE_SECONDS
         times[is_dense] += [seconds] * forwards
-        why = (("schedule: dense step", calls),) if is_dense else ()
-        reasons.update(dict(why))
+        given = ((why(Reason.DENSE_STEP), calls),) if is_dense else ()
+        reasons.update(dict(given))
         sparse, dense = (0, calls) if is_dense else (calls, 0)
         mean = None if is_dense else density
-        rows.append(StepRecord(step, seconds * forwards, forwards, sparse, dense, mean, why))
+        rows.append(StepRecord(step, seconds * forwards, forwards, sparse, dense, mean, given))
     sparse = sum(each.sparse for each in rows)
     values: dict[str, Any] = {
         "model": "WAN21",

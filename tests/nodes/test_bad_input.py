@@ -9,42 +9,30 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.inputs import patch_settings, sparsity_schedule
+from rectified_spaattn.nodes.inputs import SCHEDULE_NODE
+from rectified_spaattn.nodes.patching import Options, run_settings
+from rectified_spaattn.nodes.schedule import RectifiedSpaAttnSchedule
 from rectified_spaattn.rspa_core import ConfigError, SparseConfig, TokenLayout, rectified_attention
+from rectified_spaattn.rspa_core.run.calls import RunSettings
+from rectified_spaattn.rspa_core.run.schedule import Position, SparsitySchedule
+
+SOCKETS = ("schedule", "profile", "options", "model")
 
 
-def node(**change: Any) -> Any:
-    """The RectifiedSpaAttn node with one value changed."""
-    values = {
-        "sparsity": 0.75,
-        "block_size": "128",
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-        "schedule": None,
-        "rectification": "paper",
-        "token_order": "gilbert",
-        "top_p": 0.0,
-        "dense_blocks": "",
-        "min_tokens": 8192,
-        "verbose": False,
-        "precision": "auto",
-        "node_id": None,
-    }
-    return patch_settings(**(values | change))
+def node(**change: Any) -> RunSettings:
+    """The RectifiedSpaAttn node, preset "custom", with one value changed."""
+    sockets = {name: change.pop(name) for name in SOCKETS if name in change}
+    return run_settings({"preset": "custom", "start_percent": 0.0, **change}, **sockets)
 
 
-def schedule(**change: Any) -> Any:
+def options(**change: Any) -> Options:
+    """The RectifiedSpaAttnOptions node with one value changed."""
+    return Options.of(change)
+
+
+def schedule(**change: Any) -> SparsitySchedule:
     """The RectifiedSpaAttnSchedule node with one value changed."""
-    values = {
-        "start_sparsity": 0.6,
-        "end_sparsity": 0.8,
-        "curve": "linear",
-        "start_percent": 0.1,
-        "end_percent": 1.0,
-        "steps": "",
-        "dense_steps": "",
-    }
-    return sparsity_schedule(**(values | change))
+    return RectifiedSpaAttnSchedule.execute(**(SCHEDULE_NODE.defaults | change)).values[0]
 
 
 def layout(**change: Any) -> TokenLayout:
@@ -69,20 +57,26 @@ CASES: list[tuple[Callable[..., Any], str, Any, str]] = [
     (node, "sparsity", NAN, "a number from 0 to 0.98"),
     (node, "sparsity", "0.5", "a number from 0 to 0.98"),
     (node, "block_size", "96", "one of 128, 64"),
-    (node, "block_size", 128, "one of 128, 64"),
+    (node, "block_size", 32, "one of 128, 64"),
+    (node, "block_size", True, "one of 128, 64"),
+    (node, "preset", "turbo", "one of custom, quality, balanced, fast, 4-step"),
+    (node, "profile", "fast", "the output of a Load Profile or Probe node"),
+    (node, "options", 3, "the output of a Rectified SpaAttn Options node"),
     (node, "start_percent", 1.01, "a number from 0 to 1"),
     (node, "end_percent", -0.5, "a number from 0 to 1"),
     (node, "schedule", "0.5", "the output of a Rectified SpaAttn Schedule node"),
-    (node, "rectification", "exact", "one of paper, precise, none"),
-    (node, "token_order", "hilbert", "one of gilbert, tile, raster"),
-    (node, "top_p", 1.2, "a number from 0 to 1"),
-    (node, "dense_blocks", "0, first", "a block number"),
-    (node, "dense_blocks", "5-2", "a range from low to high"),
-    (node, "dense_blocks", "triple 1", "a block number"),
-    (node, "dense_blocks", 3, "a text"),
-    (node, "min_tokens", -1, "a whole number, 0 to 1000000"),
-    (node, "min_tokens", 1.5, "a whole number, 0 to 1000000"),
-    (node, "precision", "fp8", "one of auto, 16-bit, int8"),
+    (options, "rectification", "exact", "one of auto, precise, paper, none"),
+    (options, "tail_keys", "3", "one of auto, 1, 2, 4, 8"),
+    (options, "verbose", 1, "True or False"),
+    (options, "token_order", "hilbert", "one of gilbert, tile, raster"),
+    (options, "top_p", 1.2, "a number from 0 to 1"),
+    (options, "dense_blocks", "0, first", "a block number"),
+    (options, "dense_blocks", "5-2", "a range from low to high"),
+    (options, "dense_blocks", "triple 1", "a block number"),
+    (options, "dense_blocks", 3, "a text"),
+    (options, "min_tokens", -1, "a whole number, 0 to 1000000"),
+    (options, "min_tokens", 1.5, "a whole number, 0 to 1000000"),
+    (options, "precision", "fp8", "one of auto, 16-bit, int8"),
     (schedule, "start_sparsity", 0.99, "a number from 0 to 0.98"),
     (schedule, "end_sparsity", -1, "a number from 0 to 0.98"),
     (schedule, "curve", "ease", "one of constant, linear, cosine"),
@@ -141,9 +135,9 @@ def test_a_connected_schedule_replaces_the_values_of_the_node() -> None:
 
 
 def test_good_values_arrive() -> None:
-    settings = node(sparsity=0.6, block_size="64", top_p=0.3, dense_blocks="0", node_id="7")
+    chosen = options(top_p=0.3, dense_blocks="0")
+    settings = node(sparsity=0.6, block_size=64, options=chosen)
     config = settings.config
     assert (config.sparsity, config.q_block, config.kv_block, config.top_p) == (0.6, 64, 64, 0.3)
-    assert settings.schedule.sparsity_at(0.5, 0, 4) == (0.6, "")
+    assert settings.schedule.sparsity_at(Position(0, 4, 0.5)) == 0.6
     assert settings.dense_blocks.contains("double", 0, 4)
-    assert settings.node_id == "7"

@@ -9,6 +9,7 @@ import torch
 
 from rectified_spaattn.nodes import override as override_module
 from rectified_spaattn.rspa_core.run.calls import ForwardPlan
+from rectified_spaattn.rspa_core.run.reasons import Reason, why
 
 from .rig import BLOCK, LAYOUT, OPTIONS, Rig, raising, wan_tensors
 from .stand_ins import HEADS, Box, dense
@@ -44,7 +45,7 @@ def test_sparse_call_empties_the_boxes() -> None:
 
 @pytest.mark.usefixtures("core")
 def test_dense_call_goes_to_core() -> None:
-    rig = Rig(ForwardPlan(LAYOUT, None, "schedule: step is off"))
+    rig = Rig(ForwardPlan(LAYOUT, None, why(Reason.STEP_OFF)))
     q, k, v = wan_tensors()
     boxes = [Box(q), Box(k), Box(v)]
     torch.testing.assert_close(call(rig, boxes), dense(q, k, v, HEADS))
@@ -65,7 +66,7 @@ def test_previous_override_gets_the_full_boxes_if_it_takes_boxes() -> None:
         raise AssertionError("the boxes were meant for container_function")
 
     previous.container_function = lambda *args, **kwargs: [box.take() for box in args[:3]]
-    rig = Rig(ForwardPlan(LAYOUT, None, "off"), previous=previous)
+    rig = Rig(ForwardPlan(LAYOUT, None, why(Reason.STEP_OFF)), previous=previous)
     given = wan_tensors()
     assert call(rig, [Box(x) for x in given]) == given
 
@@ -73,7 +74,7 @@ def test_previous_override_gets_the_full_boxes_if_it_takes_boxes() -> None:
 @pytest.mark.usefixtures("core")
 def test_previous_override_without_boxes_gets_tensors_and_a_function() -> None:
     rig = Rig(
-        ForwardPlan(LAYOUT, None, "off"),
+        ForwardPlan(LAYOUT, None, why(Reason.STEP_OFF)),
         previous=lambda func, *args, **kwargs: func(*args, **kwargs),
     )
     q, k, v = wan_tensors()

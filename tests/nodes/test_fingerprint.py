@@ -17,14 +17,14 @@ HUNYUAN_SIZES = {"hidden_size": 3072, "num_heads": 24}
 
 
 def test_wan() -> None:
-    expected = ModelFingerprint("wan", 40, 0, 5120, 40)
+    expected = ModelFingerprint("Wan", 40, 0, 5120, 40)
     assert fingerprint_of(wan_model(**WAN_SIZES)) == expected
     variant = wan_model(**WAN_SIZES, vace_blocks=[object()] * 8, patch_embedding_pose=object())
     assert fingerprint_of(variant) == expected
 
 
 def test_hunyuan() -> None:
-    expected = ModelFingerprint("hunyuan_video", 2, 3, 3072, 24)
+    expected = ModelFingerprint("HunyuanVideo", 2, 3, 3072, 24)
     for text_is_last in (False, True):
         assert fingerprint_of(hunyuan_model(text_is_last, **HUNYUAN_SIZES)) == expected
 
@@ -33,7 +33,7 @@ def test_hunyuan_1_5_may_have_no_single_blocks() -> None:
     model = hunyuan_model(
         patch_size=[1, 1, 1], double_blocks=[object()] * 54, single_blocks=[], **HUNYUAN_SIZES
     )
-    assert fingerprint_of(model) == ModelFingerprint("hunyuan_video", 54, 0, 3072, 24)
+    assert fingerprint_of(model) == ModelFingerprint("HunyuanVideo", 54, 0, 3072, 24)
 
 
 @pytest.mark.parametrize("model", [wan_model(**WAN_SIZES), hunyuan_model(**HUNYUAN_SIZES)])

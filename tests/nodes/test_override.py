@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.override import MASKED
 from rectified_spaattn.rspa_core import (
     BackendStatus,
     BackendUnavailable,
     TokenLayout,
     rectified_attention,
 )
-from rectified_spaattn.rspa_core.run.calls import FAILURE_LIMIT, ForwardPlan, RunFailures
+from rectified_spaattn.rspa_core.run.calls import FAILURE_LIMIT, ForwardPlan
+from rectified_spaattn.rspa_core.run.reasons import Reason, why
 from rectified_spaattn.rspa_core.run.schedule import parse_dense_blocks
 
 from .rig import BLOCK, CONFIG, LAYOUT, OPTIONS, Rig, raising, wan_tensors
@@ -104,8 +104,8 @@ def test_block_over_an_unforeseen_sequence_is_dense_with_both_lengths() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
-        ({"mask": torch.zeros(1, 1, TOKENS)}, MASKED),
-        ({"mask": torch.ones(TOKENS, TOKENS, dtype=torch.bool)}, MASKED),
+        ({"mask": torch.zeros(1, 1, TOKENS)}, "attention mask"),
+        ({"mask": torch.ones(TOKENS, TOKENS, dtype=torch.bool)}, "attention mask"),
         ({"attn_precision": torch.float32}, "attn_precision torch.float32"),
         ({"scale": 0.5}, "attention argument scale"),
         ({"enable_gqa": True}, "attention argument enable_gqa"),
@@ -152,7 +152,7 @@ def test_mask_as_a_positional_is_seen() -> None:
     mask = torch.zeros(1, 1, 1, TOKENS)
     out = rig.override(dense, q, k, v, HEADS, mask, transformer_options=OPTIONS)
     torch.testing.assert_close(out, dense(q, k, v, HEADS))
-    assert rig.dense_reasons == {MASKED: 1}
+    assert rig.dense_reasons == {"attention mask": 1}
 
 
 def test_call_of_an_unknown_form_is_dense() -> None:
@@ -163,18 +163,18 @@ def test_call_of_an_unknown_form_is_dense() -> None:
 
 
 def test_dense_plan_counts_with_its_reason() -> None:
-    rig = Rig(ForwardPlan(LAYOUT, None, "schedule: step is off"))
+    rig = Rig(ForwardPlan(LAYOUT, None, why(Reason.STEP_OFF)))
     q, k, v = wan_tensors()
     torch.testing.assert_close(rig.wan(q, k, v), dense(q, k, v, HEADS))
     assert rig.dense_reasons == {"schedule: step is off": 1}
 
 
 def test_unknown_model_counts_self_attention_only() -> None:
-    rig = Rig(ForwardPlan(None, None, "model class SomeUNet is not supported"))
+    rig = Rig(ForwardPlan(None, None, why(Reason.NO_TEXT)))
     q, k, v = wan_tensors(33)
     rig.wan(q, k, v)
     rig.wan(q, k[:, :5], v[:, :5])
-    assert rig.dense_reasons == {"model class SomeUNet is not supported": 1}
+    assert rig.dense_reasons == {"no text condition": 1}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_unknown_model_counts_self_attention_only() -> None:
 )
 def test_dense_blocks(options: dict[str, Any], is_dense: bool) -> None:
     blocks = parse_dense_blocks("0, -1, single 2")
-    rig = Rig(ForwardPlan(LAYOUT, CONFIG, dense_blocks=blocks))
+    rig = Rig(dense_blocks=blocks)
     rig.wan(*wan_tensors(), transformer_options=options)
     assert rig.dense_reasons == ({"dense_blocks": 1} if is_dense else {})
 
@@ -238,9 +238,9 @@ def test_calls_that_keep_failing_end_sparse_attention_for_the_run() -> None:
         attempts.append(1)
         raise RuntimeError("no")
 
-    failures = RunFailures()
+    run = Rig(attend=attend).run
     for _ in range(2):  # two forwards of one run
-        rig = Rig(attend=attend, failures=failures)
+        rig = Rig(run=run)
         for _ in range(FAILURE_LIMIT):
             rig.wan(*wan_tensors())
     assert len(attempts) == FAILURE_LIMIT
@@ -254,9 +254,9 @@ def test_missing_backend_is_not_tried_again() -> None:
         attempts.append(1)
         raise BackendUnavailable("no tile fits this GPU")
 
-    failures = RunFailures()
+    run = Rig(attend=attend).run
     for _ in range(2):
-        rig = Rig(attend=attend, failures=failures)
+        rig = Rig(run=run)
         rig.wan(*wan_tensors())
         rig.wan(*wan_tensors())
         assert rig.dense_reasons == {"no tile fits this GPU": 2}
@@ -328,7 +328,7 @@ def test_override_is_opaque_to_torch_compile() -> None:
 
     torch.testing.assert_close(block(q, k, v, {"optimized_attention_override": rig.override}), want)
     # The second forward brings another override: a traced one would be the first for ever.
-    other = Rig(ForwardPlan(LAYOUT, None, "off"))
+    other = Rig(ForwardPlan(LAYOUT, None, why(Reason.STEP_OFF)))
     got = block(q, k, v, {"optimized_attention_override": other.override})
     torch.testing.assert_close(got, dense(q, k, v, HEADS))
-    assert other.dense_reasons == {"off": 1}
+    assert other.dense_reasons == {"schedule: step is off": 1}

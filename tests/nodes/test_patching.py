@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.patching import KEY, NON_FINITE, OVERRIDE, PatchSettings, install
+from rectified_spaattn.nodes.patching import KEY, OVERRIDE, SparseAttentionPatch, install
 from rectified_spaattn.rspa_core import rectified_attention
+from rectified_spaattn.rspa_core.run.calls import RunSettings
+from rectified_spaattn.rspa_core.run.reasons import Reason
 from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule, parse_dense_blocks
 
 from .patch_rig import BLOCKS, CONFIG, SAMPLE_SIGMAS, make_executor, make_patch, rows, run
@@ -24,7 +28,9 @@ def test_all_steps_are_sparse() -> None:
     for sigma in SAMPLE_SIGMAS[:-1].tolist():
         run(patch, executor, sigma)
     assert rows(patch) == dict.fromkeys(range(4), (BLOCKS, 0))
-    assert 0.5 <= patch.report.density < 1.0, "sparsity 0.5, and neighbours are kept on top"
+    assert 0.5 <= patch.run.report.record().density < 1.0, (
+        "sparsity 0.5, and neighbours are kept on top"
+    )
 
 
 def test_options_are_copied_and_the_override_is_fresh() -> None:
@@ -119,13 +125,13 @@ def test_small_video_is_dense_with_both_numbers() -> None:
     patch = make_patch(min_tokens=12288)
     run(patch, make_executor())
     expected = f"{TOKENS} video tokens, below min_tokens 12288"
-    assert patch.report.as_dict()["reasons"] == {expected: BLOCKS}
+    assert patch.run.report.record().as_dict()["reasons"] == {expected: BLOCKS}
 
 
 def test_dense_blocks_reach_the_override() -> None:
     patch = make_patch(dense_blocks=parse_dense_blocks("0, -1"))
     run(patch, make_executor())
-    calls = patch.report.as_dict()["calls"]
+    calls = patch.run.report.record().as_dict()["calls"]
     assert [row[3:] for row in calls] == [[0, 1], [1, 0], [1, 0], [0, 1]]
 
 
@@ -136,7 +142,7 @@ class SomeUNet:
 def test_unknown_model_class_is_dense_with_its_name() -> None:
     patch = make_patch()
     run(patch, make_executor(SomeUNet()))
-    (reason,) = patch.report.as_dict()["reasons"]
+    (reason,) = patch.run.report.record().as_dict()["reasons"]
     assert reason.startswith("model class SomeUNet is not supported")
 
 
@@ -172,7 +178,7 @@ class TestNonFinite:
         torch.testing.assert_close(out, wan_forward(BLOCKS)(torch.zeros(LATENT), {}))
         run(patch, executor, 0.75)
         assert rows(patch) == {0: (0, BLOCKS), 1: (BLOCKS, 0)}
-        assert patch.report.as_dict()["reasons"] == {NON_FINITE: BLOCKS}
+        assert patch.run.report.record().as_dict()["reasons"] == {Reason.NON_FINITE.value: BLOCKS}
 
     def test_hidden_nan_in_fp16_is_found(self) -> None:
         """HunyuanVideo's blocks replace NaNs in fp16, so the result alone looks fine."""
@@ -183,7 +189,7 @@ class TestNonFinite:
 
         patch = make_patch(attend=self.poisoned({1}))
         run(patch, make_executor(forward=forward))
-        assert patch.report.as_dict()["reasons"] == {NON_FINITE: BLOCKS}
+        assert patch.run.report.record().as_dict()["reasons"] == {Reason.NON_FINITE.value: BLOCKS}
 
     def test_said_once_and_given_up_after_a_few(self, caplog: pytest.LogCaptureFixture) -> None:
         patch = make_patch(attend=self.poisoned(set(range(1000))))
@@ -194,7 +200,9 @@ class TestNonFinite:
         assert len([r for r in caplog.records if "not finite" in r.message]) == 1
         # Three repeated forwards, then the last one is dense at once.
         assert len(executor.options) == 3 * 2 + 1
-        assert patch.report.as_dict()["reasons"] == {NON_FINITE: 4 * BLOCKS}
+        assert patch.run.report.record().as_dict()["reasons"] == {
+            Reason.NON_FINITE.value: 4 * BLOCKS
+        }
 
     def test_model_that_does_it_itself_is_not_repeated_for_ever(
         self, caplog: pytest.LogCaptureFixture
@@ -224,7 +232,7 @@ class TestRunState:
         (record,) = caplog.records
         assert "sparse 8 / dense 0 · density 0." in record.message
         assert "2 forwards" in record.message
-        assert patch.report.as_dict()["calls"] == []
+        assert patch.run.report.record().as_dict()["calls"] == []
 
     def test_failures_end_with_the_run(self) -> None:
         attempts: list[int] = []
@@ -326,10 +334,10 @@ def test_install_replaces_an_earlier_node_and_leaves_the_input_alone(
     monkeypatch.setitem(sys.modules, "comfy", ModuleType("comfy"))
     monkeypatch.setitem(sys.modules, "comfy.patcher_extension", extension)
 
-    settings = PatchSettings(CONFIG, SparsitySchedule(0.5, 0.5))
+    settings = RunSettings(CONFIG, SparsitySchedule(0.5, 0.5))
     model = Patcher()
-    first = install(model, settings)
-    second = install(first, settings)
+    first = install(model, SparseAttentionPatch(settings))
+    second = install(first, SparseAttentionPatch(settings))
     assert model.wrappers == {}
     assert model.callbacks == {}
     (old,), (new,) = (each.wrappers["apply_model", KEY] for each in (first, second))
@@ -350,3 +358,28 @@ def test_dense_blocks_that_match_nothing_are_said(caplog: pytest.LogCaptureFixtu
     run(patch, make_executor())
     patch.on_cleanup(None)
     assert "matches no block" not in caplog.text
+
+
+def test_deep_copy_reports_to_the_same_run() -> None:
+    """Other nodes copy model options, and what hangs in them, deeply."""
+    patch, executor = make_patch(), make_executor()
+    copied = copy.deepcopy({"wrappers": [patch]})["wrappers"][0]
+    run(copied, executor, 1.0)
+    run(patch, executor, 0.75)
+    assert rows(patch) == rows(copied) == {0: (BLOCKS, 0), 1: (BLOCKS, 0)}
+
+
+def test_two_threads_on_one_patch_count_every_call() -> None:
+    """MultiGPU CFG Split: a thread for each GPU, one patch."""
+    patch, rounds = make_patch(), 8
+
+    def work() -> None:
+        for _ in range(rounds):
+            run(patch, make_executor(), 1.0)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rows(patch) == {0: (2 * rounds * BLOCKS, 0)}

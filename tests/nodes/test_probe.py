@@ -263,7 +263,10 @@ def test_progress() -> None:
     seen: list[Any] = []
     settings = replace(SETTINGS, blocks=parse_probe_blocks("0-2, single 1"))
     recorder = ProbeRecorder(
-        settings, stand_in_attention([]), lambda *pair: seen.append(pair), seen.append
+        settings,
+        stand_in_attention([]),
+        lambda *pair: seen.append(pair),
+        lambda text, is_last: seen.append((text, is_last)),
     )
     qkv = tensors()
     for block in (("double", 0), ("double", 0), ("single", 1)):
@@ -271,11 +274,11 @@ def test_progress() -> None:
         recorder.measure(*qkv, qkv[0], LAYOUT, CONFIGS["paper"], 1, block)
     assert seen == [
         (1, 6),
-        "probe: step 1, block 0 of 20",
+        ("probe: step 1, block 0 of 20", False),
         (1, 6),
-        "probe: step 1, block 0 of 20",
+        ("probe: step 1, block 0 of 20", False),
         (2, 8),
-        "probe: step 1, single block 1 of 40",
+        ("probe: step 1, single block 1 of 40", False),
     ]
 
 
@@ -283,7 +286,7 @@ def test_progress_without_comfyui() -> None:
     for node_id in (None, "7"):
         shown = ProbeProgress(node_id)
         shown.update(1, 3)
-        shown.say("probe: step 1, block 0 of 20")
+        shown.say("probe: step 1, block 0 of 20", False)
 
 
 def test_an_interruption_in_the_bar_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,10 @@ from rectified_spaattn.rspa_core.run.probe import (
     ProbeSettings,
     ProbeSteps,
     ProbeTable,
-    block_name,
     make_outcome,
     parse_probe_blocks,
-    summary_text,
 )
+from rectified_spaattn.rspa_core.run.report_text import block_name, probe_summary_text
 
 from .patch_rig import SAMPLE_SIGMAS, make_executor, make_patch, run
 from .probe_cases import CONFIG, GRID, HUNYUAN, TINY, WAN, WAN_SMALL, make, make_table
@@ -43,7 +42,7 @@ def test_a_run_gives_a_profile() -> None:
     for sigma in SAMPLE_SIGMAS[:-1].tolist():
         run(patch, make_executor(), sigma)
     patch.on_cleanup(None)
-    error = patch.recorder.table().worst_error_at(("double", 0), 0.6)
+    error = patch.run.recorder.table().worst_error_at(("double", 0), 0.6)
     outcome = read_probe(patcher(patch), error, "mine")
     assert outcome.table.steps == (1, 3)
     assert outcome.profile.model.describe() == "Wan, 4 blocks, dimension 32, 2 heads"
@@ -118,15 +117,17 @@ def test_blocks_that_were_not_measured_get_the_median_of_their_kind() -> None:
     assert len(set(known)) > 5
     for index in (3, 4, 9):
         assert outcome.profile.double[index] == pytest.approx(median(known), abs=1e-5)
-    assert "Not measured, the median of the others" in summary_text(outcome)
-    assert "blocks 3-4, 9" in summary_text(outcome)
+    assert "Not measured, the median of the others" in probe_summary_text(outcome)
+    assert "blocks 3-4, 9" in probe_summary_text(outcome)
 
 
 def test_a_kind_without_any_measurement_keeps_the_sparsity_of_the_node() -> None:
     singles = tuple(("single", index) for index in range(40))
     outcome = make(HUNYUAN, unmeasured=singles)
     assert outcome.profile.single == (0.75,) * 40
-    assert "Not measured, the node's sparsity 0.75: single blocks 0-39" in summary_text(outcome)
+    assert "Not measured, the node's sparsity 0.75: single blocks 0-39" in probe_summary_text(
+        outcome
+    )
 
 
 def test_blocks_by_any_name() -> None:
@@ -145,7 +146,7 @@ def test_blocks_by_any_name() -> None:
 
 
 def test_summary() -> None:
-    text = summary_text(make(HUNYUAN))
+    text = probe_summary_text(make(HUNYUAN))
     lines = text.splitlines()
     assert lines[0].endswith(
         "HunyuanVideo, 20 double and 40 single blocks, dimension 3072, 24 heads"
@@ -164,7 +165,7 @@ def test_summary() -> None:
 
 def test_summary_of_many_steps_and_a_sparsity_outside() -> None:
     config = SparseConfig(0.97)
-    text = summary_text(make(WAN, config=config, steps=tuple(range(20))))
+    text = probe_summary_text(make(WAN, config=config, steps=tuple(range(20))))
     assert "in steps 0-19" in text
     assert "block  worst  proposed" in text
     assert "sparsity 0.92 everywhere (measured nearest to the node's 0.97)" in text

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH
 from rectified_spaattn.nodes.pictures import probe as picture
-from rectified_spaattn.nodes.pictures.canvas import BACKGROUND, BAR_HIGH
 from rectified_spaattn.rspa_core import SparseConfig
-from rectified_spaattn.rspa_core.run.families import ModelFingerprint
 from rectified_spaattn.rspa_core.run.probe import ProbeOutcome
+from rectified_spaattn.rspa_core.run.profile import ModelFingerprint
 
 from .probe_cases import HUNYUAN, TINY, WAN, WAN_SMALL, make
 
-HUNYUAN15 = ModelFingerprint("hunyuan_video", 54, 0, 2048, 16)
+HUNYUAN15 = ModelFingerprint("HunyuanVideo", 54, 0, 2048, 16)
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -38,7 +38,7 @@ OUTCOMES = {
     "far within": make(WAN, wanted_error=1.0, scale=0.001),
     "awful": make(WAN, scale=1000.0),
     "one measured": make(WAN, unmeasured=tuple(("double", index) for index in range(1, 40))),
-    "200 blocks": make(ModelFingerprint("wan", 200, 0, 64, 2)),
+    "200 blocks": make(ModelFingerprint("Wan", 200, 0, 64, 2)),
     "not measured there": make(WAN, config=SparseConfig(0.98)),
 }
 

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from rectified_spaattn.nodes.host import (
+from rectified_spaattn.nodes.profiles import (
     FOLDER,
     find_profile,
     free_path,

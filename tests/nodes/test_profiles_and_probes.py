@@ -9,40 +9,29 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.inputs import patch_settings
-from rectified_spaattn.nodes.override import DENSE_IN_PROFILE
-from rectified_spaattn.nodes.patching import KEY, SparseAttentionPatch, find_patch
-from rectified_spaattn.rspa_core import ConfigError, metrics, rectified_attention
+from rectified_spaattn.nodes.patching import (
+    KEY,
+    Options,
+    SparseAttentionPatch,
+    find_patch,
+    run_settings,
+)
+from rectified_spaattn.rspa_core import ConfigError, SparseConfig, metrics, rectified_attention
 from rectified_spaattn.rspa_core.run.calls import ForwardPlan
-from rectified_spaattn.rspa_core.run.families import ModelFingerprint
 from rectified_spaattn.rspa_core.run.presets import PRESETS
 from rectified_spaattn.rspa_core.run.probe import ProbeRecorder, ProbeSettings, parse_probe_steps
-from rectified_spaattn.rspa_core.run.profile import SparsityProfile
-from rectified_spaattn.rspa_core.run.record import PROBED
-from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule, parse_dense_blocks
+from rectified_spaattn.rspa_core.run.profile import ModelFingerprint, SparsityProfile
+from rectified_spaattn.rspa_core.run.reasons import Reason, why
+from rectified_spaattn.rspa_core.run.schedule import Position, SparsitySchedule, parse_dense_blocks
 
 from .patch_rig import BLOCKS, CONFIG, SAMPLE_SIGMAS, make_executor, make_patch, run
 from .rig import LAYOUT, OPTIONS, Rig, wan_tensors
 from .stand_ins import GRID, HEADS, Box, dense, optimized_attention
 
-WAN = ModelFingerprint("wan", BLOCKS, 0, 32, HEADS)
+WAN = ModelFingerprint("Wan", BLOCKS, 0, 32, HEADS)
 PROFILE = SparsityProfile(WAN, (0.0, 0.1, 0.3, 0.9), (), GRID, 0.05, 64, "paper", "gilbert", 1)
 PROBE = ProbeSettings(parse_probe_steps("1"), sparsities=(0.5, 0.8))
-VALUES: dict[str, Any] = {
-    "sparsity": 0.5,
-    "block_size": "64",
-    "start_percent": 0.0,
-    "end_percent": 1.0,
-    "schedule": None,
-    "rectification": "precise",
-    "token_order": "gilbert",
-    "top_p": 0.0,
-    "dense_blocks": "",
-    "min_tokens": 0,
-    "verbose": False,
-    "precision": "auto",
-    "node_id": None,
-}
+CUSTOM = {"preset": "custom", "sparsity": 0.5, "block_size": "64", "start_percent": 0.0}
 
 
 def recording_attend(seen: list[float]) -> Any:
@@ -64,7 +53,7 @@ def test_a_profile_sets_the_sparsity_of_every_block() -> None:
     assert seen == [0.1, 0.3, 0.9]
     patch.on_cleanup(None)
     record = patch.last_run
-    assert record.reasons == {DENSE_IN_PROFILE: 1}
+    assert record.reasons == {why(Reason.DENSE_IN_PROFILE): 1}
     density = [record.cells[0, ("double", index)].density for index in range(BLOCKS)]
     assert density[0] is None
     assert density[1] > density[2] > density[3] > 0.0
@@ -81,20 +70,19 @@ def test_the_schedule_still_says_when() -> None:
 def test_dense_blocks_win_over_a_profile() -> None:
     patch = make_patch(profile=PROFILE, dense_blocks=parse_dense_blocks("1, 2"))
     run(patch, make_executor())
-    assert patch.report.reasons == {"dense_blocks": 2, DENSE_IN_PROFILE: 1}
+    reasons = patch.run.report.record().reasons
+    assert reasons == {why(Reason.DENSE_BLOCK): 2, why(Reason.DENSE_IN_PROFILE): 1}
 
 
 def test_a_profile_of_another_model_is_refused() -> None:
     other = replace(WAN, hidden_dim=64)
     with pytest.raises(ConfigError, match=r"profile = .*dimension 32.*this one is .*dimension 64"):
-        patch_settings(**VALUES, profile=PROFILE, model=other)
-    assert patch_settings(**VALUES, profile=PROFILE, model=WAN).profile is PROFILE
-    with pytest.raises(ConfigError, match="profile = 3"):
-        patch_settings(**VALUES, profile=3, model=WAN)
+        run_settings(CUSTOM, profile=PROFILE, model=other)
+    assert run_settings(CUSTOM, profile=PROFILE, model=WAN).profile is PROFILE
 
 
 def test_a_profile_measured_otherwise_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    settings = patch_settings(**{**VALUES, "block_size": "128"}, profile=PROFILE, model=WAN)
+    settings = run_settings({**CUSTOM, "block_size": "128"}, profile=PROFILE, model=WAN)
     patch = SparseAttentionPatch(settings)
     patch.on_pre_run(None)
     assert "measured with block_size = 64, this run has 128" in caplog.text
@@ -102,50 +90,57 @@ def test_a_profile_measured_otherwise_is_told(caplog: pytest.LogCaptureFixture) 
     assert "token_order" not in caplog.text
 
 
-def test_preset_replaces_the_inputs_it_names(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    settings = patch_settings(**VALUES, preset="fast", model=WAN)
-    fast = PRESETS["wan"]["fast"]
+def test_preset_replaces_the_values_it_names() -> None:
+    settings = run_settings({**CUSTOM, "preset": "fast"})
+    fast = PRESETS["fast"]
     assert settings.config.sparsity == settings.schedule.start_sparsity == fast.sparsity
     assert settings.config.q_block == fast.block_size
     assert settings.schedule.start_percent == fast.start_percent
-    assert f"preset fast sets sparsity {fast.sparsity} (not 0.5)" in caplog.text
     assert settings.asked["preset"] == "fast"
     assert settings.asked["sparsity"] == fast.sparsity
+    assert settings.asked["overridden"]["sparsity"] == "0.5 by preset"
+    assert "end_percent" not in settings.asked["overridden"], "it is the same"
+
+
+def test_options_win_over_a_preset() -> None:
+    quality = run_settings({"preset": "quality"})
+    assert quality.config.tail_keys == PRESETS["quality"].tail_keys == 8
+    chosen = run_settings({"preset": "quality"}, options=Options.of({"tail_keys": "2"}))
+    assert chosen.config.tail_keys == chosen.asked["tail_keys"] == 2
+    assert chosen.asked["overridden"]["tail_keys"] == "8 by options"
+    paper = run_settings({"preset": "quality"}, options=Options.of({"rectification": "paper"}))
+    assert paper.config.rectification == "paper"
+    assert "tail_keys" not in paper.asked
 
 
 def test_a_preset_leaves_a_schedule_in_force() -> None:
     schedule = SparsitySchedule(0.1, 0.2)
-    values = {**VALUES, "schedule": schedule}
-    settings = patch_settings(**values, preset="fast", model=WAN)
+    settings = run_settings({"preset": "fast"}, schedule=schedule)
     assert settings.schedule is schedule
     assert "sparsity" not in settings.asked, "it is not what the run used"
+    assert settings.asked["overridden"]["sparsity"] == "by schedule"
     assert settings.asked["schedule"]["end_sparsity"] == 0.2
 
 
-@pytest.mark.parametrize("tail_keys", ["1", "2", "4", "8"])
-def test_tail_keys(tail_keys: str) -> None:
-    assert patch_settings(**VALUES, tail_keys=tail_keys).config.tail_keys == int(tail_keys)
-    paper = patch_settings(**{**VALUES, "rectification": "paper"}, tail_keys=tail_keys)
-    assert paper.config.tail_keys == 1
+def test_a_new_node_is_the_default_of_the_library() -> None:
+    assert run_settings({}).config == SparseConfig()
 
 
-def test_tail_keys_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="tail_keys = '3' is not allowed: one of 1, 2, 4, 8"):
-        patch_settings(**VALUES, tail_keys="3")
-
-
-def probing_rig(**parts: Any) -> tuple[Rig, ProbeRecorder]:
-    recorder = ProbeRecorder(PROBE)
-    plan = ForwardPlan(LAYOUT, CONFIG, step=1, num_steps=4, probe=(recorder, CONFIG), **parts)
-    return Rig(plan), recorder
+def probing_rig(
+    config: SparseConfig | None = CONFIG, step: int = 1, **parts: Any
+) -> tuple[Rig, ProbeRecorder]:
+    """A forward of step `step` of 4, dense if `config` is None, and the probe that measures it."""
+    reason = why(Reason.BEFORE_START, 20.0) if config is None else None
+    plan = ForwardPlan(LAYOUT, config, reason, Position(step, 4, 0.25))
+    rig = Rig(plan, probe=PROBE, **parts)
+    return rig, rig.run.recorder
 
 
 def test_a_measured_call_returns_the_dense_output() -> None:
     rig, recorder = probing_rig()
     q, k, v = wan_tensors()
     assert torch.equal(rig.wan(q, k, v), dense(q, k, v, HEADS))
-    assert rig.dense_reasons == {PROBED: 1}
+    assert rig.dense_reasons == {Reason.PROBED.value: 1}
     table = recorder.table()
     assert (table.steps, table.blocks) == ((1,), (("double", 1),))
     heads = [x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v)]
@@ -156,7 +151,6 @@ def test_a_measured_call_returns_the_dense_output() -> None:
 
 
 def test_a_measured_call_in_containers_returns_the_dense_output() -> None:
-    rig, recorder = probing_rig()
     q, k, v = wan_tensors()
     boxes = [Box(x.clone()) for x in (q, k, v)]
     taken: list[Any] = []
@@ -165,11 +159,11 @@ def test_a_measured_call_in_containers_returns_the_dense_output() -> None:
         taken.append(args[:3])
         return dense(*args, **kwargs)
 
-    rig.calls.previous = previous
     # The core's own function needs ComfyUI: a previous override stands in for the dense path.
     previous.container_function = lambda *args, **kw: previous(
         None, *(box.take() for box in args[:3]), *args[3:], **kw
     )
+    rig, recorder = probing_rig(previous=previous)
     out = rig.override.container_function(*boxes, heads=HEADS, transformer_options=OPTIONS)
     assert torch.equal(out, dense(q, k, v, HEADS))
     assert [box.tensor for box in boxes] == [None] * 3
@@ -178,9 +172,8 @@ def test_a_measured_call_in_containers_returns_the_dense_output() -> None:
 
 
 def test_other_calls_run_as_without_a_probe() -> None:
-    rig, recorder = probing_rig()
+    rig, recorder = probing_rig(step=2)
     q, k, v = wan_tensors()
-    rig.calls.plan = replace(rig.plan, step=2)
     plain = Rig(ForwardPlan(LAYOUT, CONFIG))
     assert torch.equal(rig.wan(q, k, v), plain.wan(q, k, v))
     assert recorder.is_empty
@@ -188,8 +181,7 @@ def test_other_calls_run_as_without_a_probe() -> None:
 
 
 def test_steps_that_the_schedule_keeps_dense_are_measured_too() -> None:
-    rig, recorder = probing_rig()
-    rig.calls.plan = replace(rig.plan, config=None, reason="schedule: first 20 %")
+    rig, recorder = probing_rig(config=None)
     rig.wan(*wan_tensors())
     assert not recorder.is_empty
 
@@ -222,11 +214,11 @@ def test_a_run_with_a_probe() -> None:
         for sigma in sigmas():
             run(patch, make_executor(), sigma)
         patch.on_cleanup(None)
-    table = patch.recorder.table()
+    table = patch.run.recorder.table()
     assert table.steps == (1,)
     assert table.blocks == tuple(("double", index) for index in range(BLOCKS))
-    assert patch.last_run.reasons == {PROBED: BLOCKS}
-    assert patch.recorder.grid == GRID
+    assert patch.last_run.reasons == {why(Reason.PROBED): BLOCKS}
+    assert patch.run.recorder.grid == GRID
     record = patch.last_run
     assert len(record.sparse_forward_seconds) == 3
     assert record.dense_forward_seconds == (), "a measured forward's time is the measurement's"

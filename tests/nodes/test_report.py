@@ -2,68 +2,36 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import sys
-from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from rectified_spaattn.nodes import patching
-from rectified_spaattn.nodes.inputs import patch_settings
+from rectified_spaattn.nodes.report import RectifiedSpaAttnReport
 from rectified_spaattn.rspa_core.run import report_text as words
+from rectified_spaattn.rspa_core.run.calls import RunSettings
 
 from .run_records import run_record
-
-REPORT = "rectified_spaattn.nodes.report"
 
 
 def node_output(*values: Any, ui: Any = None) -> SimpleNamespace:
     return SimpleNamespace(values=values, ui=ui)
 
 
-@pytest.fixture
-def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The node's class, with the two names of ComfyUI's API that running it needs."""
-    latest = ModuleType("comfy_api.latest")
-    latest.io = SimpleNamespace(ComfyNode=object, NodeOutput=node_output)
-    latest.ui = SimpleNamespace(PreviewImage=lambda image, cls: image)
-    monkeypatch.setitem(sys.modules, "comfy_api", ModuleType("comfy_api"))
-    monkeypatch.setitem(sys.modules, "comfy_api.latest", latest)
-    monkeypatch.delitem(sys.modules, REPORT, raising=False)
-    yield importlib.import_module(REPORT).RectifiedSpaAttnReport
-    sys.modules.pop(REPORT, None)
-
-
 def patched_model(last_run: Any) -> SimpleNamespace:
     """A model patcher with our patch after the given run."""
-    settings = patch_settings(
-        sparsity=0.75,
-        block_size="128",
-        start_percent=0.0,
-        end_percent=1.0,
-        schedule=None,
-        rectification="precise",
-        token_order="gilbert",
-        top_p=0.0,
-        dense_blocks="",
-        min_tokens=0,
-        verbose=False,
-        precision="auto",
-        node_id="7",
-    )
-    patch = patching.SparseAttentionPatch(settings)
-    patch.report.last_run = last_run
+    patch = patching.SparseAttentionPatch(RunSettings())
+    patch.run.report.last_run = last_run
     return SimpleNamespace(wrappers={"apply_model": {patching.KEY: [patch]}}, model_options={})
 
 
-def test_report_of_a_run(node: Any) -> None:
+def test_report_of_a_run() -> None:
     record = run_record()
-    result = node.execute(patched_model(record), after=None)
+    result = RectifiedSpaAttnReport.execute(patched_model(record), after=None)
     image, summary, text = result.values
     assert image.ndim == 4
     assert image.shape[-1] == 3
@@ -73,8 +41,8 @@ def test_report_of_a_run(node: Any) -> None:
     assert json.loads(text)["sparse"] == record.sparse
 
 
-def test_no_run_yet_is_a_picture_and_not_an_error(node: Any) -> None:
-    result = node.execute(patched_model(None), after=None)
+def test_no_run_yet_is_a_picture_and_not_an_error() -> None:
+    result = RectifiedSpaAttnReport.execute(patched_model(None), after=None)
     image, summary, text = result.values
     assert result.ui is image
     assert summary.startswith("No sampling run yet")
@@ -83,9 +51,11 @@ def test_no_run_yet_is_a_picture_and_not_an_error(node: Any) -> None:
     assert json.loads(text) is None
 
 
-def test_a_model_without_our_patch(node: Any) -> None:
+def test_a_model_without_our_patch() -> None:
     """As when the node is switched off to compare: the render goes on, the picture says so."""
-    result = node.execute(SimpleNamespace(wrappers={}, model_options={}), after=None)
+    result = RectifiedSpaAttnReport.execute(
+        SimpleNamespace(wrappers={}, model_options={}), after=None
+    )
     image, summary, text = result.values
     assert result.ui is image
     assert summary.startswith("Full attention: no Rectified SpaAttn on this model")
@@ -93,9 +63,9 @@ def test_a_model_without_our_patch(node: Any) -> None:
     assert json.loads(text) is None
 
 
-def test_caching_is_left_to_comfyui(node: Any) -> None:
+def test_caching_is_left_to_comfyui() -> None:
     """Its key holds the sampler and all before it; an own fingerprint would break two samplers."""
-    assert not hasattr(node, "fingerprint_inputs")
+    assert not hasattr(RectifiedSpaAttnReport, "fingerprint_inputs")
 
 
 def test_summary() -> None:

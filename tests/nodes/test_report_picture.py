@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rectified_spaattn.nodes.pictures import canvas as report_canvas
+from rectified_spaattn.nodes import pictures
+from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH, DENSE
 from rectified_spaattn.nodes.pictures import report as report_charts
-from rectified_spaattn.nodes.pictures.canvas import BACKGROUND, BAR_HIGH, DENSE
 from rectified_spaattn.nodes.pictures.report import WARNING, WARNING_FILL, draw_no_run, draw_report
+from rectified_spaattn.rspa_core.run.reasons import Reason, why
 from rectified_spaattn.rspa_core.run.record import Cell, RunRecord, StepRecord
 from rectified_spaattn.rspa_core.run.report_text import NOT_PATCHED_CAUSES, NOT_PATCHED_TITLE
 
@@ -44,7 +45,9 @@ def test_nothing_is_cut_off(steps: int, double: int, single: int) -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        run_record(reasons={f"{LONG}{number}": 10**number for number in range(12)}),
+        run_record(
+            reasons={why(Reason.NO_BACKEND, f"{LONG}{number}"): 10**number for number in range(12)}
+        ),
         run_record(warnings=tuple(f"{LONG}{number}" for number in range(12))),
         run_record(settings={"name": "W" * 300, **dict.fromkeys(map(str, range(60)), LONG)}),
         run_record(model="M" * 200),
@@ -81,7 +84,7 @@ def test_warnings_are_in_a_color_of_their_own() -> None:
 
 
 def cell_picture(cell: Cell | None) -> np.ndarray:
-    canvas = report_canvas.ReportCanvas.empty(40, 20)
+    canvas = pictures.Canvas.empty(40, 20)
     report_charts.draw_cell(canvas, (0, 0, 40, 20), cell, (0.0, 1.0))
     return np.asarray(canvas.finished(), dtype=np.int16)
 
@@ -163,11 +166,11 @@ def test_a_step_without_attention_over_the_video() -> None:
 
 
 def test_characters_that_the_font_lacks() -> None:
-    assert report_canvas.drawable("a 中 × · b") == "a ? ? · b"
+    assert pictures.drawable("a 中 × · b") == "a ? ? · b"
 
 
 def test_wrapped_lines_keep_settings_together() -> None:
-    lines = report_canvas.wrapped("sparsity 0.75 · block_size 128 · top_p 0", 15, 130)
+    lines = pictures.wrapped("sparsity 0.75 · block_size 128 · top_p 0", 15, 130)
     assert lines == ["sparsity 0.75", "block_size 128", "top_p 0"]
-    assert report_canvas.wrapped("W" * 100, 15, 100)[0].endswith("…")
-    assert report_canvas.wrapped("", 15, 100) == [""]
+    assert pictures.wrapped("W" * 100, 15, 100)[0].endswith("…")
+    assert pictures.wrapped("", 15, 100) == [""]

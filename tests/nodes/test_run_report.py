@@ -13,7 +13,10 @@ import torch
 
 from rectified_spaattn.nodes.host import send_status
 from rectified_spaattn.rspa_core import TokenLayout
-from rectified_spaattn.rspa_core.run.record import REPORT_PREFIX, Cell, ForwardTally, RunReport
+from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
+from rectified_spaattn.rspa_core.run.record import Cell
+from rectified_spaattn.rspa_core.run.report import REPORT_PREFIX, ForwardTally, RunReport
+from rectified_spaattn.rspa_core.run.report_text import log_line, status_line
 
 CPU = torch.device("cpu")
 OUT = torch.zeros(2)
@@ -27,7 +30,13 @@ class Clock:
         return self.now
 
 
-def tally(step: int | None, sparse: int = 0, dense: int = 0, reason: str = "") -> ForwardTally:
+FIRST = why(Reason.BEFORE_START, 10.0)
+MASK = why(Reason.MASK)
+
+
+def tally(
+    step: int | None, sparse: int = 0, dense: int = 0, reason: DenseReason = FIRST
+) -> ForwardTally:
     counts = ForwardTally(CPU, step)
     for index in range(sparse):
         counts.add_sparse(("double", index), OUT, torch.tensor(0.25))
@@ -51,43 +60,45 @@ def add(report: RunReport, counts: ForwardTally, seconds: float = 0.0) -> None:
 def test_status_line() -> None:
     clock = Clock()
     report = RunReport(clock=clock)
-    add(report, tally(0, dense=16, reason="schedule: first 10 %"), 2.0)
+    add(report, tally(0, dense=16), 2.0)
     for step in range(1, 20):
         add(report, tally(step, sparse=16), 0.5)
     expected = "sparse 304 / dense 16 (first 10 %) · density 0.25 · 11.5 s"
-    assert report.status_text() == expected
-    assert "schedule: first 10 % 16" in report.status_text(full_reasons=True)
+    assert status_line(report.record()) == expected
+    assert "schedule: first 10 % 16" in log_line(report.record())
 
 
 def test_status_line_lists_several_reasons_with_their_counts() -> None:
     report = RunReport()
-    add(report, tally(0, dense=2, reason="schedule: dense step"))
-    add(report, tally(1, dense=3, reason="schedule: first 10 %"))
-    add(report, tally(2, dense=4, reason="attention mask"))
-    assert "dense 9 (attention mask 4, first 10 % 3, dense step 2)" in report.status_text()
+    add(report, tally(0, dense=2, reason=why(Reason.DENSE_STEP)))
+    add(report, tally(1, dense=3))
+    add(report, tally(2, dense=4, reason=MASK))
+    assert "dense 9 (attention mask 4, first 10 % 3, dense step 2)" in status_line(report.record())
 
 
 def test_speed_up_is_told_from_two_forwards_of_either_kind() -> None:
     report = RunReport(clock=Clock())
-    add(report, tally(0, dense=4, reason="schedule: first 10 %"), 9.0)
+    add(report, tally(0, dense=4), 9.0)
     add(report, tally(1, sparse=4), 3.0)
     add(report, tally(2, sparse=4), 1.0)
-    assert "x per step" not in report.status_text()
-    add(report, tally(0, dense=4, reason="schedule: first 10 %"), 2.0)
-    assert "· 2.0x per step ·" in report.status_text(), "the slower first forwards do not count"
+    assert "x per step" not in status_line(report.record())
+    add(report, tally(0, dense=4), 2.0)
+    assert "· 2.0x per step ·" in status_line(report.record()), (
+        "the slower first forwards do not count"
+    )
 
 
 def test_a_slow_down_is_told_as_one() -> None:
     report = RunReport(clock=Clock())
     for step in range(2):
-        add(report, tally(step, dense=4, reason="schedule: first 10 %"), 1.0)
+        add(report, tally(step, dense=4), 1.0)
         add(report, tally(step, sparse=4), 2.0)
-    assert "· 2.0x slower per step ·" in report.status_text()
+    assert "· 2.0x slower per step ·" in status_line(report.record())
 
 
 def test_a_new_run_replaces_the_line_of_the_last_one() -> None:
     sent: list[tuple[str, str | None]] = []
-    RunReport("7", send_status=lambda *line: sent.append(line)).announce()
+    RunReport(lambda *line: sent.append(line), "7").announce()
     assert sent == [("waiting for the first model call", "7")]
 
 
@@ -102,16 +113,16 @@ def test_forwards_without_video_attention_are_neither() -> None:
 
 def test_nothing_yet() -> None:
     report = RunReport()
-    assert report.density is None
-    assert report.status_text() == "sparse 0 / dense 0 · 0.0 s"
+    assert report.record().density is None
+    assert status_line(report.record()) == "sparse 0 / dense 0 · 0.0 s"
 
 
 def test_counts_by_step_and_block() -> None:
-    report = RunReport("7")
-    add(report, tally(10, sparse=1, dense=1, reason="dense_blocks"))
+    report = RunReport(node_id="7")
+    add(report, tally(10, sparse=1, dense=1, reason=why(Reason.DENSE_BLOCK)))
     add(report, tally(2, sparse=1))
     add(report, tally(None, sparse=1))
-    data = report.as_dict()
+    data = report.record().as_dict()
     assert data["calls"] == [
         [None, "double", 0, 1, 0],
         [2, "double", 0, 1, 0],
@@ -126,7 +137,7 @@ def test_counts_by_step_and_block() -> None:
 
 def test_status_is_sent_seldom_and_at_the_end() -> None:
     clock, sent = Clock(), []
-    report = RunReport("7", send_status=lambda text, node: sent.append((text, node)), clock=clock)
+    report = RunReport(lambda text, node: sent.append((text, node)), "7", clock=clock)
     for _ in range(5):
         add(report, tally(0, sparse=1))
     assert len(sent) == 1
@@ -152,7 +163,7 @@ def test_json_line(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_run_without_forwards_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     sent: list[str] = []
-    report = RunReport("7", send_status=lambda text, node: sent.append(text))
+    report = RunReport(lambda text, node: sent.append(text), "7")
     with caplog.at_level(logging.INFO):
         report.finish_run()
     assert not sent
@@ -182,17 +193,17 @@ def test_threads_do_not_lose_counts() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert report.forwards == 800
-    assert report.as_dict()["sparse"] == 2400
-    assert report.density == pytest.approx(0.25)
+    assert report.record().forwards == 800
+    assert report.record().as_dict()["sparse"] == 2400
+    assert report.record().density == pytest.approx(0.25)
 
 
 def test_record_of_a_run() -> None:
     clock = Clock()
-    report = RunReport("7", clock=clock, settings={"sparsity": 0.75})
+    report = RunReport(node_id="7", clock=clock, settings={"sparsity": 0.75})
     layout = TokenLayout((2, 4, 4), 40, 8)
     started = report.start_forward()
-    counts = tally(0, dense=2, reason="schedule: first 10 %")
+    counts = tally(0, dense=2)
     clock.now += 3.0
     report.add_forward(counts, sums(counts), started, layout)
     for _ in range(2):
@@ -209,25 +220,27 @@ def test_record_of_a_run() -> None:
         (0, 3.0, 1),
         (1, 2.0, 2),
     ]
-    assert record.steps[0].reasons == (("schedule: first 10 %", 2),)
+    assert record.steps[0].reasons == ((FIRST, 2),)
     assert (record.steps[0].density, record.steps[1].density) == (None, 0.25)
     assert record.cells[1, ("double", 0)] == Cell(2, 0, 0.25)
     assert record.speedup is None
     assert json.loads(json.dumps(record.as_dict()))["sparse"] == 4
-    assert report.forwards == 0
+    assert report.record().forwards == 0
 
 
 @pytest.mark.parametrize(
     ("reasons", "expected"),
     [
-        (["schedule: first 90 %"], "none of the steps that ran (first 90 %)"),
-        (["1560 video tokens, below min_tokens 8192"], "below min_tokens 8192"),
-        (["attention mask", "schedule: first 10 %"], "not sparse: attention mask"),
+        ([why(Reason.BEFORE_START, 90.0)], "none of the steps that ran (first 90 %)"),
+        ([why(Reason.MIN_TOKENS, 1560, 8192)], "below min_tokens 8192"),
+        ([MASK, FIRST], "not sparse: attention mask"),
     ],
 )
-def test_a_run_without_sparse_calls_says_why_on_the_node(reasons: list[str], expected: str) -> None:
+def test_a_run_without_sparse_calls_says_why_on_the_node(
+    reasons: list[DenseReason], expected: str
+) -> None:
     sent: list[str] = []
-    report = RunReport("7", send_status=lambda text, node: sent.append(text))
+    report = RunReport(lambda text, node: sent.append(text), "7")
     for step, reason in enumerate(reasons):
         add(report, tally(step, dense=3, reason=reason))
     report.finish_run()
@@ -239,7 +252,7 @@ def test_a_run_without_sparse_calls_says_why_on_the_node(reasons: list[str], exp
 
 def test_a_run_that_was_never_called_says_so_on_the_node() -> None:
     sent: list[str] = []
-    report = RunReport("7", send_status=lambda text, node: sent.append(text))
+    report = RunReport(lambda text, node: sent.append(text), "7")
     add(report, tally(0))
     report.warn_once("installed, but no attention call reached it.")
     report.finish_run()

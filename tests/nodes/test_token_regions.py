@@ -10,6 +10,7 @@ import torch
 
 from rectified_spaattn.nodes.models import token_layout
 from rectified_spaattn.rspa_core import TokenLayout
+from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
 
 from .stand_ins import hunyuan_model, wan_model
 
@@ -22,9 +23,8 @@ def latent(frames: int = 5, height: int = 16, width: int = 24, channels: int = 1
 
 
 def layout_of(model: Any, x: torch.Tensor, **conds: Any) -> TokenLayout:
-    layout, reason = token_layout(model, x, TEXT, conds)
-    assert layout is not None, reason
-    assert reason == ""
+    layout = token_layout(model, x, TEXT, conds)
+    assert isinstance(layout, TokenLayout), layout
     return layout
 
 
@@ -174,10 +174,8 @@ class FluxLike:
 
 @pytest.mark.parametrize("model", [SomeUNet(), FluxLike()])
 def test_unknown_model_class_is_named(model: Any) -> None:
-    layout, reason = token_layout(model, latent(), TEXT, {})
-    assert layout is None
-    assert type(model).__name__ in reason
-    assert "not supported" in reason
+    reason = token_layout(model, latent(), TEXT, {})
+    assert reason == why(Reason.UNSUPPORTED_MODEL, type(model).__name__, "Wan, HunyuanVideo")
 
 
 @pytest.mark.parametrize(
@@ -189,18 +187,20 @@ def test_unknown_model_class_is_named(model: Any) -> None:
     ],
 )
 def test_reasons_not_to_know(x: torch.Tensor, text: torch.Tensor | None, expected: str) -> None:
-    layout, reason = token_layout(wan_model(), x, text, {})
-    assert layout is None
-    assert expected in reason
+    reason = token_layout(wan_model(), x, text, {})
+    assert isinstance(reason, DenseReason)
+    assert expected in reason.text
 
 
 def test_conditions_of_an_unknown_form_are_no_error() -> None:
     conds = {"time_dim_concat": "five frames"}
-    layout, reason = token_layout(wan_model(), latent(), TEXT, conds)
-    assert layout is None
-    assert reason.startswith("conditions not understood (AttributeError")
+    reason = token_layout(wan_model(), latent(), TEXT, conds)
+    assert isinstance(reason, DenseReason)
+    assert reason.reason is Reason.UNKNOWN_CONDITIONS
+    assert reason.details[0] == "AttributeError"
 
 
 def test_wan_image_condition_as_long_as_the_video_is_not_told_apart() -> None:
     clip = torch.empty(1, 5 * AREA, 1280)
-    assert token_layout(wan_model(), latent(), TEXT, {"clip_fea": clip})[0] is None
+    reason = token_layout(wan_model(), latent(), TEXT, {"clip_fea": clip})
+    assert reason == why(Reason.AMBIGUOUS_LENGTH, 5 * AREA)

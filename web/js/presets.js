@@ -1,64 +1,73 @@
-// Presets of the Rectified SpaAttn node: choosing one fills the inputs it names, and changing one
-// of those by hand goes back to "custom". The values come with the node's definition; the server
-// applies a preset by itself, so a graph that was never opened here renders the same.
+// The Rectified SpaAttn node shows what is live: a preset fills in its values, changing one
+// of them by hand goes to "custom", and values that a connected node replaces are shown as switched
+// off. The presets come with the node's definition; the server applies them by itself, so a graph
+// that was never opened here renders the same.
 
 import { app } from "../../../scripts/app.js";
 
 const NODE = "RectifiedSpaAttn";
 const CUSTOM = "custom";
-const MAX_HOPS = 64;
 
-/** The model family as the server will see it, from the file names of the loader upstream. */
-function familyOf(node) {
-  let current = node;
-  for (let hop = 0; current && hop < MAX_HOPS; hop++) {
-    const files = (current.widgets ?? []).map((widget) => widget.value);
-    if (files.some((value) => typeof value === "string" && /hunyuan/i.test(value))) {
-      return "hunyuan_video";
-    }
-    const slot = (current.inputs ?? []).findIndex((input) => input.type === "MODEL");
-    current = slot < 0 ? null : current.getInputNode(slot);
-  }
-  return "wan";
+// Values that a connected socket replaces.
+const REPLACED_BY = {
+  schedule: ["sparsity", "start_percent", "end_percent"],
+  profile: ["sparsity"],
+};
+
+function widgetOf(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
 }
 
-function connect(node, families) {
-  const widget = (name) => node.widgets?.find((each) => each.name === name);
-  const preset = widget("preset");
+function listen(widget, react) {
+  const before = widget.callback;
+  widget.callback = function (...args) {
+    const result = before?.apply(this, args);
+    react();
+    return result;
+  };
+}
+
+/** Switch off the widgets whose values a connected node replaces; classic and Nodes 2.0 show it. */
+function showReplaced(node) {
+  const replaced = new Set();
+  for (const [socket, names] of Object.entries(REPLACED_BY)) {
+    const input = node.inputs?.find((each) => each.name === socket);
+    if (input?.link != null) names.forEach((name) => replaced.add(name));
+  }
+  for (const name of new Set(Object.values(REPLACED_BY).flat())) {
+    const widget = widgetOf(node, name);
+    if (widget) widget.disabled = replaced.has(name);
+  }
+  node.setDirtyCanvas?.(true, true);
+}
+
+function connectPresets(node, presets) {
+  const preset = widgetOf(node, "preset");
   if (!preset) return;
-  const valuesOf = (name) => families[familyOf(node)]?.[name];
   let isFilling = false;
 
-  const listen = (target, react) => {
-    const before = target.callback;
-    target.callback = function (...args) {
-      const result = before?.apply(this, args);
-      react();
-      return result;
-    };
-  };
-
-  listen(preset, () => {
-    const values = valuesOf(preset.value);
-    if (!values) return; // "custom": the inputs stay as they are
+  const fill = () => {
+    const values = presets[preset.value];
+    if (!values) return; // "custom": the values stay as they are
     isFilling = true;
     for (const [name, value] of Object.entries(values)) {
-      const target = widget(name);
-      if (!target || target.value === value) continue;
-      target.value = value;
-      target.callback?.(value);
+      const widget = widgetOf(node, name);
+      if (!widget || widget.value === value) continue;
+      widget.value = value;
+      widget.callback?.(value);
     }
     isFilling = false;
     node.setDirtyCanvas?.(true, true);
-  });
+  };
 
-  const names = new Set(Object.values(families).flatMap((each) => Object.values(each).flatMap(Object.keys)));
-  for (const name of names) {
-    const target = widget(name);
-    if (!target) continue;
-    listen(target, () => {
-      const values = isFilling ? null : valuesOf(preset.value);
-      if (values && values[name] !== target.value) {
+  listen(preset, fill);
+  node.showPreset = fill;
+  for (const name of new Set(Object.values(presets).flatMap(Object.keys))) {
+    const widget = widgetOf(node, name);
+    if (!widget) continue;
+    listen(widget, () => {
+      const values = isFilling ? null : presets[preset.value];
+      if (values && values[name] !== widget.value) {
         preset.value = CUSTOM;
         node.setDirtyCanvas?.(true, true);
       }
@@ -66,17 +75,28 @@ function connect(node, families) {
   }
 }
 
+/** Let `react` run after a method of a node type. */
+function after(prototype, method, react) {
+  const before = prototype[method];
+  prototype[method] = function (...args) {
+    const result = before?.apply(this, args);
+    react(this);
+    return result;
+  };
+}
+
 app.registerExtension({
   name: "rectified_spaattn.presets",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.name !== NODE) return;
-    const families = nodeData.input?.optional?.preset?.[1]?.rspa_presets;
-    if (!families) return;
-    const created = nodeType.prototype.onNodeCreated;
-    nodeType.prototype.onNodeCreated = function (...args) {
-      const result = created?.apply(this, args);
-      connect(this, families);
-      return result;
-    };
+    const presets = nodeData.input?.required?.preset?.[1]?.rspa_presets;
+    if (!presets) return;
+    after(nodeType.prototype, "onNodeCreated", (node) => connectPresets(node, presets));
+    after(nodeType.prototype, "onConnectionsChange", showReplaced);
+    // Links of a loaded graph are there once all of it is configured.
+    after(nodeType.prototype, "onConfigure", (node) => {
+      node.showPreset?.();
+      setTimeout(() => showReplaced(node));
+    });
   },
 });

@@ -7,11 +7,10 @@ import math
 import pytest
 
 from rectified_spaattn.rspa_core.config import ConfigError
+from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
 from rectified_spaattn.rspa_core.run.schedule import (
-    DENSE_STEP,
-    STEP_OFF,
-    ZERO_SPARSITY,
     DenseBlocks,
+    Position,
     SparsitySchedule,
     parse_dense_blocks,
     parse_dense_steps,
@@ -48,9 +47,7 @@ def test_curves(
 ) -> None:
     schedule = SparsitySchedule(0.4, 0.8, curve, start_percent=0.2, end_percent=0.6)
     for percent, expected in ((0.2, at_start), (0.3, at_quarter), (0.4, at_half), (0.6, at_end)):
-        sparsity, reason = schedule.sparsity_at(percent, None, None)
-        assert sparsity == pytest.approx(expected)
-        assert reason == ""
+        assert schedule.sparsity_at(Position(percent=percent)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -68,37 +65,42 @@ def test_curves(
 )
 def test_active_range_includes_its_ends(percent: float, is_active: bool) -> None:
     schedule = SparsitySchedule(0.5, 0.5, "constant", 0.2, 0.6)
-    dense = "schedule: first 20 %" if percent < 0.2 else "schedule: last 40 %"
-    expected = (0.5, "") if is_active else (None, dense)
-    assert schedule.sparsity_at(percent, 3, 20) == expected
+    decided = schedule.sparsity_at(Position(3, 20, percent))
+    if is_active:
+        assert decided == 0.5
+    else:
+        assert isinstance(decided, DenseReason)
+        dense = "schedule: first 20 %" if percent < 0.2 else "schedule: last 40 %"
+        assert decided.text == dense
 
 
 def test_one_point_range_uses_the_start_value() -> None:
-    assert SparsitySchedule(0.4, 0.8, "linear", 0.5, 0.5).sparsity_at(0.5, None, None)[0] == 0.4
+    assert SparsitySchedule(0.4, 0.8, "linear", 0.5, 0.5).sparsity_at(Position(percent=0.5)) == 0.4
 
 
 def test_sparsity_zero_is_dense() -> None:
-    assert SparsitySchedule(0.0, 0.5).sparsity_at(0.0, 0, 4) == (None, ZERO_SPARSITY)
-    assert SparsitySchedule(0.5, 0.5, steps=(0.0,)).sparsity_at(0.5, 0, 4) == (None, ZERO_SPARSITY)
+    zero = why(Reason.ZERO_SPARSITY)
+    assert SparsitySchedule(0.0, 0.5).sparsity_at(Position(0, 4, 0.0)) == zero
+    assert SparsitySchedule(0.5, 0.5, steps=(0.0,)).sparsity_at(Position(0, 4, 0.5)) == zero
 
 
 def test_step_list_wins_over_curve_and_percents_and_its_last_entry_repeats() -> None:
     schedule = SparsitySchedule(0.1, 0.1, "constant", 0.4, 0.5, steps=(None, 0.6, 0.8))
-    answers = [schedule.sparsity_at(step / 5, step, 5) for step in range(5)]
-    assert answers == [(None, STEP_OFF), (0.6, ""), (0.8, ""), (0.8, ""), (0.8, "")]
+    answers = [schedule.sparsity_at(Position(step, 5, step / 5)) for step in range(5)]
+    assert answers == [why(Reason.STEP_OFF), 0.6, 0.8, 0.8, 0.8]
 
 
 def test_without_a_step_the_curve_is_used() -> None:
     schedule = SparsitySchedule(0.3, 0.3, "constant", steps=(None,), dense_steps=(0,))
-    assert schedule.sparsity_at(0.0, None, None) == (0.3, "")
+    assert schedule.sparsity_at(Position(percent=0.0)) == 0.3
 
 
 def test_dense_steps_count_from_both_ends() -> None:
     schedule = SparsitySchedule(0.5, 0.5, "constant", steps=(0.7,), dense_steps=(0, -1))
-    answers = [schedule.sparsity_at(0.5, step, 4) for step in range(4)]
-    assert answers == [(None, DENSE_STEP), (0.7, ""), (0.7, ""), (None, DENSE_STEP)]
+    answers = [schedule.sparsity_at(Position(step, 4, 0.5)) for step in range(4)]
+    assert answers == [why(Reason.DENSE_STEP), 0.7, 0.7, why(Reason.DENSE_STEP)]
     # The length of the run unknown: steps from the end cannot be.
-    assert schedule.sparsity_at(0.5, 3, None) == (0.7, "")
+    assert schedule.sparsity_at(Position(3, None, 0.5)) == why(Reason.UNKNOWN_STEP)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_activity_agrees_with_the_rule_of_core() -> None:
     for index in range(1, 200):
         sigma = index / 200
         percent = percent_of_sigma(sigma, percent_to_sigma)
-        is_active = schedule.sparsity_at(percent, None, None)[0] is not None
+        is_active = isinstance(schedule.sparsity_at(Position(percent=percent)), float)
         assert is_active == (sigma_end <= sigma <= sigma_start)
 
 

@@ -13,20 +13,20 @@ def old(name: str, default: int = 0) -> dict[str, Any]:
     return {"name": name, "default": default}
 
 
-def new(name: str, default: int = 0, advanced: bool = False) -> dict[str, Any]:
-    return {"name": name, "default": default, "advanced": advanced}
+def new(name: str, default: int = 0, search_aliases: bool = False) -> dict[str, Any]:
+    return {"name": name, "default": default, "search_aliases": search_aliases}
 
 
 def test_later_keyword_reaches_a_core_that_has_it() -> None:
-    assert build(new, "top_p", default=1, advanced=True) == {
+    assert build(new, "top_p", default=1, search_aliases=True) == {
         "name": "top_p",
         "default": 1,
-        "advanced": True,
+        "search_aliases": True,
     }
 
 
 def test_later_keyword_is_left_out_on_an_older_core() -> None:
-    assert build(old, "top_p", default=1, advanced=True) == {"name": "top_p", "default": 1}
+    assert build(old, "top_p", default=1, search_aliases=True) == {"name": "top_p", "default": 1}
 
 
 def test_misspelt_keyword_still_fails() -> None:

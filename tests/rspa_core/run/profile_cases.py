@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from rectified_spaattn.rspa_core.run.profile import ModelFingerprint, SparsityProfile, save_profile
 
-WAN = ModelFingerprint("wan", 3, 0, 5120, 40)
-HUNYUAN = ModelFingerprint("hunyuan_video", 2, 4, 3072, 24)
+WAN = ModelFingerprint("Wan", 3, 0, 5120, 40)
+HUNYUAN = ModelFingerprint("HunyuanVideo", 2, 4, 3072, 24)
 PROFILE = SparsityProfile(
     HUNYUAN, (0.75, 0.0), (0.5, 0.98, 0.123456, 0.9), (21, 30, 52), 0.05, 128, "precise", "gilbert",
     4, "night shots",

@@ -156,7 +156,7 @@ def tensor(name: str, value: torch.Tensor) -> Change:
         (setting("format_version", "0"), "no format version 0"),
         (setting("format_version", "one"), "format_version = 'one'"),
         (setting("format_version", "1" * 5000), "format_version"),
-        (setting("family", "flux"), "family = 'flux' is not allowed"),
+        (setting("family", "a\nb"), "family = 'a\\nb' is not allowed"),
         (setting("double_blocks", "3"), "shape [2], but the metadata say 3 blocks"),
         (setting("double_blocks", "0"), "double_blocks = 0"),
         (setting("single_blocks", "0"), "shape [4], but the metadata say 0 blocks"),
