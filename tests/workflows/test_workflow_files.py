@@ -18,6 +18,7 @@ from PIL import Image
 from rectified_spaattn.nodes.inputs import NODES
 from rectified_spaattn.rspa_core.run.presets import PRESETS
 from rectified_spaattn.rspa_core.run.schedule import (
+    Position,
     SparsitySchedule,
     parse_dense_steps,
     parse_steps,
@@ -362,4 +363,5 @@ def steps_of(workflow: Json, count: int) -> list[float | None]:
 
 def steps(schedule: SparsitySchedule, count: int) -> list[float | None]:
     """Sparsity of each of `count` steps, which ComfyUI's simple scheduler spaces evenly."""
-    return [schedule.sparsity_at(step / count, step, count)[0] for step in range(count)]
+    found = [schedule.sparsity_at(Position(step, count, step / count)) for step in range(count)]
+    return [sparsity if isinstance(sparsity, float) else None for sparsity in found]

@@ -12,6 +12,7 @@ from typing import Any
 
 from rectified_spaattn.rspa_core.run.presets import PRESETS, Preset
 from rectified_spaattn.rspa_core.run.schedule import (
+    Position,
     SparsitySchedule,
     parse_dense_steps,
     parse_steps,
@@ -163,7 +164,8 @@ class Spec:
 
 
 def _steps(schedule: SparsitySchedule, count: int) -> list[float | None]:
-    return [schedule.sparsity_at(step / count, step, count)[0] for step in range(count)]
+    found = [schedule.sparsity_at(Position(step, count, step / count)) for step in range(count)]
+    return [sparsity if isinstance(sparsity, float) else None for sparsity in found]
 
 
 # The column that holds the attention node, its status text, options and the note, in canvas pixels;
