@@ -83,6 +83,11 @@ SLOT = """([id, side, name]) => {
   const [x, y] = side === 'inputs' ? node.getInputPos(slot) : node.getOutputPos(slot);
   return [canvas.x + (x + ds.offset[0]) * ds.scale, canvas.y + (y + ds.offset[1]) * ds.scale];
 }"""
+# Size in the window of the node that was added last.
+NEWEST = """() => {
+  const node = app.canvas.graph.nodes.at(-1), ds = app.canvas.ds;
+  return [node.size[0] * ds.scale, node.size[1] * ds.scale];
+}"""
 IS_LINKED = """([id, name]) => {
   const node = app.canvas.graph.getNodeById(id);
   return node.inputs.find(each => each.name === name).link != null;
@@ -134,7 +139,7 @@ QUEUE_LENGTH = """async () => {
 }"""
 VISIBLE_TEXTS = """() => [...document.querySelectorAll('.dom-widget')]
   .filter(e => e.offsetParent !== null || getComputedStyle(e).position === 'fixed')
-  .filter(e => getComputedStyle(e).visibility !== 'hidden')
+  .filter(e => getComputedStyle(e).visibility !== 'hidden' && e.firstElementChild)
   .map(e => ({text: e.innerText.trim(),
               cut: e.firstElementChild.scrollHeight - e.firstElementChild.clientHeight}))"""
 
@@ -254,14 +259,21 @@ class Artist(FrontEnd):
         self.page.wait_for_timeout(200)
 
     def add_node(self, title: str, kind: str) -> str:
-        """Double-click an empty place, search for a node and take the first; its id."""
+        """Double-click an empty place, search for a node, take the first; its id."""
         before = {node["id"] for node in self.on_show()}
-        self.page.mouse.dblclick(*self.page.evaluate(EMPTY, PANEL))
+        place = self.page.evaluate(EMPTY, PANEL)
+        self.page.mouse.dblclick(*place)
         field = self.page.get_by_role("dialog").get_by_role("combobox").first
         field.fill(title, timeout=10_000)
         self.page.wait_for_timeout(600)
         self.page.keyboard.press("Enter")
         self.page.wait_for_timeout(600)
+        # The new node follows the mouse until it is put down, here left of and above the corner.
+        width, height = self.page.evaluate(NEWEST)
+        x, y = place[0] - width, place[1] - height
+        self.page.mouse.move(x, y, steps=4)
+        self.page.mouse.click(x, y)
+        self.page.wait_for_timeout(400)
         (added,) = [node for node in self.on_show() if node["id"] not in before]
         assert added["type"] == kind, added
         return added["id"]
