@@ -18,6 +18,8 @@ Formulas and notes of attend.py are not repeated here. From top to bottom: recor
 two roles, their loops, the softmax.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -30,6 +32,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 # Gluon's own modules take it from here, too.
 from triton.language.core import _aggregate, base_value
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+
+    Value = Any
+else:
+    # What a mode does not have is None, and a stride may be known as 1: both are constants.
+    Value = gl.tensor | gl.constexpr
+
+    def dataclass_transform(**_):
+        return lambda function: function
+
 
 # The barrier of the four warps of a group; its name has changed between releases.
 group_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
@@ -48,11 +62,9 @@ INFINITE_BITS = gl.constexpr(-8388608)
 RANGE = gl.constexpr(90.0)
 RANGE_FP16 = gl.constexpr(15.0)
 
-# What a mode does not have is None, and a stride may be known as 1: both are constants.
-value = gl.tensor | gl.constexpr
 
-
-def record(cls: type) -> type:
+@dataclass_transform(kw_only_default=True)
+def record(cls: Any) -> Any:
     """Class decorator: a record for kernels with the annotated fields, all given by name."""
     names = tuple(cls.__annotations__)
 
@@ -120,58 +132,58 @@ class Ring:
 class Queries:
     """Rows of one program: where they come from and where they go."""
 
-    q: value  # of the head
-    source: value  # int32: token of each row of the block, -1 for padding
-    out: value  # of the head
+    q: Value  # of the head
+    source: Value  # int32: token of each row of the block, -1 for padding
+    out: Value  # of the head
     tiles: gl.shared_memory_descriptor  # [GROUPS, GROUP_ROWS, DP], as products read them
     exact_tiles: gl.shared_memory_descriptor  # the same, never rounded
-    num_heads: value
-    stride_n: value
-    stride_d: value
+    num_heads: Value
+    stride_n: Value
+    stride_d: Value
 
 
 @record
 class Keys:
     """What is known of the keys of a head besides their packed tiles."""
 
-    scale: value  # fp32: what one step of each int8 block is worth, INT8
-    centre: value  # [D] fp32
-    radius: value  # fp32: of the key farthest from there
+    scale: Value  # fp32: what one step of each int8 block is worth, INT8
+    centre: Value  # [D] fp32
+    radius: Value  # fp32: of the key farthest from there
 
 
 @record
 class Work:
     """What one program attends: full blocks by a list, two ragged ones, the tail."""
 
-    head_row: value  # first packed row of the head
-    entries: value  # numbers of the full blocks
-    num_tiles: value  # that these take
-    ragged_block: value  # the last one of the video
-    ragged_size: value  # its tokens, 0 if it is not attended
-    context_block: value  # the last one of the context
-    context_size: value
-    tail_row: value  # first row of the head in the tail
-    num_tail: value  # tiles of the tail
+    head_row: Value  # first packed row of the head
+    entries: Value  # numbers of the full blocks
+    num_tiles: Value  # that these take
+    ragged_block: Value  # the last one of the video
+    ragged_size: Value  # its tokens, 0 if it is not attended
+    context_block: Value  # the last one of the context
+    context_size: Value
+    tail_row: Value  # first row of the head in the tail
+    num_tail: Value  # tiles of the tail
 
 
 @record
 class Tail:
     """What is known of the groups of keys behind the tail, "precise"."""
 
-    mask: value  # [NK] fp32 of the q-block: 0, or -inf for critical blocks
-    size: value  # [NK * TAIL_KEYS] fp32: log2 n_g
-    variance: value  # [NK * TAIL_KEYS] fp32: ν_g
-    num_keys: value  # NK * TAIL_KEYS
-    variance_cap: value
+    mask: Value  # [NK] fp32 of the q-block: 0, or -inf for critical blocks
+    size: Value  # [NK * TAIL_KEYS] fp32: log2 n_g
+    variance: Value  # [NK * TAIL_KEYS] fp32: ν_g
+    num_keys: Value  # NK * TAIL_KEYS
+    variance_cap: Value
 
 
 @record
 class Compensation:
     """What "paper" makes of a q-block's rows."""
 
-    scale: value  # fp32, R
-    addition: value  # [DP]
-    is_video: value  # rows of the context have neither
+    scale: Value  # fp32, R
+    addition: Value  # [DP]
+    is_video: Value  # rows of the context have neither
 
 
 @gluon.jit(

@@ -123,7 +123,7 @@ class SparseConfig:
         return min(num_kv_blocks, max(self.min_blocks, share))
 
 
-FIELDS = {each.name: type(each.default) for each in fields(SparseConfig)}
+FIELDS: dict[str, type] = {each.name: type(each.default) for each in fields(SparseConfig)}
 
 
 # A process makes a handful of configurations.
