@@ -2,10 +2,8 @@
 
     none      O_r = softmax_{keys in C_i, context}(c q_r·k) V
     paper     O_r = R_i * softmax_{keys in C_i, context}(c q_r·k) V + compensation_i
-    precise   every block j not in C_i is one more key of the same softmax, with value v̄_j and
-              logit c q_r·k̄_j + ln n_j + min(w_r S_ij, cap),  w_r = |q_r|² / <|q|²>_i;
-              with TAIL_KEYS > 1 so is every group g of its keys, with the logit
-              c q_r·k̄_g + ln n_g + min(|q_r|² ν_g, cap)
+    precise   every group g of the keys of the blocks not in C_i is one more key of the same
+              softmax, with value v̄_g and logit c q_r·k̄_g + ln n_g + min(|q_r|² ν_g, cap)
 
 Softmax in fp32 with exp2, scale applied to the scores and not rounded into q. Rows are read and
 stored through the token order, so nothing is permuted outside. With int8 keys the queries are
@@ -13,8 +11,15 @@ rounded here, and the sums of their products are exact integers. Specification:
 rspa_core/reference.py; arXiv 2511.19835 for R and the compensation.
 """
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from .devices import Tile
+from .plan import Plan, Pooled, Result, Selection, Tail, strides
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -114,11 +119,11 @@ def attend_kernel(
     ragged_kept,  # [HC, NQ] int32
     rectify_scale,  # [HC, NQ] fp32, paper
     compensation,  # [HC, NQ, DP] fp32, paper
-    tail_spread,  # [HC, NQ, NK] fp32: S_ij / <|q|²>_i, -inf for critical blocks, precise
-    tail_k,  # [HC, NK TAIL_KEYS, DP] dtype of q and v: block or group means, precise;
-    tail_v,  # zeros behind the last block, with TMA in tiles of TAIL_N rows
-    tail_size,  # [HC, tail_length] fp32: log2 n_g, TAIL_KEYS > 1
-    tail_variance,  # [HC, tail_length] fp32: ν_g of rspa_core/key_groups.py, TAIL_KEYS > 1
+    tail_mask,  # [HC, NQ, NK] fp32: 0, or -inf for critical blocks, precise
+    tail_k,  # [HC, tail_length, DP] dtype of q and v: means of groups, precise;
+    tail_v,  # zeros behind the last one, with TMA in tiles of TAIL_N rows
+    tail_size,  # [HC, tail_length] fp32: log2 n_g, precise
+    tail_variance,  # [HC, tail_length] fp32: ν_g of rspa_core/key_groups.py, precise
     out,  # [B, N, H, D] contiguous
     first_head,
     num_heads,
@@ -229,25 +234,20 @@ def attend_kernel(
                 q_base + q_offsets, mask=stored, other=0.0, eviction_policy="evict_first"
             )
         cap = variance_cap * LOG2E
-        spread_row = tail_spread + row * num_k
-        full_size = tl.log2(KV_BLOCK * 1.0)
-        last_size = tl.log2((video_length - (num_k - 1) * KV_BLOCK).to(tl.float32))
+        mask_row = tail_mask + row * num_k
         tail_row = (head * tail_length).to(tl.int32)
         num_tail = tl.where(is_video, num_k * TAIL_KEYS, 0)
         column = head * tail_length
         for start in tl.range(0, num_tail, TAIL_N, num_stages=2):
             index = start + tl.arange(0, TAIL_N)
             inside = index < num_k * TAIL_KEYS
-            spread = tl.load(spread_row + index // TAIL_KEYS, mask=inside, other=float("-inf"))
+            mark = tl.load(mask_row + index // TAIL_KEYS, mask=inside, other=float("-inf"))
             k = _load_tile(tail_k, tail_row + start, DP, TAIL_N, TMA)
             v = _load_tile(tail_v, tail_row + start, DP, TAIL_N, TMA)
-            if TAIL_KEYS == 1:
-                size = tl.where(index == num_k - 1, last_size, full_size)
-            else:
-                size = tl.load(tail_size + column + index, mask=inside, other=0.0)
-                size = tl.where(spread == float("-inf"), spread, size)
-                spread = tl.load(tail_variance + column + index, mask=inside, other=0.0)
-            bias = squared_length[:, None] * spread[None, :] + size[None, :]
+            size = tl.load(tail_size + column + index, mask=inside, other=0.0)
+            size = tl.where(mark == float("-inf"), mark, size)
+            variance = tl.load(tail_variance + column + index, mask=inside, other=0.0)
+            bias = squared_length[:, None] * variance[None, :] + size[None, :]
             bias = tl.minimum(bias, (size + cap)[None, :])
             scores = _scores(q_tile, k, False, PRECISION) * unit + bias
             acc, highest, total = _absorb(acc, highest, total, scores, 1.0, v, False, PRECISION)
@@ -259,3 +259,101 @@ def attend_kernel(
     out_rows = (batch * length + token) * num_heads + head_in_batch
     out_offsets = out_rows[:, None] * D + cols[None, :]
     tl.store(out + out_offsets, result.to(out.dtype.element_ty), mask=stored)
+
+
+def attend(
+    q: Tensor,
+    k_pool: Pooled,
+    v_pool: Pooled,
+    tail: Tail | None,
+    selection: Selection,
+    plan: Plan,
+    result: Result,
+) -> None:
+    """Attend the selected blocks and write the rows of the plan's heads into `result.out`."""
+    config, tile, sizes, tables = plan.config, plan.tile, plan.sizes, plan.tables
+    compensation = None
+    if selection.weights is not None:
+        compensation = torch.bmm(selection.weights, v_pool.mean.high)  # C = W v̄
+    arguments: dict[str, Any] = {
+        "q": q,
+        "q_source": tables.q_source,
+        "packed_k": _tiles(k_pool.packed, tile.tile_n, tile),
+        "packed_v": _tiles(v_pool.packed, tile.tile_n, tile),
+        "k_scale": k_pool.packed_scale,
+        "kv_indices": selection.kv_indices,
+        "list_lengths": selection.list_lengths,
+        "ragged_kept": selection.ragged_kept,
+        "rectify_scale": selection.rectify_scale,
+        "compensation": compensation,
+        "tail_mask": selection.tail_mask,
+        "tail_k": tail and _tiles(tail.keys, tile.tail_n, tile),
+        "tail_v": tail and _tiles(tail.values, tile.tail_n, tile),
+        "tail_size": tail and tail.size,
+        "tail_variance": tail and tail.variance,
+        "out": result.out,
+        "first_head": plan.first_head,
+        "num_heads": plan.num_heads,
+        "length": sizes.length,
+        "packed_length": sizes.packed_length,
+        "tail_length": sizes.tail_length,
+        "num_q": sizes.num_q,
+        "num_context_q": sizes.num_context_q,
+        "num_k": sizes.num_k,
+        "video_length": sizes.video_length,
+        "context_length": sizes.context_length,
+        "width": sizes.width,
+        "all_blocks_start": plan.chunk_heads * sizes.num_q * sizes.width,
+        "num_all_blocks": len(tables.all_blocks),
+        **strides(q),
+        "scale": plan.scale,
+        "variance_cap": plan.variance_cap,
+        "D": sizes.head_dim,
+        "DP": sizes.padded_dim,
+        "Q_BLOCK": config.q_block,
+        "KV_BLOCK": config.kv_block,
+        "TILE_N": tile.tile_n,
+        "INT8": tile.int8,
+        "RECTIFICATION": config.rectification,
+        "TAIL_KEYS": config.tail_keys,
+        "num_warps": tile.num_warps,
+    }
+    if tile.max_registers:
+        arguments["maxnreg"] = tile.max_registers
+    grid = (sizes.num_context_q + sizes.num_q, plan.chunk_heads)
+    if tile.specialised:
+        from .attend_hopper import attend_hopper_kernel
+
+        attend_hopper_kernel[grid](
+            k_centre=plan.shift, k_radius=k_pool.radius, STAGES=tile.num_stages, **arguments
+        )
+        return
+    attend_kernel[grid](
+        TAIL_N=tile.tail_n,
+        TMA=tile.tma,
+        # Full fp32 products where the input is fp32; 16-bit inputs have one precision only.
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_stages=tile.num_stages,
+        **arguments,
+    )
+
+
+def _tiles(packed: Tensor | None, rows: int, tile: Tile) -> Any:
+    """`packed [HC, L, DP]` as the kernel reads it: itself, or a descriptor of `[HC * L, DP]` in
+    tiles of `rows` rows.
+    """
+    assert packed is not None
+    if not (tile.tma or tile.specialised):
+        return packed
+    flat = packed.flatten(0, 1)
+    shape = [rows, flat.shape[-1]]
+    if not tile.specialised:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        return TensorDescriptor.from_tensor(flat, shape)
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
+
+    dtype = {torch.int8: gl.int8, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
+    layout = gl.NVMMASharedLayout.get_default_for(shape, dtype[packed.dtype])
+    return GluonDescriptor.from_tensor(flat, shape, layout)

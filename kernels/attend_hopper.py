@@ -7,47 +7,365 @@ the scores of tile i + 1 are on the tensor cores while the weighted values of ti
 
     scores(i + 1) = q k(i + 1)^T      acc += weights(i) v(i)      weights(i + 1) = exp2(...)
 
-Rows that are bounded, as nearly all are, need no moving maximum: see online_softmax.py.
+Rows that are bounded, as nearly all are, need no moving maximum. The online softmax follows the
+maximum of a row only to keep exp2 in range. Where a row is bounded before its loop starts, the
+maximum of its first tile serves for all tiles: neither maxima nor rescaling, and the same softmax.
+With m any fixed vector and r = max |k - m|, Cauchy and Schwarz give
 
-Arguments and result as in attend.py, whose formulas and notes are not repeated here.
+    q k <= q m + |q| r
+
+Formulas and notes of attend.py are not repeated here. From top to bottom: records, the kernel, its
+two roles, their loops, the softmax.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
+    tma,
     warpgroup_mma,
+    warpgroup_mma_wait,
 )
 
-from .hopper_loops import full_blocks, pooled_keys
-from .online_softmax import INTEGER_BITS, LOG2E, RANGE, RANGE_FP16, online_step, scaling
-from .rings import fetcher, wait_for_tile
+# Gluon's own modules take it from here, too.
+from triton.language.core import _aggregate, base_value
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+
+    Value = Any
+else:
+    # What a mode does not have is None, and a stride may be known as 1: both are constants.
+    Value = gl.tensor | gl.constexpr
+
+    def dataclass_transform(**_):
+        return lambda function: function
+
 
 # The barrier of the four warps of a group; its name has changed between releases.
 group_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
+
 # Rows of one group: what four warps multiply at once.
 GROUP_ROWS = gl.constexpr(64)
+LOG2E = gl.constexpr(1.4426950408889634)
+# The bits of 1.5 * 2^23: an integer below 2^22 added to them gives the bits of a float that is as
+# much larger. A sum of int8 products that starts here is a float without any conversion.
+INTEGER_BITS = gl.constexpr(0x4B400000)
+INTEGER_FLOAT = gl.constexpr(12582912.0)
+# The bits of -inf, where scores are the bits of floats.
+INFINITE_BITS = gl.constexpr(-8388608)
+# log2 of the largest weight of a bounded row. bf16 has the exponents of fp32, and leaves room for
+# the sum of 2^17 such weights times values up to 2^20; fp16 ends at 2^16.
+RANGE = gl.constexpr(90.0)
+RANGE_FP16 = gl.constexpr(15.0)
+
+
+@dataclass_transform(kw_only_default=True)
+def record(cls: Any) -> Any:
+    """Class decorator: a record for kernels with the annotated fields, all given by name."""
+    names = tuple(cls.__annotations__)
+
+    @gluon.constexpr_function
+    def __init__(self, **values):
+        for name in names:
+            given = values[name]
+            setattr(self, name, given if isinstance(given, base_value) else gl.constexpr(given))
+
+    cls.__init__ = __init__
+    return _aggregate(cls)
+
+
+@record
+class Shape:
+    """Constants of the kernel."""
+
+    D: gl.constexpr
+    DP: gl.constexpr
+    Q_BLOCK: gl.constexpr
+    KV_BLOCK: gl.constexpr
+    TILE_N: gl.constexpr
+    INT8: gl.constexpr
+    PAPER: gl.constexpr
+    PRECISE: gl.constexpr
+    TAIL_KEYS: gl.constexpr
+
+
+@record
+class Ring:
+    """Tiles in shared memory: the fetching warp fills them, the groups empty them.
+
+    A ring has `STAGES` slots; tile `index` goes into slot `index % STAGES`. Two barriers guard each
+    slot: `full` completes when the copy has arrived, `empty` when every group has left the slot.
+    """
+
+    tiles: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+    STAGES: gl.constexpr
+
+    @gluon.jit
+    def fetch(self, tensor, row, index):
+        """Copy rows `row ...` into the slot of tile `index`, as soon as all groups have left it."""
+        slot = index % self.STAGES
+        full = self.full.index(slot)
+        mbarrier.wait(self.empty.index(slot), ((index // self.STAGES) & 1) ^ 1)
+        mbarrier.expect(full, tensor.block_type.nbytes)
+        tma.async_copy_global_to_shared(tensor, [row, 0], full, self.tiles.index(slot))
+
+    @gluon.jit
+    def wait(self, index):
+        """Wait until tile `index` is there; returns its slot."""
+        slot = index % self.STAGES
+        mbarrier.wait(self.full.index(slot), (index // self.STAGES) & 1)
+        return slot
+
+    @gluon.jit
+    def leave(self, slot):
+        """This group has read what it needs from the slot."""
+        mbarrier.arrive(self.empty.index(slot), count=1)
+
+
+@record
+class Queries:
+    """Rows of one program: where they come from and where they go."""
+
+    q: Value  # of the head
+    source: Value  # int32: token of each row of the block, -1 for padding
+    out: Value  # of the head
+    tiles: gl.shared_memory_descriptor  # [GROUPS, GROUP_ROWS, DP], as products read them
+    exact_tiles: gl.shared_memory_descriptor  # the same, never rounded
+    num_heads: Value
+    stride_n: Value
+    stride_d: Value
+
+
+@record
+class Keys:
+    """What is known of the keys of a head besides their packed tiles."""
+
+    scale: Value  # fp32: what one step of each int8 block is worth, INT8
+    centre: Value  # [D] fp32
+    radius: Value  # fp32: of the key farthest from there
+
+
+@record
+class Work:
+    """What one program attends: full blocks by a list, two ragged ones, the tail."""
+
+    head_row: Value  # first packed row of the head
+    entries: Value  # numbers of the full blocks
+    num_tiles: Value  # that these take
+    ragged_block: Value  # the last one of the video
+    ragged_size: Value  # its tokens, 0 if it is not attended
+    context_block: Value  # the last one of the context
+    context_size: Value
+    tail_row: Value  # first row of the head in the tail
+    num_tail: Value  # tiles of the tail
+
+
+@record
+class Tail:
+    """What is known of the groups of keys behind the tail, "precise"."""
+
+    mask: Value  # [NK] fp32 of the q-block: 0, or -inf for critical blocks
+    size: Value  # [NK * TAIL_KEYS] fp32: log2 n_g
+    variance: Value  # [NK * TAIL_KEYS] fp32: ν_g
+    num_keys: Value  # NK * TAIL_KEYS
+    variance_cap: Value
+
+
+@record
+class Compensation:
+    """What "paper" makes of a q-block's rows."""
+
+    scale: Value  # fp32, R
+    addition: Value  # [DP]
+    is_video: Value  # rows of the context have neither
+
+
+@gluon.jit(
+    do_not_specialize=[
+        "first_head", "num_heads", "length", "packed_length", "tail_length", "num_q",
+        "num_context_q", "num_k", "video_length", "context_length", "width", "all_blocks_start",
+        "num_all_blocks",
+    ]
+)  # fmt: skip
+def attend_hopper_kernel(
+    q, q_source, packed_k, packed_v, k_scale, kv_indices, list_lengths, ragged_kept,
+    rectify_scale, compensation, tail_mask, tail_k, tail_v, tail_size, tail_variance, out,
+    first_head, num_heads, length, packed_length, tail_length, num_q, num_context_q, num_k,
+    video_length, context_length, width, all_blocks_start, num_all_blocks,
+    stride_b, stride_h, stride_n, stride_d, scale, variance_cap, k_centre, k_radius,
+    D: gl.constexpr, DP: gl.constexpr, Q_BLOCK: gl.constexpr, KV_BLOCK: gl.constexpr,
+    TILE_N: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr, RECTIFICATION: gl.constexpr,
+    TAIL_KEYS: gl.constexpr,
+):  # fmt: skip
+    """Arguments of attend.py, but keys and values are always descriptors of TILE_N rows.
+
+    Besides them k_centre `[B * H, D]` and k_radius `[HC]`, both fp32: a vector, and the length of
+    the longest key from there.
+    """
+    GROUPS: gl.constexpr = Q_BLOCK // GROUP_ROWS
+    PAPER: gl.constexpr = RECTIFICATION == "paper"
+    PRECISE: gl.constexpr = RECTIFICATION == "precise"
+    block = gl.program_id(0)
+    q_block = block - num_context_q
+    is_video = q_block >= 0
+    head = gl.program_id(1).to(gl.int64)
+    batch = (first_head + head) // num_heads
+    head_in_batch = (first_head + head) % num_heads
+    row = head * num_q + gl.maximum(q_block, 0)
+
+    num_entries = gl.where(is_video, gl.load(list_lengths + row), num_all_blocks)
+    kept = (is_video == 0) | (gl.load(ragged_kept + row) > 0)
+    context_size = context_length % KV_BLOCK
+    num_keys = num_k * TAIL_KEYS
+    work = Work(
+        head_row=(head * packed_length).to(gl.int32),
+        entries=kv_indices + gl.where(is_video, row * width, all_blocks_start),
+        num_tiles=num_entries * (KV_BLOCK // TILE_N),
+        ragged_block=num_k - 1,
+        ragged_size=gl.where(kept, video_length % KV_BLOCK, 0),
+        context_block=gl.where(context_size > 0, num_k + context_length // KV_BLOCK, 0),
+        context_size=context_size,
+        tail_row=(head * tail_length).to(gl.int32),
+        num_tail=gl.where(is_video, (num_keys + TILE_N - 1) // TILE_N, 0),
+    )
+
+    K_DTYPE: gl.constexpr = packed_k.dtype
+    V_DTYPE: gl.constexpr = packed_v.dtype
+    K_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([GROUP_ROWS, DP], K_DTYPE)
+    V_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([GROUP_ROWS, DP], V_DTYPE)
+    q_tiles = gl.allocate_shared_memory(K_DTYPE, [GROUPS, GROUP_ROWS, DP], K_TILE)
+    exact_tiles = q_tiles
+    if INT8 and PRECISE:
+        exact_tiles = gl.allocate_shared_memory(V_DTYPE, [GROUPS, GROUP_ROWS, DP], V_TILE)
+    queries = Queries(
+        q=q + batch * stride_b + head_in_batch * stride_h,
+        source=q_source + block * Q_BLOCK,
+        out=out + (batch * length * num_heads + head_in_batch) * D,
+        tiles=q_tiles,
+        exact_tiles=exact_tiles,
+        num_heads=num_heads,
+        stride_n=stride_n,
+        stride_d=stride_d,
+    )
+    k_ring = _ring(packed_k, TILE_N, DP, STAGES, GROUPS)
+    v_ring = _ring(packed_v, TILE_N, DP, STAGES, GROUPS)
+
+    scales = None
+    if INT8:
+        scales = k_scale + head * (packed_length // KV_BLOCK)
+    keys = Keys(
+        scale=scales,
+        centre=k_centre + (batch * num_heads + head_in_batch) * D,
+        radius=k_radius + head,
+    )
+    factor = None
+    addition = None
+    if PAPER:
+        factor = rectify_scale + row
+        addition = compensation + row * DP
+    paper = Compensation(scale=factor, addition=addition, is_video=is_video)
+    mask = None
+    size = None
+    variance = None
+    if PRECISE:
+        mask = tail_mask + row * num_k
+        size = tail_size + head * tail_length
+        variance = tail_variance + head * tail_length
+    tail = Tail(
+        mask=mask, size=size, variance=variance, num_keys=num_keys, variance_cap=variance_cap
+    )
+    shape = Shape(
+        D=D, DP=DP, Q_BLOCK=Q_BLOCK, KV_BLOCK=KV_BLOCK, TILE_N=TILE_N, INT8=INT8, PAPER=PAPER,
+        PRECISE=PRECISE, TAIL_KEYS=TAIL_KEYS,
+    )  # fmt: skip
+    fetched = (packed_k, packed_v, tail_k, tail_v, work, k_ring, v_ring, shape)
+    if GROUPS == 2:
+        gl.warp_specialize(
+            [
+                (attend_rows, (0, queries, keys, work, tail, paper, k_ring, v_ring, scale, shape)),
+                (attend_rows, (1, queries, keys, work, tail, paper, k_ring, v_ring, scale, shape)),
+                (fetch_tiles, fetched),
+            ],
+            [4, 1],
+            [240, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (attend_rows, (0, queries, keys, work, tail, paper, k_ring, v_ring, scale, shape)),
+                (fetch_tiles, fetched),
+            ],
+            [1],
+            [24],
+        )
 
 
 @gluon.jit
-def _group(
-    group, arguments, stride_d,
-    D: gl.constexpr, DP: gl.constexpr, Q_BLOCK: gl.constexpr, KV_BLOCK: gl.constexpr,
-    TILE_N: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr, PAPER: gl.constexpr,
-    PRECISE: gl.constexpr, TAIL_KEYS: gl.constexpr,
-):  # fmt: skip
-    """Four warps: rows `64 group ... 64 group + 63` of the q-block, from queries to output."""
-    (
-        q, q_source, k_centre, k_radius, k_scale, entries, rectify_scale, compensation,
-        tail_spread, tail_size, tail_variance, out, q_tiles, exact_tiles, rings,
-        block, row, is_video, batch, head_in_batch, head, num_heads, length, packed_length, num_k,
-        video_length, num_tiles, ragged_size, context_size, context_block, num_tail,
-        stride_b, stride_h, stride_n, scale, variance_cap,
-    ) = arguments  # fmt: skip
-    k_ring, v_ring, k_full, v_full, k_empty, v_empty = rings
-    DTYPE: gl.constexpr = v_ring.dtype
-    WIDE: gl.constexpr = v_ring.dtype == gl.bfloat16
+def _ring(
+    tensor, TILE_N: gl.constexpr, DP: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr
+):
+    """An empty ring for tiles of a tensor descriptor that `GROUPS` groups read."""
+    tiles = gl.allocate_shared_memory(tensor.dtype, [STAGES, TILE_N, DP], tensor.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=GROUPS)
+    return Ring(tiles=tiles, full=full, empty=empty, STAGES=STAGES)
+
+
+@gluon.jit
+def fetch_tiles(packed_k, packed_v, tail_k, tail_v, work, k_ring, v_ring, shape):
+    """Role of one warp: fetch full blocks, the two ragged ones, then the tail's groups of keys."""
+    KV_BLOCK: gl.constexpr = shape.KV_BLOCK
+    TILE_N: gl.constexpr = shape.TILE_N
+    TILES: gl.constexpr = KV_BLOCK // TILE_N
+    num_tiles = work.num_tiles
+    ragged_row = work.head_row + work.ragged_block * KV_BLOCK
+    ragged_tiles = (work.ragged_size + TILE_N - 1) // TILE_N
+    context_row = work.head_row + work.context_block * KV_BLOCK
+    context_tiles = (work.context_size + TILE_N - 1) // TILE_N
+    num_attended = num_tiles + ragged_tiles + context_tiles
+    entry = gl.load(work.entries, mask=num_tiles > 0, other=0)
+    for tile in range(0, num_attended):
+        row = work.head_row + entry * KV_BLOCK + (tile % TILES) * TILE_N
+        entry = gl.load(work.entries + (tile + 1) // TILES, mask=tile + 1 < num_tiles, other=0)
+        behind = tile - num_tiles
+        row = gl.where(behind >= 0, ragged_row + behind * TILE_N, row)
+        behind -= ragged_tiles
+        row = gl.where(behind >= 0, context_row + behind * TILE_N, row)
+        k_ring.fetch(packed_k, row, tile)
+        v_ring.fetch(packed_v, row, tile)
+    if shape.PRECISE:
+        for tile in range(0, work.num_tail):
+            row = work.tail_row + tile * TILE_N
+            if shape.INT8:
+                # Means of keys are not rounded: they go through the ring of the values.
+                index = num_attended + 2 * tile
+                v_ring.fetch(tail_k, row, index)
+                v_ring.fetch(tail_v, row, index + 1)
+            else:
+                index = num_attended + tile
+                k_ring.fetch(tail_k, row, index)
+                v_ring.fetch(tail_v, row, index)
+
+
+@gluon.jit
+def attend_rows(group, queries, keys, work, tail, paper, k_ring, v_ring, scale, shape):
+    """Role of four warps: rows `64 group ... 64 group + 63` of the q-block, from q to output."""
+    D: gl.constexpr = shape.D
+    DP: gl.constexpr = shape.DP
+    TILE_N: gl.constexpr = shape.TILE_N
+    TILES: gl.constexpr = shape.KV_BLOCK // TILE_N
+    INT8: gl.constexpr = shape.INT8
+    DTYPE: gl.constexpr = v_ring.tiles.dtype
+    WIDE: gl.constexpr = v_ring.tiles.dtype == gl.bfloat16
     K_STEP: gl.constexpr = 32 if INT8 else 16  # channels of one instruction
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_N, K_STEP])
     T_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_N, 16])
@@ -57,39 +375,34 @@ def _group(
     ROW_S: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
     ROW_T: gl.constexpr = gl.SliceLayout(1, T_LAYOUT)
     ROW_O: gl.constexpr = gl.SliceLayout(1, O_LAYOUT)
-    TILES: gl.constexpr = KV_BLOCK // TILE_N
 
-    first_row = block * Q_BLOCK + group * GROUP_ROWS
-    q_rows = gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, Q_LAYOUT))
+    source = queries.source + group * GROUP_ROWS
     q_cols = gl.arange(0, DP, gl.SliceLayout(0, Q_LAYOUT))
-    token = gl.load(q_source + first_row + q_rows).to(gl.int64)
+    token = gl.load(source + gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, Q_LAYOUT))).to(gl.int64)
     stored = (token >= 0)[:, None] & (q_cols < D)[None, :]
-    q_offsets = token[:, None] * stride_n + q_cols.to(gl.int64)[None, :] * stride_d
-    q_base = q + batch * stride_b + head_in_batch * stride_h
-    q_tile = gl.load(q_base + q_offsets, mask=stored, other=0.0)
+    q_offsets = token[:, None] * queries.stride_n
+    q_offsets += q_cols.to(gl.int64)[None, :] * queries.stride_d
+    q_tile = gl.load(queries.q + q_offsets, mask=stored, other=0.0)
 
-    unit = scale * LOG2E
+    unit = scale * LOG2E  # from raw scores to exponents of 2
     row_unit = unit
-    key_scale = k_scale
     exact = q_tile.to(gl.float32)
     squared_length = gl.sum(exact * exact, 1)
     # Rounding to int8 lengthens a vector by less than a twentieth.
-    bound = gl.sqrt(squared_length) * gl.load(k_radius + head) * (1.1 if INT8 else 1.0)
+    bound = gl.sqrt(squared_length) * gl.load(keys.radius) * (1.1 if INT8 else 1.0)
     if not INT8:  # int8 keys have lost their centre
-        centre_row = k_centre + (batch * num_heads + head_in_batch) * D
-        centre = gl.load(centre_row + q_cols, mask=q_cols < D, other=0.0)
+        centre = gl.load(keys.centre + q_cols, mask=q_cols < D, other=0.0)
         bound += gl.sum(exact * centre[None, :], 1)
     bound = gl.convert_layout(bound * unit, ROW_S)
-    q_shared = q_tiles.index(group)
-    exact_shared = exact_tiles.index(group)
+    q_shared = queries.tiles.index(group)
+    exact_shared = queries.exact_tiles.index(group)
     if INT8:
         # The maximum drops NaN; the sum carries it into the scores, where it is seen.
         largest = gl.max(gl.abs(exact), 1) + 0.0 * gl.sum(exact, 1)
         steps = 127.0 / gl.maximum(largest, 1e-30)
         row_unit = gl.convert_layout(unit / 127.0 * largest, ROW_S)
         q_shared.store(gl.floor(exact * steps[:, None] + 0.5).to(gl.int8))
-        key_scale += head * (packed_length // KV_BLOCK)
-        if PRECISE:
+        if shape.PRECISE:
             exact_shared.store(q_tile)
     else:
         q_shared.store(q_tile)
@@ -106,6 +419,7 @@ def _group(
     else:
         start = gl.zeros([GROUP_ROWS, TILE_N], gl.float32, S_LAYOUT)
 
+    num_tiles = work.num_tiles
     bounded = False
     if num_tiles > 0:
         scale_now = 1.0
@@ -113,222 +427,255 @@ def _group(
         entry = 0
         if INT8:
             # Two steps ahead: the scores must not wait for a chain of loads.
-            scale_now = gl.load(key_scale + gl.load(entries))
+            entries = work.entries
+            scale_now = gl.load(keys.scale + gl.load(entries))
             scale_next = gl.load(
-                key_scale + gl.load(entries + 1 // TILES, mask=num_tiles > 1, other=0)
+                keys.scale + gl.load(entries + 1 // TILES, mask=num_tiles > 1, other=0)
             )
             entry = gl.load(entries + 2 // TILES, mask=num_tiles > 2, other=0)
-        slot = wait_for_tile(k_full, 0, STAGES)
-        keys = k_ring.index(slot).permute((1, 0))
-        scores = warpgroup_mma(q_shared, keys, start, use_acc=INT8)
-        mbarrier.arrive(k_empty.index(slot), count=1)
+        slot = k_ring.wait(0)
+        k_tile = k_ring.tiles.index(slot).permute((1, 0))
+        scores = warpgroup_mma(q_shared, k_tile, start, use_acc=INT8)
+        k_ring.leave(slot)
         tile_unit = scaling(row_unit, scale_now, INT8)
         weights, highest, total, rescale = online_step(scores, highest, total, tile_unit, INT8)
         w = gl.convert_layout(weights.to(DTYPE), W_LAYOUT)
         bounded = gl.max(bound - highest, 0) < (RANGE if WIDE else RANGE_FP16)
-        state = (acc, w, highest, total)
-        units = (row_unit, scale_next, entry, key_scale, entries)
         if bounded:
-            state = full_blocks(
-                state, q_shared, start, rings, units, num_tiles, TILES, STAGES, INT8, True
-            )
+            acc, w, highest, total = full_blocks(
+                acc, w, highest, total, q_shared, start, row_unit, scale_next, entry,
+                keys, work, k_ring, v_ring, shape, True,
+            )  # fmt: skip
         else:
-            state = full_blocks(
-                state, q_shared, start, rings, units, num_tiles, TILES, STAGES, INT8, False
-            )
-        acc, w, highest, total = state
-        slot = wait_for_tile(v_full, num_tiles - 1, STAGES)
-        acc = warpgroup_mma(w, v_ring.index(slot), acc)
-        mbarrier.arrive(v_empty.index(slot), count=1)
+            acc, w, highest, total = full_blocks(
+                acc, w, highest, total, q_shared, start, row_unit, scale_next, entry,
+                keys, work, k_ring, v_ring, shape, False,
+            )  # fmt: skip
+        slot = v_ring.wait(num_tiles - 1)
+        acc = warpgroup_mma(w, v_ring.tiles.index(slot), acc)
+        v_ring.leave(slot)
 
     columns = gl.arange(0, TILE_N, gl.SliceLayout(0, S_LAYOUT))
     index = num_tiles
     for part in gl.static_range(2):
-        size = ragged_size if part == 0 else context_size
-        kv_block = num_k - 1 if part == 0 else context_block
+        size = work.ragged_size if part == 0 else work.context_size
+        kv_block = work.ragged_block if part == 0 else work.context_block
         part_scale = 1.0
         if INT8:
-            part_scale = gl.load(key_scale + kv_block)
+            part_scale = gl.load(keys.scale + kv_block)
         part_unit = scaling(row_unit, part_scale, INT8)
         for first in range(0, size, TILE_N):
-            slot = wait_for_tile(k_full, index, STAGES)
-            keys = k_ring.index(slot).permute((1, 0))
-            scores = warpgroup_mma(q_shared, keys, start, use_acc=INT8)
-            mbarrier.arrive(k_empty.index(slot), count=1)
-            # The bits of -inf, where scores are the bits of floats.
-            outside = -8388608 if INT8 else float("-inf")
+            slot = k_ring.wait(index)
+            k_tile = k_ring.tiles.index(slot).permute((1, 0))
+            scores = warpgroup_mma(q_shared, k_tile, start, use_acc=INT8)
+            k_ring.leave(slot)
+            outside = INFINITE_BITS if INT8 else float("-inf")
             scores = gl.where((first + columns < size)[None, :], scores, outside)
             weights, highest, total, rescale = online_step(scores, highest, total, part_unit, INT8)
             acc = acc * gl.convert_layout(rescale, ROW_O)[:, None]
             w = gl.convert_layout(weights.to(DTYPE), W_LAYOUT)
-            slot = wait_for_tile(v_full, index, STAGES)
-            acc = warpgroup_mma(w, v_ring.index(slot), acc)
-            mbarrier.arrive(v_empty.index(slot), count=1)
+            slot = v_ring.wait(index)
+            acc = warpgroup_mma(w, v_ring.tiles.index(slot), acc)
+            v_ring.leave(slot)
             index += 1
 
-    if PRECISE:
+    if shape.PRECISE:
         # Not 0, because 0 * -inf would be NaN.
         squared_length = gl.maximum(squared_length, 1e-30) * LOG2E
         squared_length = gl.convert_layout(squared_length, ROW_T)
-        state = (acc, gl.convert_layout(highest, ROW_T), gl.convert_layout(total, ROW_T))
-        blocks = (tail_spread + row * num_k, tail_size, tail_variance, num_k, video_length)
-        # The bound holds for pooled keys, too, but for their bias: up to 2^13, too much for fp16.
+        highest = gl.convert_layout(highest, ROW_T)
+        total = gl.convert_layout(total, ROW_T)
+        # The bound holds for means of keys, too, but for their bias: up to 2^13, too much for fp16.
         if bounded and WIDE:
-            state = pooled_keys(
-                state, exact_shared, squared_length, blocks, rings, index, num_tail, unit,
-                variance_cap, KV_BLOCK, STAGES, INT8, TAIL_KEYS, True,
+            acc, total = tail_keys(
+                acc, highest, total, exact_shared, squared_length, index, unit,
+                work, tail, k_ring, v_ring, shape, True,
             )  # fmt: skip
         else:
-            state = pooled_keys(
-                state, exact_shared, squared_length, blocks, rings, index, num_tail, unit,
-                variance_cap, KV_BLOCK, STAGES, INT8, TAIL_KEYS, False,
+            acc, total = tail_keys(
+                acc, highest, total, exact_shared, squared_length, index, unit,
+                work, tail, k_ring, v_ring, shape, False,
             )  # fmt: skip
-        acc, highest, total = state
 
     result = acc / gl.convert_layout(total, ROW_O)[:, None]
     cols = gl.arange(0, DP, gl.SliceLayout(0, O_LAYOUT))
-    if PAPER:
-        result *= gl.load(rectify_scale + row, mask=is_video, other=1.0)
-        addition = gl.load(compensation + row * DP + cols, mask=is_video, other=0.0)
+    if shape.PAPER:
+        result *= gl.load(paper.scale, mask=paper.is_video, other=1.0)
+        addition = gl.load(paper.addition + cols, mask=paper.is_video, other=0.0)
         result += addition.to(gl.float32)[None, :]
-    token = gl.load(q_source + first_row + gl.arange(0, GROUP_ROWS, ROW_O)).to(gl.int64)
-    out_rows = (batch * length + token) * num_heads + head_in_batch
+    token = gl.load(source + gl.arange(0, GROUP_ROWS, ROW_O)).to(gl.int64)
     stored = (token >= 0)[:, None] & (cols < D)[None, :]
-    out_offsets = out_rows[:, None] * D + cols[None, :]
-    gl.store(out + out_offsets, result.to(out.dtype.element_ty), mask=stored)
+    out_offsets = (token * queries.num_heads)[:, None] * D + cols[None, :]
+    gl.store(queries.out + out_offsets, result.to(queries.out.dtype.element_ty), mask=stored)
 
 
-@gluon.jit(
-    do_not_specialize=[
-        "first_head", "num_heads", "length", "packed_length", "tail_length", "num_q",
-        "num_context_q", "num_k", "video_length", "context_length", "width", "all_blocks_start",
-        "num_all_blocks",
-    ]
-)  # fmt: skip
-def attend_hopper_kernel(
-    q, q_source, packed_k, packed_v, k_scale, kv_indices, list_lengths, ragged_kept,
-    rectify_scale, compensation, tail_spread, tail_k, tail_v, tail_size, tail_variance, out,
-    first_head, num_heads, length, packed_length, tail_length, num_q, num_context_q, num_k,
-    video_length, context_length, width, all_blocks_start, num_all_blocks,
-    stride_b, stride_h, stride_n, stride_d, scale, variance_cap, k_centre, k_radius,
-    D: gl.constexpr, DP: gl.constexpr, Q_BLOCK: gl.constexpr, KV_BLOCK: gl.constexpr,
-    TILE_N: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr, RECTIFICATION: gl.constexpr,
-    TAIL_KEYS: gl.constexpr,
+@gluon.jit
+def full_blocks(
+    acc, w, highest, total, q_shared, start, row_unit, scale_next, entry,
+    keys, work, k_ring, v_ring, shape, BOUNDED: gl.constexpr,
 ):  # fmt: skip
-    """Arguments of attend.py, but keys and values are always descriptors of TILE_N rows.
+    """All tiles of full blocks but the first; the values of the last are left to be added.
 
-    Besides them k_centre `[B * H, D]` and k_radius `[HC]`, both fp32: a vector, and the length of
-    the longest key from there.
+    Args:
+        acc, highest, total: of the online softmax after the first tile; BOUNDED rows keep the
+            maximum they have.
+        w: weights of the first tile, whose values are not yet added.
+        q_shared: queries.
+        start: where sums of products begin.
+        row_unit: see `scaling`.
+        scale_next, entry: scale of the keys of the second tile, block of the third, INT8.
+        keys, work, k_ring, v_ring, shape: see there.
+
+    Returns:
+        acc, w, highest and total after the last tile.
     """
-    GROUPS: gl.constexpr = Q_BLOCK // GROUP_ROWS
-    PAPER: gl.constexpr = RECTIFICATION == "paper"
-    PRECISE: gl.constexpr = RECTIFICATION == "precise"
-    TILES: gl.constexpr = KV_BLOCK // TILE_N
-    block = gl.program_id(0)
-    q_block = block - num_context_q
-    is_video = q_block >= 0
-    head = gl.program_id(1).to(gl.int64)
-    batch = (first_head + head) // num_heads
-    head_in_batch = (first_head + head) % num_heads
-    row = head * num_q + gl.maximum(q_block, 0)
+    INT8: gl.constexpr = shape.INT8
+    TILES: gl.constexpr = shape.KV_BLOCK // shape.TILE_N
+    S_LAYOUT: gl.constexpr = start.type.layout
+    num_tiles = work.num_tiles
+    parts = partial_sums(gl.zeros(start.shape, gl.float32, S_LAYOUT))
+    for tile in range(1, num_tiles):
+        unit = scaling(row_unit, scale_next, INT8)
+        if INT8:
+            scale_next = gl.load(keys.scale + entry)
+            entry = gl.load(work.entries + (tile + 2) // TILES, mask=tile + 2 < num_tiles, other=0)
+        k_slot = k_ring.wait(tile)
+        k_tile = k_ring.tiles.index(k_slot).permute((1, 0))
+        scores = warpgroup_mma(q_shared, k_tile, start, use_acc=INT8, is_async=True)
+        v_slot = v_ring.wait(tile - 1)
+        acc = warpgroup_mma(w, v_ring.tiles.index(v_slot), acc, is_async=True)
+        scores = warpgroup_mma_wait(1, deps=(scores,))
+        k_ring.leave(k_slot)
+        if BOUNDED:
+            weights = exponentials(scores, highest, unit, INT8)
+            parts += partial_sums(weights)
+        else:
+            weights, highest, total, rescale = online_step(scores, highest, total, unit, INT8)
+        next_w = gl.convert_layout(weights.to(w.dtype), w.type.layout)
+        acc, w, next_w = warpgroup_mma_wait(0, deps=(acc, w, next_w))
+        v_ring.leave(v_slot)
+        if not BOUNDED:
+            acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, acc.type.layout))[:, None]
+        w = next_w
+    if BOUNDED:
+        total += gl.convert_layout(gl.sum(parts, 1), total.type.layout)
+    return acc, w, highest, total
 
-    entries = kv_indices + gl.where(is_video, row * width, all_blocks_start)
-    num_entries = gl.where(is_video, gl.load(list_lengths + row), num_all_blocks)
-    num_tiles = num_entries * TILES
-    kept = (is_video == 0) | (gl.load(ragged_kept + row) > 0)
-    ragged_size = gl.where(kept, video_length % KV_BLOCK, 0)
-    ragged_tiles = (ragged_size + TILE_N - 1) // TILE_N
-    context_size = context_length % KV_BLOCK
-    context_tiles = (context_size + TILE_N - 1) // TILE_N
-    context_block = gl.where(context_size > 0, num_k + context_length // KV_BLOCK, 0)
-    num_tail = gl.where(is_video, (num_k * TAIL_KEYS + TILE_N - 1) // TILE_N, 0)
-    head_row = (head * packed_length).to(gl.int32)
-    tail_row = (head * tail_length).to(gl.int32)
-    ragged_row = head_row + (num_k - 1) * KV_BLOCK
-    context_row = head_row + context_block * KV_BLOCK
 
-    K_DTYPE: gl.constexpr = packed_k.dtype
-    V_DTYPE: gl.constexpr = packed_v.dtype
-    K_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([GROUP_ROWS, DP], K_DTYPE)
-    V_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([GROUP_ROWS, DP], V_DTYPE)
-    q_tiles = gl.allocate_shared_memory(K_DTYPE, [GROUPS, GROUP_ROWS, DP], K_TILE)
-    exact_tiles = q_tiles
-    if INT8 and PRECISE:
-        exact_tiles = gl.allocate_shared_memory(V_DTYPE, [GROUPS, GROUP_ROWS, DP], V_TILE)
-    k_ring = gl.allocate_shared_memory(K_DTYPE, [STAGES, TILE_N, DP], packed_k.layout)
-    v_ring = gl.allocate_shared_memory(V_DTYPE, [STAGES, TILE_N, DP], packed_v.layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(stage), count=1)
-        mbarrier.init(v_full.index(stage), count=1)
-        mbarrier.init(k_empty.index(stage), count=GROUPS)
-        mbarrier.init(v_empty.index(stage), count=GROUPS)
+@gluon.jit
+def tail_keys(
+    acc, highest, total, exact_shared, squared_length, first, unit,
+    work, tail, k_ring, v_ring, shape, BOUNDED: gl.constexpr,
+):  # fmt: skip
+    """The groups of keys of `precise`, with the bias of attend.py.
 
-    # No part can be given None: what a mode does not have is any other pointer.
-    scales = list_lengths
-    factors = list_lengths
-    additions = list_lengths
-    spreads = list_lengths
-    group_sizes = list_lengths
-    variances = list_lengths
-    pooled_k = packed_v
-    pooled_v = packed_v
+    Args:
+        acc, highest, total: of the online softmax; BOUNDED rows keep the maximum they have.
+        exact_shared: queries, not rounded.
+        squared_length: |q|² of each row, in units of log2.
+        first: number of the first tile in the rings.
+        unit: from raw scores to exponents of 2.
+        work, tail, k_ring, v_ring, shape: see there.
+
+    Returns:
+        acc and total.
+    """
+    INT8: gl.constexpr = shape.INT8
+    TILE_N: gl.constexpr = shape.TILE_N
+    DTYPE: gl.constexpr = v_ring.tiles.dtype
+    ROWS: gl.constexpr = squared_length.shape[0]
+    T_LAYOUT: gl.constexpr = squared_length.type.layout.parent
+    O_LAYOUT: gl.constexpr = acc.type.layout
+    # Where tile j of the tail is in its rings, see `fetch_tiles`.
+    PACE: gl.constexpr = 2 if INT8 else 1
+    AFTER: gl.constexpr = 1 if INT8 else 0
+    ring = v_ring
+    if not INT8:
+        ring = k_ring
+    cap = tail.variance_cap * LOG2E
+    COLUMN_T: gl.constexpr = gl.SliceLayout(0, T_LAYOUT)
+    zeros = gl.zeros([ROWS, TILE_N], gl.float32, T_LAYOUT)
+    parts = partial_sums(zeros)
+    # One value per thread, a tile ahead; in COLUMN_T each thread would load a quarter of the tile.
+    loaded = gl.arange(0, TILE_N, gl.BlockedLayout([1], [32], [4], [0]))
+    next_variance, next_size = _stand_ins(tail, loaded, shape.TAIL_KEYS)
+    for tile in range(0, work.num_tail):
+        variance = next_variance
+        size = next_size
+        k_slot = ring.wait(first + PACE * tile)
+        k_tile = ring.tiles.index(k_slot).permute((1, 0))
+        scores = warpgroup_mma(exact_shared, k_tile, zeros, use_acc=False, is_async=True)
+        ahead = (tile + 1) * TILE_N + loaded
+        next_variance, next_size = _stand_ins(tail, ahead, shape.TAIL_KEYS)
+        scores = warpgroup_mma_wait(0, deps=(scores,))
+        ring.leave(k_slot)
+        variance = gl.convert_layout(variance, COLUMN_T)
+        log_size = gl.convert_layout(size, COLUMN_T)
+        bias = squared_length[:, None] * variance[None, :] + log_size[None, :]
+        bias = gl.minimum(bias, (log_size + cap)[None, :])
+        scores = scores * unit + bias
+        if BOUNDED:
+            weights = exponentials(scores, highest, 1.0, False)
+            parts += partial_sums(weights)
+        else:
+            weights, highest, total, rescale = online_step(scores, highest, total, 1.0, False)
+            acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, O_LAYOUT))[:, None]
+        w = gl.convert_layout(weights.to(DTYPE), gl.DotOperandLayout(0, O_LAYOUT, 2))
+        v_slot = v_ring.wait(first + PACE * tile + AFTER)
+        acc = warpgroup_mma(w, v_ring.tiles.index(v_slot), acc)
+        v_ring.leave(v_slot)
+    if BOUNDED:
+        total += gl.convert_layout(gl.sum(parts, 1), total.type.layout)
+    return acc, total
+
+
+@gluon.jit
+def _stand_ins(tail, number, TAIL_KEYS: gl.constexpr):
+    """ν and log2 of the tokens of some groups; -inf where they are left out of the tail."""
+    inside = number < tail.num_keys
+    mark = gl.load(tail.mask + number // TAIL_KEYS, mask=inside, other=float("-inf"))
+    size = gl.load(tail.size + number, mask=inside, other=0.0)
+    size = gl.where(mark == float("-inf"), mark, size)
+    return gl.load(tail.variance + number, mask=inside, other=0.0), size
+
+
+@gluon.jit
+def scaling(row_unit, key_scale, INT8: gl.constexpr):
+    """What brings raw scores to log2: a number, with INT8 one per row."""
+    unit = row_unit
     if INT8:
-        scales = k_scale
-    if PAPER:
-        factors = rectify_scale
-        additions = compensation
-    if PRECISE:
-        spreads = tail_spread
-        if TAIL_KEYS > 1:
-            group_sizes = tail_size + head * tail_length
-            variances = tail_variance + head * tail_length
-        pooled_k = tail_k
-        pooled_v = tail_v
-    rings = (k_ring, v_ring, k_full, v_full, k_empty, v_empty)
-    arguments = (
-        q, q_source, k_centre, k_radius, scales, entries, factors, additions,
-        spreads, group_sizes, variances, out, q_tiles, exact_tiles, rings,
-        block, row, is_video, batch, head_in_batch, head, num_heads, length, packed_length, num_k,
-        video_length, num_tiles, ragged_size, context_size, context_block, num_tail,
-        stride_b, stride_h, stride_n, scale, variance_cap,
-    )  # fmt: skip
-    fetched = (
-        packed_k, packed_v, pooled_k, pooled_v, entries,
-        k_ring, v_ring, k_full, v_full, k_empty, v_empty,
-        head_row, tail_row, num_tiles, ragged_row, ragged_tiles, context_row, context_tiles,
-        num_tail,
-    )  # fmt: skip
-    # Constants, and the stride that is one, stand in the calls themselves: a variable would turn
-    # them into values.
-    if GROUPS == 2:
-        gl.warp_specialize(
-            [
-                (_group, (
-                    0, arguments, stride_d, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER,
-                    PRECISE, TAIL_KEYS,
-                )),
-                (_group, (
-                    1, arguments, stride_d, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER,
-                    PRECISE, TAIL_KEYS,
-                )),
-                (fetcher, (fetched, KV_BLOCK, TILE_N, STAGES, INT8, PRECISE)),
-            ],
-            [4, 1],
-            [240, 24],
-        )  # fmt: skip
+        unit = row_unit * key_scale
+        unit = gl.where(unit == 0.0, 1e-30, unit)  # 0 * -inf would be NaN
+    return unit
+
+
+@gluon.jit
+def exponentials(scores, highest, unit, INT8: gl.constexpr):
+    """exp2(unit scores - highest)."""
+    if INT8:
+        offset = INTEGER_FLOAT * unit + highest
+        return gl.exp2(scores.to(gl.float32, bitcast=True) * unit[:, None] - offset[:, None])
     else:
-        gl.warp_specialize(
-            [
-                (_group, (
-                    0, arguments, stride_d, D, DP, Q_BLOCK, KV_BLOCK, TILE_N, STAGES, INT8, PAPER,
-                    PRECISE, TAIL_KEYS,
-                )),
-                (fetcher, (fetched, KV_BLOCK, TILE_N, STAGES, INT8, PRECISE)),
-            ],
-            [1],
-            [24],
-        )  # fmt: skip
+        return gl.exp2(scores * unit - highest[:, None])
+
+
+@gluon.jit
+def online_step(scores, highest, total, unit, INT8: gl.constexpr):
+    """One step of the online softmax: weights, new maximum and sum, and the factor for the old."""
+    if INT8:
+        largest = gl.max(scores.to(gl.float32, bitcast=True), 1) - INTEGER_FLOAT
+    else:
+        largest = gl.max(scores, 1)
+    new_highest = gl.maximum(highest, largest * unit)
+    weights = exponentials(scores, new_highest, unit, INT8)
+    rescale = gl.exp2(highest - new_highest)
+    total = total * rescale + gl.sum(weights, 1)
+    return weights, new_highest, total, rescale
+
+
+@gluon.jit
+def partial_sums(weights):
+    """Four sums per row, each over what one thread holds: summed up behind the loop."""
+    ROWS: gl.constexpr = weights.shape[0]
+    COLUMNS: gl.constexpr = weights.shape[1]
+    return gl.sum(gl.sum(weights.reshape([ROWS, COLUMNS // 8, 4, 2]), 3), 1)

@@ -9,9 +9,15 @@ Two kernels, one program per kv-block: labels and what comes of f; means of keys
 group without tokens has log2 n_g = -inf. Specification: rspa_core/key_groups.py.
 """
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES
+from .plan import Plan, Statistic, Tail, strides
 from .pool import load_block
 
 GROUP_ROWS = tl.constexpr(16)  # of products over the members of groups: no smaller one exists
@@ -192,3 +198,74 @@ def group_mean_kernel(
     if SHIFTED:
         averages -= tl.load(shift + batch_head * D + cols, mask=cols < D, other=0.0)[None, :]
         tl.store(shifted + out, averages.to(shifted.dtype.element_ty), mask=written)
+
+
+def group_keys(k: Tensor, v: Tensor, plan: Plan) -> Tail:
+    """What stands for the blocks that are left out: groups of their keys, and the values there."""
+    sizes, config = plan.sizes, plan.config
+    shape = (plan.chunk_heads, sizes.tail_length)
+    size = k.new_full(shape, float("-inf"), dtype=torch.float32)
+    variance = torch.zeros_like(size)
+    labels = k.new_empty((plan.chunk_heads, sizes.num_k * config.kv_block), dtype=torch.int8)
+    common: dict[str, Any] = {
+        "source": plan.tables.kv_source,
+        "labels": labels,
+        "first_head": plan.first_head,
+        "num_heads": plan.num_heads,
+        "tail_length": sizes.tail_length,
+        "scale": plan.scale,
+        "D": sizes.head_dim,
+        "DP": sizes.padded_dim,
+        "BLOCK": config.kv_block,
+        "GROUPS": config.tail_keys,
+        "PRECISION": "ieee" if k.dtype == torch.float32 else "tf32",
+    }
+    grid = (plan.chunk_heads, sizes.num_k)
+    label_kernel[grid](
+        k=k,
+        queries=plan.queries,
+        tail_size=size,
+        tail_gain=variance,
+        **strides(k),
+        limit=LARGEST_GAIN,
+        R=SAMPLED_QUERIES,
+        ROUNDS=ROUNDS,
+        num_warps=config.kv_block // 32,
+        **common,
+    )
+
+    values = k.new_zeros((*shape, sizes.padded_dim))
+    low = None if k.dtype == torch.float32 else torch.zeros_like(values)
+    mean = Statistic(torch.zeros_like(values), low)
+    # Only int8 keys have lost the shift.
+    shift = plan.shift if plan.tile.int8 else None
+    keys = mean.high if shift is None else torch.zeros_like(values)
+    group_mean_kernel[grid](
+        x=k,
+        shift=shift,
+        mean=mean.high,
+        mean_low=mean.low,
+        shifted=keys,
+        tail_variance=variance,
+        **strides(k),
+        VARIANCE=True,
+        SHIFTED=shift is not None,
+        MEAN_LOW=mean.low is not None,
+        num_warps=config.kv_block // 16,
+        **common,
+    )
+    group_mean_kernel[grid](
+        x=v,
+        shift=None,
+        mean=values,
+        mean_low=None,
+        shifted=None,
+        tail_variance=None,
+        **strides(v),
+        VARIANCE=False,
+        SHIFTED=False,
+        MEAN_LOW=False,
+        num_warps=config.kv_block // 16,
+        **common,
+    )
+    return Tail(keys, values, size, variance, mean)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
+from .devices import Tile
 from .launch import launch
-from .selfcheck import NoKernelError, trusted_tile
-from .tiles import Tile
+from .selfcheck import NoKernelError, checked_config, trusted_tile
 
 __all__ = ["NoKernelError", "rectified_attention_op"]
 
@@ -25,12 +26,7 @@ def rectified_attention_op(
     Raises:
         NoKernelError: no tile works on this GPU.
     """
-    return _op(
-        q, k, v, layout.grid, layout.video_start,
-        config.sparsity, config.q_block, config.kv_block, config.top_p,
-        config.rectification, config.order, config.neighbours, config.min_blocks,
-        config.precision, config.tail_keys, keep_mask,
-    )  # fmt: skip
+    return _op(q, k, v, layout.grid, layout.video_start, config.to_text(), keep_mask)
 
 
 @torch.library.custom_op("rspa::rectified_attention", mutates_args=())
@@ -40,39 +36,18 @@ def _op(
     v: Tensor,
     grid: Sequence[int],
     video_start: int,
-    sparsity: float,
-    q_block: int,
-    kv_block: int,
-    top_p: float,
-    rectification: str,
-    order: str,
-    neighbours: bool,
-    min_blocks: int,
-    precision: str,
-    tail_keys: int,
+    config_text: str,
     keep_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layout = TokenLayout(tuple(grid), q.shape[-2], video_start)  # type: ignore[arg-type]
-    config = SparseConfig(
-        sparsity,
-        q_block,
-        kv_block,
-        top_p,
-        rectification,
-        order,
-        neighbours,
-        min_blocks,
-        precision,
-        tail_keys,
-    )
+    frames, height, width = grid
+    layout = TokenLayout((frames, height, width), q.shape[-2], video_start)
+    config = SparseConfig.from_text(config_text)
     if q.device.type == "cpu":
         # The interpreter has no registers or shared memory to run out of.
-        tile = Tile(64, 4, 1, int8=precision == "int8")
+        tile = Tile(64, 4, 1, int8=config.precision == "int8")
         return launch(q, k, v, layout, config, tile, keep_mask)
     with torch.cuda.device(q.device):
-        tile = trusted_tile(
-            q.device, q.dtype, q.shape[-1], q_block, kv_block, rectification, precision, tail_keys
-        )
+        tile = trusted_tile(q.device, q.dtype, q.shape[-1], checked_config(config))
         return launch(q, k, v, layout, config, tile, keep_mask)
 
 
@@ -83,24 +58,16 @@ def _op_shapes(
     v: Tensor,
     grid: Sequence[int],
     video_start: int,
-    sparsity: float,
-    q_block: int,
-    kv_block: int,
-    top_p: float,
-    rectification: str,
-    order: str,
-    neighbours: bool,
-    min_blocks: int,
-    precision: str,
-    tail_keys: int,
+    config_text: str,
     keep_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, length, head_dim = q.shape
-    video_length = grid[0] * grid[1] * grid[2]
-    num_q, num_k = triton.cdiv(video_length, q_block), triton.cdiv(video_length, kv_block)
-    mask_shape = (batch, heads, num_q, num_k) if keep_mask else (0,)
+    config = SparseConfig.from_text(config_text)
+    video_length = math.prod(grid)
+    rows = (batch, heads, triton.cdiv(video_length, config.q_block))
+    mask_shape = (*rows, triton.cdiv(video_length, config.kv_block)) if keep_mask else (0,)
     return (
         q.new_empty((batch, length, heads, head_dim)).transpose(1, 2),
-        q.new_empty((batch, heads, num_q), dtype=torch.int32),
+        q.new_empty(rows, dtype=torch.int32),
         q.new_empty(mask_shape, dtype=torch.int8),
     )

@@ -1,14 +1,18 @@
 """Pool and pack: one read of a tensor gives its block statistics and its copy in token order.
 
     mean_j = 1/n_j Σ_{t in j} x_t          mean_abs_dev_j = 1/n_j Σ |x_t - mean_j|
-    variance_j = 1/n_j Σ (x_t - mean_j)²   mean_square_j  = 1/n_j Σ x_t²
 
 over the true n_j tokens of block j, in fp32; optionally the copy is rounded to int8. Specification:
 rspa_core/pooling.py and rspa_core/quantisation.py.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from .devices import pool_warps
+from .plan import Plan, Pooled, Statistic, strides
 
 
 @triton.jit
@@ -53,27 +57,24 @@ def _store_split(high, low, offsets, value, HAS_LOW: tl.constexpr):
         "first_head",
         "num_heads",
         "num_blocks",
-        "num_video_blocks",
-        "tail_length",
+        "num_pooled",
     ]
 )
 def pool_kernel(
     x,  # [B, H, N, D], any strides
     source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding
-    shift,  # [B * H, D] fp32, taken off before rounding and off tail_mean, read if INT8 or RADIUS
+    shift,  # [B * H, D] fp32, taken off before rounding, read if INT8 or RADIUS
     packed,  # [HC, NB * BLOCK, DP] dtype of x or int8, written if PACK
     packed_scale,  # [HC, NB] fp32, written if PACK and INT8
     mean,  # [HC, NV, DP] fp32 or, with mean_low, 16 bits: mean + mean_low is the mean
     mean_low,  # or None
-    spread,  # [HC, NV, DP] like mean, written if STATISTIC != "none"
-    spread_low,  # or None
-    tail_mean,  # [HC, tail_length, DP] dtype of x, the first NV rows written if TAIL
+    mean_abs_dev,  # [HC, NV, DP] like mean, written if MEAN_ABS_DEV
+    mean_abs_dev_low,  # or None
     radius,  # [HC, NB] fp32: max |x_t - shift|, written if RADIUS
     first_head,
     num_heads,
     num_blocks,
-    num_video_blocks,
-    tail_length,
+    num_pooled,  # NV: blocks that have statistics; those behind them are only packed
     stride_b,
     stride_h,
     stride_n,
@@ -83,11 +84,9 @@ def pool_kernel(
     BLOCK: tl.constexpr,
     PACK: tl.constexpr,
     INT8: tl.constexpr,
-    STATISTIC: tl.constexpr,  # "none" | "mean_abs_dev" | "variance" | "mean_square"
-    TAIL: tl.constexpr,
     RADIUS: tl.constexpr,
-    MEAN_LOW: tl.constexpr,
-    SPREAD_LOW: tl.constexpr,
+    MEAN_ABS_DEV: tl.constexpr,
+    LOW: tl.constexpr,
 ):
     # In models the heads of one token lie beside each other in memory: they are read together.
     head = tl.program_id(0).to(tl.int64)
@@ -119,26 +118,104 @@ def pool_kernel(
             tl.store(packed + packed_offsets, tile)
 
     # Context blocks are packed but have no statistics: they are never pooled.
-    if block < num_video_blocks:
+    if block < num_pooled:
         values = tile.to(tl.float32)
         # Of the parts of a ragged q-block some may have no token: their mean is 0.
         count = tl.maximum(tl.sum(is_token.to(tl.float32), 0), 1.0)
         average = tl.sum(values, 0) / count  # [DP]
-        out = (head * num_video_blocks + block) * DP + cols
-        _store_split(mean, mean_low, out, average, MEAN_LOW)
-        if TAIL:
-            tail = average
-            if INT8:
-                tail -= moved
-            tail_row = head * tail_length + block
-            tl.store(tail_mean + tail_row * DP + cols, tail.to(tail_mean.dtype.element_ty))
-        if STATISTIC != "none":
-            if STATISTIC == "mean_square":
-                statistic = tl.sum(values * values, 0) / count
-            else:
-                deviation = tl.where(inside, values - average[None, :], 0.0)
-                if STATISTIC == "variance":
-                    statistic = tl.sum(deviation * deviation, 0) / count
-                else:
-                    statistic = tl.sum(tl.abs(deviation), 0) / count
-            _store_split(spread, spread_low, out, statistic, SPREAD_LOW)
+        out = (head * num_pooled + block) * DP + cols
+        _store_split(mean, mean_low, out, average, LOW)
+        if MEAN_ABS_DEV:
+            deviation = tl.where(inside, values - average[None, :], 0.0)
+            deviation = tl.sum(tl.abs(deviation), 0) / count
+            _store_split(mean_abs_dev, mean_abs_dev_low, out, deviation, LOW)
+
+
+def pool_queries(q: Tensor, plan: Plan) -> Pooled:
+    """Statistics of the video's q-blocks, of "precise" those of their parts."""
+    sizes, q_block = plan.sizes, plan.config.q_block
+    source = plan.tables.q_source[sizes.num_context_q * q_block :]
+    return _pool(q, plan, source, q_block // sizes.q_parts, sizes.num_q * sizes.q_parts)
+
+
+def pool_keys(k: Tensor, plan: Plan) -> Pooled:
+    """Statistics of the video's kv-blocks, and all keys packed as the attention reads them."""
+    config, tile = plan.config, plan.tile
+    return _pool(
+        k, plan, plan.tables.kv_source, config.kv_block, plan.sizes.num_k,
+        pack=True, int8=tile.int8, radius=tile.specialised,
+    )  # fmt: skip
+
+
+def pool_values(v: Tensor, plan: Plan) -> Pooled:
+    """Means of the video's kv-blocks, and all values packed as the attention reads them."""
+    source, kv_block = plan.tables.kv_source, plan.config.kv_block
+    return _pool(v, plan, source, kv_block, plan.sizes.num_k, pack=True, deviations=False)
+
+
+def _pool(
+    x: Tensor,
+    plan: Plan,
+    source: Tensor,
+    block: int,
+    num_pooled: int,
+    pack: bool = False,
+    int8: bool = False,
+    radius: bool = False,
+    deviations: bool = True,
+) -> Pooled:
+    """Pool `x [B, H, N, D]` in blocks of `source`.
+
+    Args:
+        x: q, k or v.
+        plan: see there.
+        source: token of each packed position, see `IndexTables`.
+        block: tokens per block.
+        num_pooled: blocks that are pooled; those behind them are only packed.
+        pack: also copy the tokens in the order of `source`.
+        int8: round the copy to int8 after the shift has been taken off.
+        radius: also find the largest distance of a token from the shift.
+        deviations: also mean absolute deviations, where the rectification reads them.
+    """
+    num_blocks = len(source) // block
+    heads, padded_dim = plan.chunk_heads, plan.sizes.padded_dim
+    mean = Statistic.empty((heads, num_pooled, padded_dim), x.dtype, x.device)
+    mean_abs_dev = packed = packed_scale = distances = None
+    if deviations and plan.config.rectification == "paper":
+        mean_abs_dev = Statistic.empty((heads, num_pooled, padded_dim), x.dtype, x.device)
+    if pack:
+        packed = x.new_empty(
+            (heads, len(source), padded_dim), dtype=torch.int8 if int8 else x.dtype
+        )
+    if int8:
+        packed_scale = x.new_empty((heads, num_blocks), dtype=torch.float32)
+    if radius:
+        distances = x.new_empty((heads, num_blocks), dtype=torch.float32)
+    pool_kernel[(heads, num_blocks)](
+        x=x,
+        source=source,
+        shift=plan.shift if int8 or radius else None,
+        packed=packed,
+        packed_scale=packed_scale,
+        mean=mean.high,
+        mean_low=mean.low,
+        mean_abs_dev=mean_abs_dev and mean_abs_dev.high,
+        mean_abs_dev_low=mean_abs_dev and mean_abs_dev.low,
+        radius=distances,
+        first_head=plan.first_head,
+        num_heads=plan.num_heads,
+        num_blocks=num_blocks,
+        num_pooled=num_pooled,
+        **strides(x),
+        D=plan.sizes.head_dim,
+        DP=padded_dim,
+        BLOCK=block,
+        PACK=pack,
+        INT8=int8,
+        RADIUS=radius,
+        MEAN_ABS_DEV=mean_abs_dev is not None,
+        LOW=mean.low is not None,
+        num_warps=pool_warps(block, int8),
+    )
+    farthest = None if distances is None else distances.amax(1)
+    return Pooled(mean, mean_abs_dev, packed, packed_scale, farthest)

@@ -8,8 +8,12 @@ A non-negative float orders like the integer with the same bits, so the n-th lar
 found by bisecting on 31 bits. Specification: rspa_core/selection.py.
 """
 
+import torch
 import triton
 import triton.language as tl
+
+from .devices import select_warps
+from .plan import Plan, Result, Scores, Selection
 
 HIGHEST_LOGIT = tl.constexpr(1e30)
 FORCED_BITS = tl.constexpr(0x7F800000)  # bits of +inf: above every probability
@@ -66,8 +70,8 @@ def select_kernel(
     accepted,  # [HC, NQ, NK] int8, read if RECTIFICATION == "paper"
     forced,  # [NQ, NK] int8: blocks that are critical whatever their score
     critical,  # [HC, NQ, NK] int8, written if WRITE_MASK
-    tail_spread,  # [HC, NQ, NK] fp32, precise: -inf takes a critical block out of the tail; all
-    # other entries become 0 if PARTS > 1 and are left as they are if not
+    tail_mask,  # [HC, NQ, NK] fp32, written if RECTIFICATION == "precise": 0, or -inf, which takes
+    # a critical block out of the tail
     kv_indices,  # [HC, NQ, width] int32, written: full video blocks ascending, full context blocks
     list_lengths,  # [HC, NQ] int32, written: entries of kv_indices
     ragged_kept,  # [HC, NQ] int32, written: 1 if the ragged last video block is critical
@@ -149,14 +153,72 @@ def select_kernel(
     if WRITE_MASK:
         tl.store(critical + row * num_k + column, keep.to(tl.int8), mask=inside)
     if RECTIFICATION == "precise":
-        if PARTS == 1:
-            tl.store(tail_spread + row * num_k + column, float("-inf"), mask=keep)
-        else:
-            left_out = tl.where(keep, float("-inf"), 0.0)
-            tl.store(tail_spread + row * num_k + column, left_out, mask=inside)
+        mark = tl.where(keep, float("-inf"), 0.0)
+        tl.store(tail_mask + row * num_k + column, mark, mask=inside)
     if RECTIFICATION == "paper":
         gain = tl.load(accepted + row * num_k + column, mask=inside, other=0) != 0
         weight = tl.where(gain & ~keep, probs, 0.0)
         rounded = weight.to(weights.dtype.element_ty)
         tl.store(weights + row * num_k + column, rounded, mask=inside)
         tl.store(rectify_scale + row, 1.0 - tl.sum(weight, 0))
+
+
+def select(scores: Scores, plan: Plan, result: Result) -> Selection:
+    """Choose the critical blocks of every q-block; their numbers, and the mask if it is kept, go
+    into `result`.
+    """
+    config, tables, sizes = plan.config, plan.tables, plan.sizes
+    logits, paper = scores.logits, config.rectification == "paper"
+    precise = config.rectification == "precise"
+    rows = (plan.chunk_heads, sizes.num_q)
+    pairs = (*rows, sizes.num_k)
+    keep_mask = result.mask.numel() > 0
+    critical = logits.new_empty(pairs, dtype=torch.int8) if keep_mask else None
+    # Behind the lists of all q-blocks stands the one of context queries: every full block.
+    listed = plan.chunk_heads * sizes.num_q * sizes.width
+    kv_indices = logits.new_empty(listed + len(tables.all_blocks), dtype=torch.int32)
+    kv_indices[listed:] = tables.all_blocks
+    selection = Selection(
+        kv_indices=kv_indices,
+        list_lengths=logits.new_empty(rows, dtype=torch.int32),
+        ragged_kept=logits.new_empty(rows, dtype=torch.int32),
+        rectify_scale=logits.new_empty(rows) if paper else None,
+        weights=logits.new_empty(pairs, dtype=result.out.dtype) if paper else None,
+        tail_mask=logits.new_empty(pairs) if precise else None,
+    )
+    block = triton.next_power_of_2(sizes.num_k)
+    select_kernel[(sizes.num_q, plan.chunk_heads)](
+        logits=logits,
+        context_lse=scores.context_lse,
+        accepted=scores.accepted,
+        forced=tables.forced,
+        critical=critical,
+        tail_mask=selection.tail_mask,
+        kv_indices=kv_indices,
+        list_lengths=selection.list_lengths,
+        ragged_kept=selection.ragged_kept,
+        weights=selection.weights,
+        kv_counts=result.kv_counts,
+        rectify_scale=selection.rectify_scale,
+        first_head=plan.first_head,
+        num_q=sizes.num_q,
+        num_k=sizes.num_k,
+        num_full_k=sizes.num_full_k,
+        num_full_context=sizes.num_full_context,
+        width=sizes.width,
+        top_k=config.top_k(sizes.num_k),
+        top_p=config.top_p,
+        video_length=sizes.video_length,
+        Q_PART=config.q_block // sizes.q_parts,
+        PARTS=sizes.q_parts,
+        HAS_CONTEXT=scores.context_lse is not None,
+        USE_TOP_P=config.top_p > 0,
+        WRITE_MASK=keep_mask,
+        RECTIFICATION=config.rectification,
+        BLOCK=block,
+        num_warps=select_warps(block),
+    )
+    if critical is not None:
+        heads = slice(plan.first_head, plan.first_head + plan.chunk_heads)
+        result.mask.view(-1, sizes.num_q, sizes.num_k)[heads] = critical
+    return selection

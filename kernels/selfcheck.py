@@ -18,9 +18,8 @@ from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.metrics import relative_l2
 from ..rspa_core.reference import reference_attention
+from .devices import Tile, has_descriptors, has_gluon, resolved_precision, tile_candidates
 from .launch import launch
-from .stages import has_descriptors, has_gluon
-from .tiles import Tile, resolved_precision, tile_candidates
 
 # 16-bit rounding of inputs, weights and output stays below 1e-2; a wrong tile is off by 1.
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 2e-2, torch.float32: 1e-4}
@@ -36,20 +35,29 @@ class NoKernelError(RuntimeError):
     """No tile of the table works on this GPU. The message says what happened to the last one."""
 
 
+def checked_config(config: SparseConfig) -> SparseConfig:
+    """What one check answers for: the same blocks, rectification, precision and tail keys."""
+    return SparseConfig(
+        sparsity=0.6,
+        q_block=config.q_block,
+        kv_block=config.kv_block,
+        rectification=config.rectification,
+        precision=config.precision,
+        tail_keys=config.tail_keys,
+    )
+
+
 # One entry per kind of call: a handful in a process. A failure is not kept: the caller gives up
 # for its run, and the next run may find more memory.
 @lru_cache(maxsize=64)
 def trusted_tile(
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    q_block: int,
-    kv_block: int,
-    rectification: str,
-    precision: str,
-    tail_keys: int,
+    device: torch.device, dtype: torch.dtype, head_dim: int, config: SparseConfig
 ) -> Tile:
     """First tile of the table that gives the reference's output on `device`.
+
+    Args:
+        device, dtype, head_dim: of q, k and v.
+        config: see `checked_config`.
 
     Raises:
         NoKernelError: no tile does.
@@ -57,19 +65,18 @@ def trusted_tile(
     """
     name = torch.cuda.get_device_name(device)
     capability = torch.cuda.get_device_capability(device)
-    precision = resolved_precision(precision, capability)
+    precision = resolved_precision(config.precision, capability)
     candidates = tile_candidates(
         capability,
         triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"],
         dtype,
         triton.next_power_of_2(head_dim),
-        q_block,
-        kv_block,
+        config.q_block,
+        config.kv_block,
         has_descriptors(),
         has_gluon(),
         int8=precision == "int8",
     )
-    config = SparseConfig(0.6, q_block, kv_block, rectification=rectification, tail_keys=tail_keys)
     logger.info("Rectified SpaAttn: compiling kernels once for %s, scores in %s", name, precision)
     return first_correct(
         candidates,

@@ -319,7 +319,7 @@ OPTIONS_NODE = Node(
         choice(
             "rectification",
             AUTO,
-            (AUTO, *sorted(RECTIFICATIONS, key=("precise", "paper", "none").index)),
+            (AUTO, *RECTIFICATIONS),
             "How the skipped part is made up for. precise: skipped blocks take part as averages of "
             "groups of their tokens, the closest to the full result. paper: as published, a little "
             "faster. none: they are ignored. auto: what the preset says, else precise.",

@@ -128,7 +128,6 @@ def run_settings(
         chosen = replace(chosen, rectification=options.rectification)
     if options.tail_keys != AUTO:
         chosen = replace(chosen, tail_keys=int(options.tail_keys))
-    is_precise = chosen.rectification == "precise"
     config = SparseConfig(
         sparsity=chosen.sparsity,
         q_block=chosen.block_size,
@@ -137,10 +136,10 @@ def run_settings(
         rectification=chosen.rectification,
         order=options.token_order,
         precision=options.precision,
-        tail_keys=chosen.tail_keys if is_precise else 1,
+        tail_keys=chosen.tail_keys,
     )
     asked = asdict(options) | asdict(chosen) | {"preset": given["preset"]}
-    if not is_precise:
+    if chosen.rectification != "precise":
         del asked["tail_keys"]
     overridden = {
         name: f"{given[name]} by preset"

@@ -102,7 +102,7 @@ def rectified_attention(
     _check_inputs(q, k, v, layout, config)
     check_choice("backend", backend, BACKENDS)
     if backend == "auto":
-        status = dispatch.backend_status(q.device, q.dtype, q.shape[-1], config)
+        status = dispatch.backend_status(q.device, q.dtype, q.shape[-1])
         if status.name is None:
             raise dispatch.BackendUnavailable(status.reason)
         backend = status.name

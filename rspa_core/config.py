@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
 
-RECTIFICATIONS = ("paper", "precise", "none")
+RECTIFICATIONS = ("precise", "paper", "none")
 ORDERS = ("gilbert", "tile", "raster")
 BLOCK_SIZES = (64, 128)
 PRECISIONS = ("auto", "16-bit", "int8")
@@ -65,9 +67,10 @@ class SparseConfig:
         precision: of the products of queries with the keys attended exactly: "16-bit" (the dtype
             of the inputs), "int8" (see quantisation.py) or "auto" (what the kernels choose for the
             GPU; the reference takes "16-bit").
-        tail_keys: with "precise", keys that stand for a block that is left out, 1, 2, 4 or 8: its
-            mean, or the means of that many groups of its keys (see key_groups.py). In pictures of a
-            trained model 4 are far closer than 1 (docs/notes/fidelity.md).
+        tail_keys: with "precise", keys that stand for a block that is left out, 1, 2, 4 or 8: the
+            means of that many groups of its keys (see key_groups.py). In pictures of a trained
+            model 4 are far closer than 1 (docs/notes/fidelity.md). The other rectifications have
+            no groups: whatever is given there, the field is 1, so that equal calls are equal.
 
     Raises:
         ConfigError: a field is out of range.
@@ -77,12 +80,12 @@ class SparseConfig:
     q_block: int = 128
     kv_block: int = 128
     top_p: float = 0.0
-    rectification: str = "paper"
+    rectification: str = "precise"
     order: str = "gilbert"
     neighbours: bool = True
     min_blocks: int = 1
     precision: str = "auto"
-    tail_keys: int = 1
+    tail_keys: int = 4
 
     def __post_init__(self) -> None:
         check_number("sparsity", self.sparsity, 0.0, MAX_SPARSITY)
@@ -97,11 +100,38 @@ class SparseConfig:
         check_integer("min_blocks", self.min_blocks, 1)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("tail_keys", self.tail_keys, TAIL_KEYS)
-        if self.tail_keys > 1 and self.rectification != "precise":
-            raise ConfigError("tail_keys", self.tail_keys, '1 unless rectification = "precise"')
+        if self.rectification != "precise":
+            object.__setattr__(self, "tail_keys", 1)
+
+    def to_text(self) -> str:
+        """All fields in one line, for `from_text`."""
+        return " ".join([f"{name}={getattr(self, name)}" for name in FIELDS])
+
+    @staticmethod
+    def from_text(text: str) -> SparseConfig:
+        """The configuration whose `to_text` this is.
+
+        Raises:
+            ConfigError: a field is out of range.
+        """
+        return _parsed(text)
 
     def top_k(self, num_kv_blocks: int) -> int:
         """Kv-blocks kept per q-block by the sparsity rule, of `num_kv_blocks` video blocks."""
         # (1 - 0.9) * 10 is 0.9999... in binary: nudge so that it counts as one block.
         share = math.floor((1.0 - self.sparsity) * num_kv_blocks + 1e-9)
         return min(num_kv_blocks, max(self.min_blocks, share))
+
+
+FIELDS: dict[str, type] = {each.name: type(each.default) for each in fields(SparseConfig)}
+
+
+# A process makes a handful of configurations.
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> SparseConfig:
+    words = dict(word.split("=") for word in text.split(" "))
+    values: dict[str, Any] = {
+        name: words[name] == "True" if kind is bool else kind(words[name])
+        for name, kind in FIELDS.items()
+    }
+    return SparseConfig(**values)

@@ -31,35 +31,30 @@ class BackendStatus:
     reason: str
 
 
-def backend_status(
-    device: torch.device, dtype: torch.dtype, head_dim: int, config: SparseConfig
-) -> BackendStatus:
+def backend_status(device: torch.device, dtype: torch.dtype, head_dim: int) -> BackendStatus:
     """Which backend "auto" would use for calls of this kind, without running anything.
 
     Args:
         device, dtype, head_dim: of q, k and v.
-        config: blocks and rectification of the calls.
     """
     if device.type == "cpu":
         return BackendStatus("reference", "plain torch on the CPU")
     if device.type != "cuda":
         return BackendStatus(None, f"no kernels for devices of type {device.type!r}")
-    reason = kernels_missing_reason(device, dtype, head_dim, config)
+    reason = kernels_missing_reason(device, dtype, head_dim)
     if reason is not None:
         return BackendStatus(None, reason)
     return BackendStatus("triton", "Triton kernels")
 
 
-def kernels_missing_reason(
-    device: torch.device, dtype: torch.dtype, head_dim: int, config: SparseConfig
-) -> str | None:
+def kernels_missing_reason(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """None where the Triton kernels can take such calls, else one line for the user."""
     reason = triton_missing_reason()
     if reason is not None:
         return reason
-    from ..kernels.support import unsupported_reason
+    from ..kernels.devices import unsupported_reason
 
-    return unsupported_reason(device, dtype, head_dim, config)
+    return unsupported_reason(device, dtype, head_dim)
 
 
 def triton_missing_reason() -> str | None:
@@ -75,9 +70,9 @@ def triton_missing_reason() -> str | None:
 def release_tables() -> None:
     """Free the index tables that the kernels keep on the GPU between calls."""
     package = __package__.rpartition(".")[0]
-    tables = sys.modules.get(f"{package}.kernels.tables")  # only if they were ever used
-    if tables is not None:
-        tables.index_tables.cache_clear()
+    plan = sys.modules.get(f"{package}.kernels.plan")  # only if the kernels were ever used
+    if plan is not None:
+        plan.index_tables.cache_clear()
 
 
 def run_reference(
@@ -96,7 +91,7 @@ def run_triton(
     Raises:
         BackendUnavailable: Triton is missing, the GPU is too old, or no tile passed its check.
     """
-    reason = kernels_missing_reason(q.device, q.dtype, q.shape[-1], config)
+    reason = kernels_missing_reason(q.device, q.dtype, q.shape[-1])
     if reason is not None:
         raise BackendUnavailable(reason)
     from ..kernels.op import NoKernelError, rectified_attention_op

@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from .pooling import block_lengths, split_blocks
@@ -50,6 +51,11 @@ class KeyGroups:
     keys: Tensor
     counts: Tensor
     spread: Tensor
+
+    def of_blocks(self, chosen: Tensor) -> Tensor:
+        """For every group what `chosen [..., NB]` says of its block, `[..., NB * G]`."""
+        number = len(self.counts) // len(self.labels)
+        return repeat(chosen, "... block -> ... (block group)", group=number)
 
     def weighted(self, factor: Tensor) -> KeyGroups:
         """The same groups, which count for `factor` times their number."""
@@ -88,7 +94,8 @@ def group_keys(k_blocks: Tensor, queries: Tensor, lengths: Tensor, groups: int) 
     gain = _means(gain, member).clamp(min=1.0).log().mean(-1)
     length = queries.square().sum(-1).mean().clamp(min=torch.finfo(torch.float32).tiny)
     spread = (0.5 / head_dim * variance * gain / length).sqrt().flatten()
-    return KeyGroups(labels, keys.flatten(0, 1), member.sum(1).flatten(), spread)
+    keys = rearrange(keys, "block group d -> (block group) d")
+    return KeyGroups(labels, keys, member.sum(1).flatten(), spread)
 
 
 def head_groups(video_q: Tensor, video_k: Tensor, kv_block: int, groups: int) -> KeyGroups:
@@ -100,7 +107,8 @@ def head_groups(video_q: Tensor, video_k: Tensor, kv_block: int, groups: int) ->
 def group_means(blocks: Tensor, groups: KeyGroups, lengths: Tensor) -> Tensor:
     """Means over the groups of `blocks [NB, b, D]` fp32: `[NB * G, D]`, zero where one is empty."""
     number = len(groups.counts) // len(blocks)
-    return _means(blocks, _members(groups.labels, lengths, number)).flatten(0, 1)
+    means = _means(blocks, _members(groups.labels, lengths, number))
+    return rearrange(means, "block group d -> (block group) d")
 
 
 def _members(labels: Tensor, lengths: Tensor, groups: int) -> Tensor:

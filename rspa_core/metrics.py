@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .config import SparseConfig
 from .layout import TokenLayout
+from .order import split_sequence
 from .pooling import split_blocks
-from .selection import split_sequence
 
 
 def relative_l1(out: Tensor, ref: Tensor) -> float:

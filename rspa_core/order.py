@@ -17,9 +17,10 @@ from itertools import product
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .config import ORDERS, check_choice, check_integer
-from .layout import check_grid
+from .layout import TokenLayout, check_grid
 
 Grid = tuple[int, int, int]
 
@@ -27,7 +28,7 @@ Grid = tuple[int, int, int]
 TILE_TOKENS = 64
 
 
-def token_order(grid: Grid, order: str) -> torch.Tensor:
+def token_order(grid: Grid, order: str) -> Tensor:
     """Raster index of the token at every position of the token order.
 
     Args:
@@ -46,7 +47,7 @@ def token_order(grid: Grid, order: str) -> torch.Tensor:
     return _token_order(grid, order)
 
 
-def inverse_order(grid: Grid, order: str) -> torch.Tensor:
+def inverse_order(grid: Grid, order: str) -> Tensor:
     """Position in the token order of every raster index: the inverse of `token_order`.
 
     Returns:
@@ -60,7 +61,7 @@ def inverse_order(grid: Grid, order: str) -> torch.Tensor:
     return _inverse_order(grid, order)
 
 
-def block_neighbours(grid: Grid, order: str, q_block: int, kv_block: int) -> torch.Tensor:
+def block_neighbours(grid: Grid, order: str, q_block: int, kv_block: int) -> Tensor:
     """Which kv-blocks touch which q-blocks in space and time.
 
     Block j is a neighbour of q-block i if it holds a token whose grid coordinates differ by at
@@ -86,8 +87,26 @@ def block_neighbours(grid: Grid, order: str, q_block: int, kv_block: int) -> tor
     return _block_neighbours(grid, order, q_block, kv_block)
 
 
+def split_sequence(x: Tensor, layout: TokenLayout, order: str) -> tuple[Tensor, Tensor]:
+    """Split `x [..., N, D]` into its video tokens in token order and its context tokens.
+
+    Returns:
+        `[..., T*H*W, D]` and `[..., context_length, D]`, copies.
+    """
+    index = token_order(layout.grid, order).to(x.device) + layout.video_start
+    context = torch.cat([x[..., : layout.video_start, :], x[..., layout.video_end :, :]], dim=-2)
+    return x[..., index, :], context
+
+
+def join_sequence(video: Tensor, context: Tensor, layout: TokenLayout, order: str) -> Tensor:
+    """Undo `split_sequence`: `[..., T*H*W, D]` and `[..., context_length, D]` to `[..., N, D]`."""
+    index = inverse_order(layout.grid, order).to(video.device)
+    before, after = context[..., : layout.video_start, :], context[..., layout.video_start :, :]
+    return torch.cat([before, video[..., index, :], after], dim=-2)
+
+
 @lru_cache(maxsize=16)
-def _token_order(grid: Grid, order: str) -> torch.Tensor:
+def _token_order(grid: Grid, order: str) -> Tensor:
     if order == "gilbert":
         indices = _gilbert_order(grid)
     elif order == "tile":
@@ -98,7 +117,7 @@ def _token_order(grid: Grid, order: str) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
-def _inverse_order(grid: Grid, order: str) -> torch.Tensor:
+def _inverse_order(grid: Grid, order: str) -> Tensor:
     indices = _token_order(grid, order).numpy()
     inverse = np.empty_like(indices)
     inverse[indices] = np.arange(len(indices))
@@ -106,7 +125,7 @@ def _inverse_order(grid: Grid, order: str) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
-def _block_neighbours(grid: Grid, order: str, q_block: int, kv_block: int) -> torch.Tensor:
+def _block_neighbours(grid: Grid, order: str, q_block: int, kv_block: int) -> Tensor:
     position = _inverse_order(grid, order).numpy().reshape(grid)
     q_index, kv_index = position // q_block, position // kv_block  # [T, H, W] block of each token
     touching = np.zeros((q_index.max() + 1, kv_index.max() + 1), dtype=bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -15,28 +16,12 @@ class PooledBlocks:
     Attributes:
         mean: `[..., NB, D]`.
         mean_abs_dev: `[..., NB, D]`, elementwise mean of |x - mean|.
-        variance: `[..., NB, D]`, diagonal (biased) variance.
         lengths: `[NB]` fp32, true tokens per block: the block length, less in a ragged last block.
     """
 
     mean: Tensor
     mean_abs_dev: Tensor
-    variance: Tensor
     lengths: Tensor
-
-    @property
-    def mean_square(self) -> Tensor:
-        """`[..., NB, D]`, elementwise mean of x²."""
-        return self.mean.square() + self.variance
-
-    def part(self, chosen: slice) -> PooledBlocks:
-        """Statistics of some blocks of one head, `[NB, D]`."""
-        return PooledBlocks(
-            self.mean[chosen],
-            self.mean_abs_dev[chosen],
-            self.variance[chosen],
-            self.lengths[chosen],
-        )
 
 
 def split_blocks(x: Tensor, block: int) -> Tensor:
@@ -47,7 +32,12 @@ def split_blocks(x: Tensor, block: int) -> Tensor:
     padding = -x.shape[-2] % block
     if padding:
         x = torch.nn.functional.pad(x, (0, 0, 0, padding))
-    return x.unflatten(-2, (-1, block))
+    return rearrange(x, "... (block token) d -> ... block token d", token=block)
+
+
+def join_blocks(blocks: Tensor, num_tokens: int) -> Tensor:
+    """Undo `split_blocks`: `[..., NB, block, D]` to the `num_tokens` rows that were cut."""
+    return rearrange(blocks, "... block token d -> ... (block token) d")[..., :num_tokens, :]
 
 
 def block_lengths(num_tokens: int, block: int, device: torch.device | None = None) -> Tensor:
@@ -57,16 +47,11 @@ def block_lengths(num_tokens: int, block: int, device: torch.device | None = Non
 
 
 def pool_blocks(x: Tensor, block: int) -> PooledBlocks:
-    """Mean, mean absolute deviation and variance per block of `x [..., n, D]` (any float dtype)."""
+    """Mean and mean absolute deviation per block of `x [..., n, D]` (any float dtype)."""
     blocks = split_blocks(x.float(), block)
     lengths = block_lengths(x.shape[-2], block, x.device)
-    per_token = lengths[:, None, None]
+    per_token = rearrange(lengths, "block -> block 1 1")
     inside = torch.arange(block, device=x.device)[:, None] < per_token
     mean = blocks.sum(-2, keepdim=True) / per_token
     deviation = torch.where(inside, blocks - mean, 0.0)
-    return PooledBlocks(
-        mean=mean.squeeze(-2),
-        mean_abs_dev=deviation.abs().sum(-2) / lengths[:, None],
-        variance=deviation.square().sum(-2) / lengths[:, None],
-        lengths=lengths,
-    )
+    return PooledBlocks(mean.squeeze(-2), deviation.abs().sum(-2) / lengths[:, None], lengths)

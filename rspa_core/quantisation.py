@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pooling import split_blocks
+from .pooling import join_blocks, split_blocks
 
 SMOOTHING_STRIDE = 64
 """m is the mean of every 64th token: any m is exact, and a sample costs nothing."""
@@ -41,7 +41,7 @@ def round_keys(k: Tensor, shift: Tensor, kv_block: int) -> Tensor:
     """
     blocks = split_blocks(k - shift[..., None, :], kv_block)
     rounded = _round(blocks, blocks.abs().amax((-2, -1), keepdim=True))
-    return rounded.flatten(-3, -2)[..., : k.shape[-2], :]
+    return join_blocks(rounded, k.shape[-2])
 
 
 def _round(x: Tensor, largest: Tensor) -> Tensor:

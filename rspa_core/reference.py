@@ -9,22 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from .config import SparseConfig
-from .key_groups import KeyGroups, group_means, head_groups, sampled_places
+from .key_groups import KeyGroups, group_means, sampled_places
 from .layout import TokenLayout
-from .order import inverse_order
-from .pooling import PooledBlocks, block_lengths, pool_blocks, split_blocks
+from .order import join_sequence, split_sequence
+from .pooling import block_lengths, join_blocks, pool_blocks, split_blocks
 from .quantisation import round_keys, round_queries, smoothing_shift
-from .rectification import (
-    capped,
-    gain_accepted,
-    group_spread_term,
-    paper_rectification,
-    tail_variance_term,
-)
-from .selection import block_probs, forced_blocks, select_blocks, split_sequence
+from .ranking import block_probs
+from .rectification import capped, gain_accepted, group_spread_term, paper_rectification
+from .selection import forced_blocks, select_blocks
 from .tail_weight import fitted_weight
 
 _CHUNK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -71,82 +67,72 @@ def _attend_head(
     video_q, context_q = split_sequence(q, layout, config.order)
     video_k, context_k = split_sequence(k, layout, config.order)
     video_v, context_v = split_sequence(v, layout, config.order)
-    pooled_q = pool_blocks(video_q, config.q_block)
-    pooled_k = pool_blocks(video_k, config.kv_block)
-    pooled_v = pool_blocks(video_v, config.kv_block).mean
-
-    groups = None
-    if config.tail_keys > 1:
-        groups = head_groups(video_q, video_k, config.kv_block, config.tail_keys)
-    probs = block_probs(video_q, pooled_q, pooled_k, groups, context_k, config)
+    probs, groups = block_probs(video_q, video_k, context_k, config)
     critical = select_blocks(probs, forced_blocks(layout, config, q.device), config)
 
+    q_blocks = split_blocks(video_q, config.q_block)
+    keys, context_keys = video_k, context_k
     shift = torch.zeros_like(k[0])
-    rounded_q = split_blocks(video_q, config.q_block)
-    tail = None
+    rounded_q = q_blocks
     if config.precision == "int8":
         shift = smoothing_shift(k)
-        rounded_q, context_q = round_queries(rounded_q), round_queries(context_q)
-        video_k = round_keys(video_k, shift, config.kv_block)
-        context_k = round_keys(context_k, shift, config.kv_block)
-    if config.rectification == "precise":
-        tail_values = pooled_v
-        if groups is not None:
-            v_blocks = split_blocks(video_v, config.kv_block)
-            tail_values = group_means(v_blocks, groups, pooled_k.lengths)
+        rounded_q, context_q = round_queries(q_blocks), round_queries(context_q)
+        keys = round_keys(video_k, shift, config.kv_block)
+        context_keys = round_keys(context_k, shift, config.kv_block)
+    all_k, all_v = torch.cat([keys, context_keys]), torch.cat([video_v, context_v])
+    tail = None
+    if groups is not None:
+        lengths = block_lengths(len(video_k), config.kv_block, k.device)
         tail = _Tail(
-            rows=split_blocks(video_q, config.q_block),
-            pooled_q=pooled_q,
-            pooled_k=pooled_k,
+            rows=q_blocks,
             groups=groups,
-            keys=(pooled_k.mean if groups is None else groups.keys) - shift,
-            values=tail_values,
+            keys=groups.keys - shift,
+            values=group_means(split_blocks(video_v, config.kv_block), groups, lengths),
             rounded=config.precision == "int8",
         )
-        if groups is not None:
-            places = sampled_places(len(video_q)).to(q.device)
-            all_k, all_v = torch.cat([video_k, context_k]), torch.cat([video_v, context_v])
-            kept = critical[places // config.q_block]
-            factor = _tail_weight(video_q[places], kept, all_k, all_v, tail, config.kv_block)
-            tail = replace(tail, groups=groups.weighted(factor))
-    sparse = _CriticalAttention(video_k, video_v, context_k, context_v, config)
-    video_out = sparse(rounded_q, critical, tail)
+        places = sampled_places(len(video_q)).to(q.device)
+        kept = critical[places // config.q_block]
+        factor = _tail_weight(video_q[places], kept, all_k, all_v, tail)
+        tail = replace(tail, groups=groups.weighted(factor))
+    attend_critical = _CriticalAttention(keys, video_v, context_keys, context_v, config)
+    video_out = attend_critical(rounded_q, critical, tail)
     if config.rectification == "paper":
-        accepted = gain_accepted(pooled_q, pooled_k)
-        scale, compensation = paper_rectification(probs, critical, accepted, pooled_v)
-        video_out = scale[:, None, None] * video_out + compensation[:, None, :]
+        pooled_q = pool_blocks(video_q, config.q_block)
+        pooled_k = pool_blocks(video_k, config.kv_block)
+        pooled_v = pool_blocks(video_v, config.kv_block)
+        scale, compensation = paper_rectification(
+            probs, critical, gain_accepted(pooled_q, pooled_k), pooled_v.mean
+        )
+        scale, compensation = scale[:, None, None], rearrange(compensation, "block d -> block 1 d")
+        video_out = scale * video_out + compensation
 
-    out = torch.empty_like(q)
+    context_out = context_q
     if layout.context_length:
-        all_k, all_v = torch.cat([video_k, context_k]), torch.cat([video_v, context_v])
         context_out = attend(context_q[None], all_k[None], all_v[None])[0]
-        out[: layout.video_start] = context_out[: layout.video_start]
-        out[layout.video_end :] = context_out[layout.video_start :]
-    # Drop the rows behind the last token of a ragged block, then back to raster order.
-    video_out = video_out.flatten(0, 1)[: layout.video_length]
-    inverse = inverse_order(layout.grid, config.order).to(q.device)
-    out[layout.video_start : layout.video_end] = video_out[inverse]
-    return out, critical
+    video_out = join_blocks(video_out, layout.video_length)
+    return join_sequence(video_out, context_out, layout, config.order), critical
 
 
-def _tail_weight(
-    rows: Tensor, kept: Tensor, k: Tensor, v: Tensor, tail: _Tail, kv_block: int
-) -> Tensor:
-    """The factor of tail_weight.py from `rows [R, D]`, whose q-blocks keep `kept [R, NK]`.
+def _tail_weight(rows: Tensor, kept: Tensor, k: Tensor, v: Tensor, tail: _Tail) -> Tensor:
+    """The factor of tail_weight.py from the sampled queries `rows [R, D]`.
 
-    `k, v [N, D]` are the video's, in token order, then the context's.
+    Args:
+        rows: as they came, not rounded.
+        kept: blocks that their q-blocks attend exactly, `[R, NK]` bool.
+        k, v: of the video, in token order, then of the context, `[N, D]`.
+        tail: what stands for the other blocks.
     """
-    assert tail.groups is not None
+    groups = tail.groups
+    num_video, kv_block = int(groups.counts.sum()), groups.labels.shape[1]
     scale = rows.shape[-1] ** -0.5
     scores = scale * (rows @ k.mT)
     left_out = torch.zeros_like(scores, dtype=torch.bool)
-    length = int(tail.pooled_k.lengths.sum())
-    left_out[:, :length] = ~kept.repeat_interleave(kv_block, -1)[:, :length]
+    in_kept = repeat(kept, "row block -> row (block key)", key=kv_block)
+    left_out[:, :num_video] = ~in_kept[:, :num_video]
     held = scores.masked_fill(left_out, float("-inf"))
-    logits = scale * (rows @ tail.keys.mT) + tail.groups.counts.log()
-    logits = logits + capped(group_spread_term(rows, tail.groups.spread))
-    in_critical = kept.repeat_interleave(len(tail.keys) // kept.shape[-1], -1)
-    logits = logits.masked_fill(in_critical, float("-inf"))
+    logits = scale * (rows @ tail.keys.mT) + groups.counts.log()
+    logits = logits + capped(group_spread_term(rows, groups.spread))
+    logits = logits.masked_fill(groups.of_blocks(kept), float("-inf"))
     # Without what is left out, which may outweigh both so far that nothing of them would remain.
     highest = torch.cat([held, logits], -1).max(-1, keepdim=True).values
     held, logits = (held - highest).exp(), (logits - highest).exp()
@@ -177,42 +163,33 @@ def fused_softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
 
 @dataclass(frozen=True)
 class _Tail:
-    """One weighted key per kv-block or group of its keys, see rectification.py; all fp32.
+    """Weighted keys and values in place of the blocks left out, see rectification.py; all fp32.
 
     Attributes:
         rows: `[NQ, b_q, D]`, queries as they came: only the critical part is rounded to int8.
-        pooled_q, pooled_k: statistics of the q-blocks and of the kv-blocks.
-        groups: of keys, where a block has more than one.
-        keys, values: block or group means, `[NK * G, D]`; the keys less the shift that int8 keys
+        groups: of the keys of every block.
+        keys, values: means of the groups, `[NK * G, D]`; the keys less the shift that int8 keys
             have lost.
         rounded: the scores come from rounded queries; the tail makes up for that.
     """
 
     rows: Tensor
-    pooled_q: PooledBlocks
-    pooled_k: PooledBlocks
-    groups: KeyGroups | None
+    groups: KeyGroups
     keys: Tensor
     values: Tensor
     rounded: bool
 
     def part(self, chosen: slice) -> _Tail:
         """The same for some q-blocks."""
-        return replace(self, rows=self.rows[chosen], pooled_q=self.pooled_q.part(chosen))
+        return replace(self, rows=self.rows[chosen])
 
     def bias(self, q: Tensor, critical: Tensor) -> Tensor:
         """What makes c q·k̄ the logit, `[NQ, b_q, NK * G]`; -inf for those of critical blocks."""
-        if self.groups is None:
-            counts = self.pooled_k.lengths
-            spread = tail_variance_term(self.rows, self.pooled_q, self.pooled_k)
-        else:
-            counts = self.groups.counts
-            spread = group_spread_term(self.rows, self.groups.spread)
-            critical = critical.repeat_interleave(len(counts) // critical.shape[-1], -1)
-        bias = counts.log() + capped(spread)
+        spread = group_spread_term(self.rows, self.groups.spread)
+        bias = self.groups.counts.log() + capped(spread)
         if self.rounded:
             bias = bias + q.shape[-1] ** -0.5 * (self.rows - q) @ self.keys.mT
-        return bias.masked_fill(critical[:, None, :], float("-inf"))
+        return bias.masked_fill(self.groups.of_blocks(critical)[:, None, :], float("-inf"))
 
 
 class _CriticalAttention:
@@ -249,10 +226,12 @@ class _CriticalAttention:
         valid = filled[..., None] & (token < self.lengths[kv_indices][..., None])
 
         # One softmax over critical keys, context keys and, with a tail, one key per other block.
-        keys = [self.k_blocks[kv_indices].flatten(1, 2)]
-        values = [self.v_blocks[kv_indices].flatten(1, 2)]
+        as_keys = "q_block kv_block key d -> q_block (kv_block key) d"
+        keys = [rearrange(self.k_blocks[kv_indices], as_keys)]
+        values = [rearrange(self.v_blocks[kv_indices], as_keys)]
         no_bias = q.new_zeros(len(q), 1, 1)
-        bias = [torch.where(valid.flatten(1, 2)[:, None, :], no_bias, float("-inf"))]
+        valid = rearrange(valid, "q_block kv_block key -> q_block 1 (kv_block key)")
+        bias = [torch.where(valid, no_bias, float("-inf"))]
         if len(self.context_k):
             keys.append(self._each(self.context_k, q))
             values.append(self._each(self.context_v, q))

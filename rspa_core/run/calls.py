@@ -380,7 +380,7 @@ class Forward:
         if run.failures.final_reason is None and not self._status_asked:
             self._status_asked = True
             try:
-                status = run.backend_status(device, dtype, head_dim, run.settings.config)
+                status = run.backend_status(device, dtype, head_dim)
             except Exception as error:  # a broken Triton install fails when it is imported
                 self._fail(failure(error), is_final=True)
             else:

@@ -380,5 +380,7 @@ def test_two_threads_over_one_transformer(make: Any) -> None:
         sparse.reset()
         beside = in_threads((0, 1))
         assert counts(sparse) == expected
-    same = [torch.equal(*pair) for n in (0, 1) for pair in zip(alone[n], beside[n], strict=True)]
-    assert same == [True] * 2 * rounds
+    for number in (0, 1):
+        for one, other in zip(alone[number], beside[number], strict=True):
+            # Not to the bit: torch's own fp32 products vary in the last one under load.
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

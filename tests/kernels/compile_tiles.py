@@ -27,7 +27,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from rectified_spaattn.kernels.attend import attend_kernel
 from rectified_spaattn.kernels.attend_hopper import attend_hopper_kernel
-from rectified_spaattn.kernels.tiles import Tile, tile_candidates
+from rectified_spaattn.kernels.devices import Tile, tile_candidates
 
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 HEAD_DIM = 128
@@ -35,7 +35,7 @@ BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 BLOCKS = ((128, 128), (128, 64), (64, 64))
 RECTIFICATIONS = ("paper", "precise")
 UNUSED = {
-    "paper": ("tail_spread", "tail_k", "tail_v"),
+    "paper": ("tail_mask", "tail_k", "tail_v", "tail_size", "tail_variance"),
     "precise": ("rectify_scale", "compensation"),
 }
 
@@ -53,7 +53,7 @@ def entries(arch: int) -> Iterator[tuple[Tile, tuple[int, int], str]]:
 
 
 def compile_entry(
-    arch: int, tile: Tile, blocks: tuple[int, int], rectification: str, tail_keys: int = 1
+    arch: int, tile: Tile, blocks: tuple[int, int], rectification: str, tail_keys: int = 4
 ) -> CompiledKernel:
     """Compile as the launcher would: aligned pointers, the last stride 1."""
     q_block, kv_block = blocks
@@ -81,11 +81,9 @@ def compile_entry(
     constants |= dict.fromkeys(UNUSED[rectification])
     if not tile.int8:
         constants["k_scale"] = None
-    if tail_keys == 1:
-        constants |= {"tail_size": None, "tail_variance": None}
     types = {
         "scale": "fp32", "variance_cap": "fp32", "k_scale": "*fp32",
-        "tail_spread": "*fp32", "tail_size": "*fp32", "tail_variance": "*fp32",
+        "tail_mask": "*fp32", "tail_size": "*fp32", "tail_variance": "*fp32",
         "rectify_scale": "*fp32", "k_centre": "*fp32", "k_radius": "*fp32",
         "compensation": "*bf16", "q": "*bf16", "out": "*bf16",
     }  # fmt: skip

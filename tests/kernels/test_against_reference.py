@@ -147,8 +147,8 @@ def test_inputs_are_not_written(device: torch.device) -> None:
 @pytest.mark.parametrize(("rectification", "tail_keys"), [("paper", 1), ("precise", 4)])
 def test_heads_in_chunks(device: torch.device, rectification: str, tail_keys: int) -> None:
     """One head at a time gives what all heads together give."""
+    from rectified_spaattn.kernels.devices import Tile
     from rectified_spaattn.kernels.launch import launch
-    from rectified_spaattn.kernels.tiles import Tile
 
     config = SparseConfig(0.5, 64, 64, rectification=rectification, tail_keys=tail_keys)
     case = Case((3, 9, 25), config, (3, 0), batch=2, heads=3)
@@ -188,17 +188,14 @@ def test_large_fp16_queries_stay_finite(device: torch.device) -> None:
 
 def test_workspace_stays_in_32_bit_offsets() -> None:
     """Packed rows are counted in int32: at the largest videos a chunk stays far below 2^31."""
-    from rectified_spaattn.kernels.launch import WORKSPACE_BYTES
-    from rectified_spaattn.kernels.stages import Sizes
-    from rectified_spaattn.kernels.tables import index_tables
-    from rectified_spaattn.kernels.tiles import Tile
+    from rectified_spaattn.kernels.devices import Tile
+    from rectified_spaattn.kernels.plan import WORKSPACE_BYTES, Sizes, index_tables
 
     layout = TokenLayout((65, 45, 72), 65 * 45 * 72 + 512, 512)
     for blocks in (64, 128):
         config = SparseConfig(0.75, blocks, blocks, rectification="precise")
         tables = index_tables(layout, "raster", blocks, blocks, False, torch.device("cpu"))
-        q = torch.empty(2, 40, layout.length, 128, dtype=torch.bfloat16, device="meta")
-        sizes = Sizes.of(q, layout, config, tables, Tile(64, 4, 1))
+        sizes = Sizes.of(128, layout, config, tables, Tile(64, 4, 1))
         heads = sizes.heads_per_chunk(80, 2, WORKSPACE_BYTES)
         assert heads * sizes.packed_length * sizes.padded_dim < 2**31
         assert heads * 2 * sizes.packed_length * sizes.padded_dim * 2 < WORKSPACE_BYTES
@@ -207,9 +204,8 @@ def test_workspace_stays_in_32_bit_offsets() -> None:
 @pytest.mark.parametrize("tile_n", [32, 64])
 def test_tiles_and_descriptors_give_one_result(tile_n: int, device: torch.device) -> None:
     """Keys through pointers or tensor descriptors, in tiles of any length."""
+    from rectified_spaattn.kernels.devices import Tile, has_descriptors
     from rectified_spaattn.kernels.launch import launch
-    from rectified_spaattn.kernels.stages import has_descriptors
-    from rectified_spaattn.kernels.tiles import Tile
 
     if not has_descriptors():
         pytest.skip("this Triton cannot pass tensor descriptors to a kernel (3.4 and newer can)")

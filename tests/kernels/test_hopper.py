@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, metrics, rect
 
 GRID = (4, 8, 24)
 HEAD_DIM = 128
-# What kernels/online_softmax.py calls RANGE, in bf16 and in fp16.
+# What kernels/attend_hopper.py calls RANGE, in bf16 and in fp16.
 RANGE = {torch.bfloat16: 90.0, torch.float16: 15.0}
 
 
@@ -35,7 +36,7 @@ def opposed_inputs(
 
 
 def require_hopper(device: torch.device) -> None:
-    from rectified_spaattn.kernels.stages import has_gluon
+    from rectified_spaattn.kernels.devices import has_gluon
 
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         pytest.skip("needs a Hopper GPU (H100, H200)")
@@ -52,10 +53,10 @@ def test_hopper_uses_its_own_kernel(
 
     require_hopper(device)
     for rectification, tail_keys in (("paper", 1), ("precise", 1), ("precise", 4), ("none", 1)):
-        tile = trusted_tile(
-            torch.device("cuda", 0), torch.bfloat16, 128, *blocks, rectification, precision,
-            tail_keys,
-        )  # fmt: skip
+        config = SparseConfig(
+            0.6, *blocks, rectification=rectification, precision=precision, tail_keys=tail_keys
+        )
+        tile = trusted_tile(torch.device("cuda", 0), torch.bfloat16, 128, config)
         assert tile.specialised
         assert tile.int8 == (precision == "int8")
 
@@ -98,22 +99,18 @@ def test_cases_lie_on_both_sides_of_the_bound() -> None:
 @pytest.mark.parametrize("int8", [False, True])
 def test_radius_of_the_keys(int8: bool, device: torch.device) -> None:
     """The pool kernel finds the key that lies farthest from the given vector."""
-    from rectified_spaattn.kernels.stages import Chunk, Sizes, pool
-    from rectified_spaattn.kernels.tables import index_tables
-    from rectified_spaattn.kernels.tiles import Tile
+    from rectified_spaattn.kernels.devices import Tile
+    from rectified_spaattn.kernels.plan import Plan
+    from rectified_spaattn.kernels.pool import pool_keys
 
     layout = TokenLayout((3, 7, 9), 3 * 7 * 9 + 5, 5)
-    config = SparseConfig(0.5, 64, 64, rectification="precise")
+    config = SparseConfig(0.5, 64, 64)
     k = torch.randn(2, 3, layout.length, 40, device=device)
-    shift = torch.randn(2, 3, 40, device=device)
-    tables = index_tables(layout, config.order, 64, 64, False, device)
-    sizes = Sizes.of(k, layout, config, tables, Tile(64, 4, 1))
-    pooled = pool(
-        k, tables.kv_source, 64, sizes.num_k, sizes, Chunk(1, 4, 3), "variance",
-        pack=True, tail=True, shift=shift, int8=int8, radius=True,
-    )  # fmt: skip
-    expected = (k - shift[:, :, None]).norm(dim=-1).amax(-1).flatten()[1:5]
-    torch.testing.assert_close(pooled.radius, expected)
+    whole = Plan.of(k, k, layout, config, Tile(64, 4, 1, int8=int8, specialised=True))
+    plan = replace(whole, first_head=1, chunk_heads=4)
+    assert plan.shift is not None
+    expected = (k - plan.shift[:, :, None]).norm(dim=-1).amax(-1).flatten()[1:5]
+    torch.testing.assert_close(pool_keys(k, plan).radius, expected)
 
 
 @pytest.mark.parametrize("tail_keys", [1, 4, 8])

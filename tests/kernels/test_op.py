@@ -18,12 +18,9 @@ CASE = Case((2, 5, 9), SparseConfig(0.5, 64, 64), context=(3, 0), heads=2)
 def test_declared_shapes_are_the_real_ones(keep_mask: bool, device: torch.device) -> None:
     import rectified_spaattn.kernels.op  # noqa: F401  (registers the op)
 
-    config = CASE.config
     arguments = (
         *CASE.inputs(torch.float32, device, 0), CASE.grid, CASE.layout.video_start,
-        config.sparsity, config.q_block, config.kv_block, config.top_p, config.rectification,
-        config.order, config.neighbours, config.min_blocks, config.precision, config.tail_keys,
-        keep_mask,
+        CASE.config.to_text(), keep_mask,
     )  # fmt: skip
     torch.library.opcheck(
         torch.ops.rspa.rectified_attention.default,
@@ -45,7 +42,7 @@ def test_compiled_graph_calls_the_op_unopened(device: torch.device) -> None:
 
 
 def test_index_tables_are_released(device: torch.device) -> None:
-    from rectified_spaattn.kernels.tables import index_tables
+    from rectified_spaattn.kernels.plan import index_tables
     from rectified_spaattn.rspa_core import release_tables
 
     q, k, v = CASE.inputs(torch.float32, device, 2)

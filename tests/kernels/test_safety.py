@@ -18,14 +18,13 @@ from .cases import Case
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-CONFIG = SparseConfig()
 CASE = Case((2, 5, 9), SparseConfig(0.5, 64, 64))
 
 
 def first_correct(results: list[float | Exception]) -> object:
     """Run the choice of a tile over candidates that give these errors or raise."""
+    from rectified_spaattn.kernels.devices import Tile
     from rectified_spaattn.kernels.selfcheck import first_correct
-    from rectified_spaattn.kernels.tiles import Tile
 
     candidates = [Tile(64, 8, stages) for stages in range(len(results))]
 
@@ -59,8 +58,8 @@ def test_a_full_gpu_says_nothing_about_a_tile() -> None:
 
 
 def test_the_check_of_a_tile_sees_its_error(device: torch.device) -> None:
+    from rectified_spaattn.kernels.devices import Tile
     from rectified_spaattn.kernels.selfcheck import TOLERANCE, error_of
-    from rectified_spaattn.kernels.tiles import Tile
 
     config = SparseConfig(0.6, 128, 64)
     error = error_of(Tile(64, 4, 1), device, torch.float16, 64, config)
@@ -69,7 +68,7 @@ def test_the_check_of_a_tile_sees_its_error(device: torch.device) -> None:
 
 def test_without_triton_a_gpu_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
-    status = backend_status(torch.device("cuda:0"), torch.bfloat16, 128, CONFIG)
+    status = backend_status(torch.device("cuda:0"), torch.bfloat16, 128)
     assert status.name is None
     assert status.reason.startswith("Triton is not installed: 'pip install triton'")
     q, k, v = CASE.inputs(torch.float32, torch.device("cpu"), 0)
@@ -78,12 +77,12 @@ def test_without_triton_a_gpu_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_devices_without_kernels_have_a_reason() -> None:
-    status = backend_status(torch.device("mps"), torch.float16, 128, CONFIG)
+    status = backend_status(torch.device("mps"), torch.float16, 128)
     assert (status.name, status.reason) == (None, "no kernels for devices of type 'mps'")
 
 
 def test_gpus_versions_and_heads_that_are_not_supported_have_a_reason() -> None:
-    from rectified_spaattn.kernels.support import capability_reason, shape_reason, version_reason
+    from rectified_spaattn.kernels.devices import capability_reason, shape_reason, version_reason
 
     assert capability_reason("NVIDIA H200", (9, 0)) is None
     assert "T4 has compute capability 7.5" in capability_reason("NVIDIA T4", (7, 5))

@@ -33,14 +33,38 @@ def run_select(logits: Tensor, forced: Tensor, top_k: int, top_p: float) -> tupl
     mask = torch.full((num_q, num_k), 9, dtype=torch.int8, device=device)
     kv_indices = torch.full((num_q, num_k), -1, dtype=torch.int32, device=device)
     counts = [torch.full((num_q,), -1, dtype=torch.int32, device=device) for _ in range(3)]
-    select_kernel[(num_q, 1)](
-        logits.clone(), None, None, forced.to(torch.int8), mask, None, kv_indices,
-        *counts[:2], None, counts[2], None, 0,
-        num_q, num_k, num_k, 0, num_k, top_k, top_p, num_q * 64, Q_PART=64, PARTS=1,
-        HAS_CONTEXT=False, USE_TOP_P=top_p > 0, WRITE_MASK=True, RECTIFICATION="none",
-        BLOCK=triton.next_power_of_2(num_k), num_warps=4,
-    )  # fmt: skip
     lengths, ragged, kept = counts
+    select_kernel[(num_q, 1)](
+        logits=logits.clone(),
+        context_lse=None,
+        accepted=None,
+        forced=forced.to(torch.int8),
+        critical=mask,
+        tail_mask=None,
+        kv_indices=kv_indices,
+        list_lengths=lengths,
+        ragged_kept=ragged,
+        weights=None,
+        kv_counts=kept,
+        rectify_scale=None,
+        first_head=0,
+        num_q=num_q,
+        num_k=num_k,
+        num_full_k=num_k,
+        num_full_context=0,
+        width=num_k,
+        top_k=top_k,
+        top_p=top_p,
+        video_length=num_q * 64,
+        Q_PART=64,
+        PARTS=1,
+        HAS_CONTEXT=False,
+        USE_TOP_P=top_p > 0,
+        WRITE_MASK=True,
+        RECTIFICATION="none",
+        BLOCK=triton.next_power_of_2(num_k),
+        num_warps=4,
+    )
     assert torch.equal(lengths, kept)
     assert not ragged.any()
     assert torch.equal(kept, mask.sum(-1, dtype=torch.int32))

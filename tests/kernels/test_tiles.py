@@ -30,7 +30,7 @@ def test_every_chip_has_a_tile_that_fits(
     blocks: tuple[int, int],
     has_descriptors: bool,
 ) -> None:
-    from rectified_spaattn.kernels.tiles import tile_bytes, tile_candidates
+    from rectified_spaattn.kernels.devices import tile_bytes, tile_candidates
 
     limit = SHARED_MEMORY[capability]
     q_block, kv_block = blocks
@@ -51,7 +51,7 @@ def test_every_chip_has_a_tile_that_fits(
 
 
 def test_nothing_is_offered_that_does_not_fit() -> None:
-    from rectified_spaattn.kernels.tiles import tile_candidates
+    from rectified_spaattn.kernels.devices import tile_candidates
 
     assert tile_candidates((9, 0), 1024, torch.bfloat16, 128, 128, 128, True) == []
 
@@ -70,7 +70,7 @@ def test_nothing_is_offered_that_does_not_fit() -> None:
     ids=str,
 )
 def test_auto_is_int8_on_graphics_cards(capability: tuple[int, int], precision: str) -> None:
-    from rectified_spaattn.kernels.tiles import resolved_precision
+    from rectified_spaattn.kernels.devices import resolved_precision
 
     assert resolved_precision("auto", capability) == precision
     assert resolved_precision("int8", capability) == "int8"
@@ -79,7 +79,7 @@ def test_auto_is_int8_on_graphics_cards(capability: tuple[int, int], precision: 
 
 def test_specialised_warps_are_offered_where_they_can_run() -> None:
     """Hopper, 16-bit inputs, wide heads, and a Triton with which they have been run."""
-    from rectified_spaattn.kernels.tiles import tile_candidates
+    from rectified_spaattn.kernels.devices import tile_candidates
 
     def first(capability: tuple[int, int], dtype: torch.dtype, head_dim: int, gluon: bool) -> bool:
         limit = SHARED_MEMORY[capability]

@@ -138,6 +138,7 @@ def make_cases(per_combination: int = 10) -> list[Case]:
                 # Neighbours cover most of a small grid: without them more is left to decide.
                 neighbours=draw.random() < 0.35,
                 min_blocks=draw.choice([1, 1, 1, 3]),
+                tail_keys=1,
             )
             cases.append(
                 Case(
@@ -147,7 +148,7 @@ def make_cases(per_combination: int = 10) -> list[Case]:
                     batch=1 if large else draw.choice([1, 1, 2]),
                     heads=1 if large else draw.choice([1, 2, 3]),
                     head_dim=draw.choice([64, 96, 128]),
-                    # 1.6 makes rows whose second-order term reaches its cap.
+                    # 1.6 makes rows whose spread term reaches its cap.
                     scale=draw.choice([0.8, 1.0, 1.0, 1.2, 1.6, 1.6]),
                     storage=draw.choice(STORAGES),
                 )

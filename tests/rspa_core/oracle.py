@@ -1,8 +1,9 @@
 """The method evaluated the slow way in fp64: the yardstick for every implementation.
 
-Written from the formulas of arXiv 2511.19835 (IPAR, GAPR) and of the precise mode, one q-block at
-a time, with whole score matrices. It shares no code with the package except the token order, the
-configuration records and the value of the variance cap.
+Written from the formulas of arXiv 2511.19835 (IPAR, GAPR) and of the precise mode with one key for
+a block, one q-block at a time, with whole score matrices; test_key_groups.py has that for groups of
+keys. It shares no code with the package except the token order, the configuration records, a few
+constants, and the fit of the tail's weight, which test_tail_weight.py checks by itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor
 
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, token_order
+from rectified_spaattn.rspa_core.key_groups import SAMPLED_QUERIES
+from rectified_spaattn.rspa_core.ranking import Q_PARTS
 from rectified_spaattn.rspa_core.rectification import TAIL_VARIANCE_CAP
+from rectified_spaattn.rspa_core.tail_weight import fitted_weight
 
 
 @dataclass
@@ -30,7 +34,7 @@ class OracleResult:
         top_p_margin: smallest relative distance of a cumulative sum from `top_p`; inf if off.
         gain_margin: smallest |gain - error| / (gain + error) over blocks that are not critical;
             inf unless the mode is "paper".
-        capped: rows and blocks of the tail whose second-order term was at its cap.
+        capped: rows and blocks of the tail whose spread term was at its cap.
     """
 
     out: Tensor
@@ -126,64 +130,103 @@ def _one_head(
     blocks_k = _block_ranges(layout, config.kv_block)
     block_of_key = torch.arange(n) // config.kv_block
     length = torch.tensor([k1 - k0 for k0, k1 in blocks_k], dtype=torch.float64)
-    mean_q, mad_q, _ = _pool(q_video, blocks_q)
-    mean_k, mad_k, var_k = _pool(k_video, blocks_k)
-    mean_v, _, _ = _pool(v_video, blocks_k)
+    mean_q, mad_q = _pool(q_video, blocks_q)
+    mean_k, mad_k = _pool(k_video, blocks_k)
+    mean_v, _ = _pool(v_video, blocks_k)
+    precise = config.rectification == "precise"
+    asked = [(2 * s + 1) * n // (2 * SAMPLED_QUERIES) for s in range(SAMPLED_QUERIES)]
+    spread = torch.zeros(len(blocks_k), dtype=torch.float64)
+    if precise:
+        assert config.tail_keys == 1
+        spread = torch.stack([_spread(k_video[k0:k1], q_video[asked]) for k0, k1 in blocks_k])
+
+    def softmax_mass(query: Tensor) -> Tensor:
+        """Mass of every block in the eyes of one pooled query, beside the context."""
+        logits = c * (mean_k @ query) + torch.log(length)
+        logits = logits + (query @ query * spread).clamp(max=TAIL_VARIANCE_CAP)
+        context = torch.logsumexp(c * (k_context @ query), dim=0)
+        return torch.softmax(torch.cat([logits, context[None]]), dim=0)[:-1]
+
+    critical_of = []
+    probs_of = []
+    for i, (q0, q1) in enumerate(blocks_q):
+        if precise:
+            step = config.q_block // Q_PARTS
+            parts = [q_video[start : min(q1, start + step)] for start in range(q0, q1, step)]
+            probs = sum(len(part) / (q1 - q0) * softmax_mass(part.mean(0)) for part in parts)
+        else:
+            probs = softmax_mass(mean_q[i])
+        probs_of.append(probs)
+        critical_of.append(_select(result, probs, forced[i], config))
+    result.block_mask[b, h] = torch.stack(critical_of)
+
+    def tail_logits(rows: Tensor, critical: Tensor) -> Tensor:
+        """Of what is left out, in units of nats; counts the rows and blocks at the cap."""
+        raised = (rows**2).sum(1, keepdim=True) * spread[~critical]
+        result.capped += int((raised > TAIL_VARIANCE_CAP).sum())
+        logits = c * (rows @ mean_k[~critical].mT) + torch.log(length[~critical])
+        return logits + raised.clamp(max=TAIL_VARIANCE_CAP)
+
+    def kept(critical: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values that are attended exactly."""
+        chosen = critical[block_of_key]
+        return torch.cat([k_video[chosen], k_context]), torch.cat([v_video[chosen], v_context])
+
+    weight = torch.tensor(1.0, dtype=torch.float64)
+    if precise:
+        sums = []
+        for place in asked:
+            row, critical = q_video[place : place + 1], critical_of[place // config.q_block]
+            keys, values = kept(critical)
+            scores, logits = c * (row @ keys.mT)[0], tail_logits(row, critical)[0]
+            top = torch.cat([scores, logits]).max()
+            mass, tail_mass = (scores - top).exp(), (logits - top).exp()
+            exact = torch.softmax(c * (k @ row[0]), 0) @ v
+            sums.append(
+                (mass @ values, mass.sum(), tail_mass @ mean_v[~critical], tail_mass.sum(), exact)
+            )
+        weight = fitted_weight(*(torch.stack(part) for part in zip(*sums, strict=True)))
 
     for i, (q0, q1) in enumerate(blocks_q):
-        rows = q_video[q0:q1]
-        raw = mean_k @ mean_q[i]
-        logits = c * raw + torch.log(length)
-        if config.rectification == "precise":
-            square = (rows**2).mean(0)
-            spread = 0.5 * c**2 * (var_k @ square)
-            logits = logits + spread.clamp(max=TAIL_VARIANCE_CAP)
-        if len(k_context):
-            context = torch.logsumexp(c * (k_context @ mean_q[i]), dim=0)
-            probs = torch.softmax(torch.cat([logits, context[None]]), dim=0)[:-1]
-        else:
-            probs = torch.softmax(logits, dim=0)
-
-        critical = _select(result, probs, forced[i], config)
-        result.block_mask[b, h, i] = critical
-
-        keys = torch.cat([k_video[critical[block_of_key]], k_context])
-        values = torch.cat([v_video[critical[block_of_key]], v_context])
+        rows, critical = q_video[q0:q1], critical_of[i]
+        keys, values = kept(critical)
         scores = c * (rows @ keys.mT)
         exact = torch.softmax(scores, dim=1) @ values
 
         if config.rectification == "none":
             out = exact
         elif config.rectification == "paper":
-            gain = raw.abs()
+            gain = (mean_k @ mean_q[i]).abs()
             error = (mean_k @ mad_q[i]).abs() + (mad_k @ mean_q[i]).abs()
             accepted = (gain > error) & ~critical
             result.accepted[b, h, i] = accepted
             margins = ((gain - error).abs() / (gain + error))[~critical].tolist()
             result.gain_margin = min([result.gain_margin, *margins])
-            weight = torch.where(accepted, probs, 0.0)
-            out = (1 - weight.sum()) * exact + weight @ mean_v
+            share = torch.where(accepted, probs_of[i], 0.0)
+            out = (1 - share.sum()) * exact + share @ mean_v
         else:
-            tail = ~critical
-            # The block's term, scaled by the row's squared length over its mean in the block.
-            share = (rows**2).sum(1) / (rows**2).sum(1).mean()
-            spread = share[:, None] * spread[tail]
-            tail_logits = c * (rows @ mean_k[tail].mT) + torch.log(length[tail])
-            tail_logits = tail_logits + spread.clamp(max=TAIL_VARIANCE_CAP)
-            result.capped += int((spread > TAIL_VARIANCE_CAP).sum())
             # Critical keys and pooled blocks in one softmax: the formula, with e^lse_C * O_C
             # written out as the sum over the critical keys.
-            together = torch.softmax(torch.cat([scores, tail_logits], dim=1), dim=1)
-            out = together @ torch.cat([values, mean_v[tail]])
+            logits = tail_logits(rows, critical) + weight.log()
+            together = torch.softmax(torch.cat([scores, logits], dim=1), dim=1)
+            out = together @ torch.cat([values, mean_v[~critical]])
         result.out[b, h, video[q0:q1]] = out
 
 
-def _pool(x: Tensor, blocks: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, mean absolute deviation and variance [blocks, D] over the tokens of each block."""
+def _spread(keys: Tensor, asked: Tensor) -> Tensor:
+    """ν of a block's keys `[n, D]`, asked by `[R, D]`."""
+    c = keys.shape[-1] ** -0.5
+    scores = c * (keys @ asked.mT)
+    gains = (scores - scores.mean(0)).exp().mean(0).log()
+    variance = ((keys - keys.mean(0)) ** 2).mean()
+    return (0.5 * c**2 * variance * gains.mean() / (asked**2).sum(1).mean()).sqrt()
+
+
+def _pool(x: Tensor, blocks: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Mean and mean absolute deviation [blocks, D] over the tokens of each block."""
     mean = torch.stack([x[a:b].mean(0) for a, b in blocks])
     mad = torch.stack([(x[a:b] - x[a:b].mean(0)).abs().mean(0) for a, b in blocks])
-    var = torch.stack([((x[a:b] - x[a:b].mean(0)) ** 2).mean(0) for a, b in blocks])
-    return mean, mad, var
+    return mean, mad
 
 
 def _select(result: OracleResult, probs: Tensor, forced: Tensor, config: SparseConfig) -> Tensor:

@@ -17,12 +17,12 @@ def test_defaults() -> None:
         "q_block": 128,
         "kv_block": 128,
         "top_p": 0.0,
-        "rectification": "paper",
+        "rectification": "precise",
         "order": "gilbert",
         "neighbours": True,
         "min_blocks": 1,
         "precision": "auto",
-        "tail_keys": 1,
+        "tail_keys": 4,
     }
 
 
@@ -31,6 +31,28 @@ def test_is_a_hashable_value() -> None:
     assert len({SparseConfig(), SparseConfig(), SparseConfig(top_p=0.3)}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         SparseConfig().sparsity = 0.5
+
+
+@pytest.mark.parametrize("rectification", ["paper", "none"])
+def test_tail_keys_mean_nothing_without_a_tail(rectification: str) -> None:
+    """Equal calls are equal configurations, whatever is given for a field without a meaning."""
+    configs = {SparseConfig(rectification=rectification, tail_keys=keys) for keys in (1, 2, 4, 8)}
+    assert configs == {SparseConfig(rectification=rectification)}
+    assert configs.pop().tail_keys == 1
+    with pytest.raises(ConfigError, match="tail_keys = 3 is not allowed: one of 1, 2, 4, 8"):
+        SparseConfig(rectification=rectification, tail_keys=3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SparseConfig(),
+        SparseConfig(0.123456789012345678, 128, 64, 0.1, "paper", "tile", False, 7, "int8"),
+        SparseConfig(sparsity=0, top_p=1, order="raster", precision="16-bit", tail_keys=8),
+    ],
+)
+def test_text_and_back(config: SparseConfig) -> None:
+    assert SparseConfig.from_text(config.to_text()) == config
 
 
 @pytest.mark.parametrize(

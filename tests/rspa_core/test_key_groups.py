@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rectified_spaattn.benchmarks.synthetic import HEAD_KINDS, synthetic_qkv
 from rectified_spaattn.rspa_core import (
-    ConfigError,
     SparseConfig,
     TokenLayout,
     critical_blocks,
@@ -28,8 +27,8 @@ from rectified_spaattn.rspa_core.key_groups import (
     group_means,
     head_groups,
 )
+from rectified_spaattn.rspa_core.ranking import Q_PARTS, group_probs
 from rectified_spaattn.rspa_core.rectification import TAIL_VARIANCE_CAP
-from rectified_spaattn.rspa_core.selection import Q_PARTS, group_probs
 from rectified_spaattn.rspa_core.tail_weight import LARGEST, SMALLEST
 
 from .cases import video_like
@@ -75,7 +74,7 @@ def grouped_by_hand(points: Tensor, groups: int) -> tuple[list[int], float]:
     return chosen, margin
 
 
-@pytest.mark.parametrize("groups", [2, 4, 8])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
 def test_groups_of_keys(groups: int) -> None:
     generator = torch.Generator().manual_seed(groups)
     features = torch.randn(6, 64, 16, generator=generator)
@@ -90,7 +89,8 @@ def test_groups_of_keys(groups: int) -> None:
             assert labels[block, :count].tolist() == expected
             compared += 1
     assert compared >= 4
-    assert (labels[1] == labels[1, 5]).sum() == 1, "an outlier has a group of its own"
+    alone = 64 if groups == 1 else 1
+    assert (labels[1] == labels[1, 5]).sum() == alone, "an outlier has a group of its own"
 
 
 def test_fewer_keys_than_groups() -> None:
@@ -270,7 +270,7 @@ def rows_by_hand(
     return out, margin
 
 
-@pytest.mark.parametrize("tail_keys", [2, 4, 8])
+@pytest.mark.parametrize("tail_keys", [1, 2, 4, 8])
 @pytest.mark.parametrize("blocks", [(64, 64), (128, 64), (128, 128)], ids=str)
 def test_output(blocks: tuple[int, int], tail_keys: int) -> None:
     config = SparseConfig(
@@ -315,10 +315,3 @@ def test_groups_lose_less(precision: str) -> None:
         means[tail_keys] = math.exp(sum(map(math.log, errors)) / len(errors))
     assert means[2] < 0.7 * means[1]
     assert means[4] < 0.8 * means[2]
-
-
-def test_other_rectifications_have_no_groups() -> None:
-    with pytest.raises(ConfigError, match="tail_keys = 2 is not allowed"):
-        SparseConfig(rectification="paper", tail_keys=2)
-    with pytest.raises(ConfigError, match="tail_keys = 3 is not allowed: one of 1, 2, 4, 8"):
-        SparseConfig(rectification="precise", tail_keys=3)

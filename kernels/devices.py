@@ -1,15 +1,92 @@
-"""Static tile table of the attention kernel: nothing is tuned while an artist waits.
+"""What depends on the GPU, its driver or Triton: who may run, tiles, warps, what a release can do.
 
-With D = 128 and 16-bit inputs every row fits its architecture and spills no registers inside its
-loops; tests/kernels/test_compile.py checks both and bounds what is parked around them. Rows are
-tried in order: the first that fits into shared memory and passes its check is used.
+A new GPU is a row here. Tiles stand in static tables: nothing is tuned while an artist waits. With
+D = 128 and 16-bit inputs every row fits its architecture and spills no registers inside its loops;
+tests/kernels/test_compile.py checks both and bounds what is parked around them. Rows are tried in
+order: the first that fits into shared memory and passes its check is used.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from typing import NamedTuple
 
 import torch
+import triton
+
+MIN_CAPABILITY = (8, 0)
+MIN_TRITON = (3, 3)
+GLUON_RELEASES = ((3, 6),)
+"""Releases of Triton with which attend_hopper.py has been run."""
+MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 128
+
+
+@triton.jit
+def _nothing():
+    """Shows what `triton.jit` makes of a function here: for a GPU, or for the interpreter."""
+
+
+def unsupported_reason(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """None where the kernels are made for calls of this kind, else the reason, for the user."""
+    if device.type == "cpu":
+        reason = interpreter_reason()
+    elif torch.version.hip is not None:
+        reason = "the kernels are made for NVIDIA GPUs, this PyTorch is built for AMD"
+    else:
+        name = torch.cuda.get_device_name(device)
+        reason = version_reason(triton.__version__) or capability_reason(
+            name, torch.cuda.get_device_capability(device)
+        )
+    return reason or shape_reason(dtype, head_dim)
+
+
+def interpreter_reason() -> str | None:
+    """None if Triton's interpreter is on, without which nothing runs on a CPU."""
+    if isinstance(_nothing, triton.runtime.JITFunction):
+        return "on a CPU the kernels run in Triton's interpreter only (TRITON_INTERPRET=1)"
+    return None
+
+
+def version_reason(version: str) -> str | None:
+    """None if this Triton is new enough."""
+    if _release(version) < MIN_TRITON:
+        return f"Triton 3.3 or newer is needed (PyTorch 2.7 brings it), {version} is installed"
+    return None
+
+
+def capability_reason(name: str, capability: tuple[int, int]) -> str | None:
+    """None if the kernels run on GPUs of this compute capability."""
+    major, minor = capability
+    if capability < MIN_CAPABILITY:
+        return f"{name} has compute capability {major}.{minor}, 8.0 or newer is needed"
+    return None
+
+
+def shape_reason(dtype: torch.dtype, head_dim: int) -> str | None:
+    """None if the kernels take heads of this size and type."""
+    if not MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM:
+        return f"heads of {head_dim} channels, {MIN_HEAD_DIM} to {MAX_HEAD_DIM} are supported"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"attention in {dtype}, float16, bfloat16 and float32 are supported"
+    return None
+
+
+def has_descriptors() -> bool:
+    """Whether this Triton can pass tensor descriptors to a kernel (3.4 and newer)."""
+    return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+
+
+def has_gluon() -> bool:
+    """Whether this Triton has run the kernel of attend_hopper.py.
+
+    Gluon changes between releases, and a kernel whose warps wait for each other may hang where it
+    is compiled differently, which no check at first use can catch: only releases that were tried.
+    """
+    return _release(triton.__version__) in GLUON_RELEASES
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 class Tile(NamedTuple):
@@ -127,8 +204,13 @@ def resolved_precision(precision: str, capability: tuple[int, int]) -> str:
     return "int8" if capability in ((8, 6), (8, 9)) or capability[0] == 12 else "16-bit"
 
 
-class ScoreTile(NamedTuple):
-    """Launch configuration of the score kernel: block pairs per program, channels per step."""
+class RankTile(NamedTuple):
+    """Launch configuration of the kernels of rank.py.
+
+    Attributes:
+        tile_q, tile_k: rows and columns of a program.
+        step: channels per step.
+    """
 
     tile_q: int
     tile_k: int
@@ -137,18 +219,18 @@ class ScoreTile(NamedTuple):
     num_stages: int
 
 
-def score_tile(dtype: torch.dtype) -> ScoreTile:
-    """Configuration for statistics in fp32, or in pairs of 16-bit numbers."""
+def pooled_rank_tile(dtype: torch.dtype) -> RankTile:
+    """For pairs of pooled blocks whose statistics are in fp32, or in pairs of 16-bit numbers."""
     if dtype == torch.float32:
-        return ScoreTile(64, 64, 16, 8, 2)
-    return ScoreTile(64, 64, 32, 4, 3)
+        return RankTile(64, 64, 16, 8, 2)
+    return RankTile(64, 64, 32, 4, 3)
 
 
-def rank_tile(dtype: torch.dtype) -> ScoreTile:
-    """Configuration of the rank kernel: parts of q-blocks and groups of keys per program."""
+def group_rank_tile(dtype: torch.dtype) -> RankTile:
+    """For parts of q-blocks and groups of keys."""
     if dtype == torch.float32:
-        return ScoreTile(64, 64, 16, 8, 2)
-    return ScoreTile(128, 128, 32, 4, 3)
+        return RankTile(64, 64, 16, 8, 2)
+    return RankTile(128, 128, 32, 4, 3)
 
 
 def pool_warps(block: int, int8: bool) -> int:

@@ -10,11 +10,21 @@ sampled query and kind of key per program; then τ, a head per program.
 Specification: rspa_core/tail_weight.py.
 """
 
+from dataclasses import replace
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
+from ..rspa_core.key_groups import SAMPLED_QUERIES
+from ..rspa_core.tail_weight import LARGEST, SMALLEST, STEPS, TINY, WORSE
+from .plan import Plan, Pooled, Selection, Tail
+
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1e30)
+KEYS_PER_STEP = 64
+"""Of `sums_kernel`."""
 
 
 @triton.jit
@@ -37,7 +47,7 @@ def sums_kernel(
     tail_v,
     tail_size,  # [HC, tail_length] fp32: log2 n_g
     tail_variance,  # [HC, tail_length] fp32: ν_g
-    tail_spread,  # [HC, NQ, NK] fp32: -inf for critical blocks
+    tail_mask,  # [HC, NQ, NK] fp32: -inf for critical blocks
     highest,  # [HC, SPLITS, 3, R] fp32, written: largest score of each kind: kept, left out, tail
     mass,  # [HC, SPLITS, 3, R] fp32, written: Z, Y and W, relative to these
     sums,  # [HC, SPLITS, 3, R, DP] fp32, written: N, L and M
@@ -85,7 +95,7 @@ def sums_kernel(
         is_token = tl.load(source + index * TILE + keys) >= 0
         scores = tl.where(is_token[None, :], scores, float("-inf"))
         # Context blocks, behind the video's, are attended by all.
-        marks = tl.load(tail_spread + q_row * num_k + block, mask=block < num_k, other=LOWEST)
+        marks = tl.load(tail_mask + q_row * num_k + block, mask=block < num_k, other=LOWEST)
         is_kept = marks <= LOWEST
         top = tl.max(scores, 1)
         new_kept = tl.maximum(kept_top, tl.where(is_kept, top, LOWEST))
@@ -132,7 +142,7 @@ def sums_kernel(
         spread = tl.load(tail_variance + place, mask=inside, other=0.0)
         spread = tl.minimum(squared_length[:, None] * spread[None, :], variance_cap)
         marks = q_row[:, None] * num_k + (column // GROUPS)[None, :]
-        marks = tl.load(tail_spread + marks, mask=inside[None, :], other=float("-inf"))
+        marks = tl.load(tail_mask + marks, mask=inside[None, :], other=float("-inf"))
         logits += size[None, :] * LN2 + spread + marks
         new_top = tl.maximum(top, tl.max(logits, 1))
         weights = tl.exp(logits - new_top[:, None])
@@ -226,3 +236,76 @@ def weigh_kernel(
         step = tl.sum(tl.sum(slope * missed, 1), 0) / steepness
         factor = tl.minimum(tl.maximum(factor - step, smallest), largest)
     tl.store(weight + head, best)
+
+
+def weigh_tail(
+    tail: Tail, k_pool: Pooled, v_pool: Pooled, selection: Selection, plan: Plan
+) -> Tail:
+    """The same tail, counting in every head for what its sampled queries say."""
+    assert plan.queries is not None
+    sizes, config = plan.sizes, plan.config
+    heads, splits = plan.chunk_heads, sizes.weigh_splits
+    parts = (heads, splits, 3, SAMPLED_QUERIES)
+    mass, sums = tail.size.new_empty(parts), tail.size.new_empty((*parts, sizes.padded_dim))
+    highest = torch.empty_like(mass)
+    joined_mass, joined = torch.empty_like(mass[:, 0]), torch.empty_like(sums[:, 0])
+    joined_highest = torch.empty_like(joined_mass)
+    weight = torch.empty_like(tail.size[:, 0])
+    exact = plan.queries.dtype == torch.float32
+    common: dict[str, Any] = {"DP": sizes.padded_dim, "R": SAMPLED_QUERIES}
+    sums_kernel[(heads, splits)](
+        k=k_pool.packed,
+        k_scale=k_pool.packed_scale,
+        v=v_pool.packed,
+        source=plan.tables.kv_source,
+        queries=plan.queries,
+        tail_k=tail.keys,
+        tail_v=tail.values,
+        tail_size=tail.size,
+        tail_variance=tail.variance,
+        tail_mask=selection.tail_mask,
+        highest=highest,
+        mass=mass,
+        sums=sums,
+        first_head=plan.first_head,
+        num_q=sizes.num_q,
+        num_k=sizes.num_k,
+        num_blocks=sizes.packed_length // config.kv_block,
+        tail_length=sizes.tail_length,
+        video_length=sizes.video_length,
+        scale=plan.scale,
+        variance_cap=plan.variance_cap,
+        Q_BLOCK=config.q_block,
+        BLOCK=config.kv_block,
+        GROUPS=config.tail_keys,
+        TILE=KEYS_PER_STEP,
+        INT8=k_pool.packed_scale is not None,
+        PRECISION="tf32x3" if exact else "tf32",
+        num_warps=4,
+        num_stages=1 if exact else 3,
+        **common,
+    )
+    join_kernel[(heads, 3 * SAMPLED_QUERIES)](
+        highest=highest,
+        mass=mass,
+        sums=sums,
+        top=joined_highest,
+        joined_mass=joined_mass,
+        joined=joined,
+        SPLITS=splits,
+        **common,
+    )
+    weigh_kernel[(heads,)](
+        top=joined_highest,
+        mass=joined_mass,
+        sums=joined,
+        weight=weight,
+        smallest=SMALLEST,
+        largest=LARGEST,
+        tiny=TINY,
+        worse=WORSE,
+        STEPS=STEPS,
+        num_warps=8,
+        **common,
+    )
+    return replace(tail, size=tail.size + weight.log2()[:, None])
