@@ -83,10 +83,16 @@ SLOT = """([id, side, name]) => {
   const [x, y] = side === 'inputs' ? node.getInputPos(slot) : node.getOutputPos(slot);
   return [canvas.x + (x + ds.offset[0]) * ds.scale, canvas.y + (y + ds.offset[1]) * ds.scale];
 }"""
-# Size in the window of the node that was added last.
-NEWEST = """() => {
-  const node = app.canvas.graph.nodes.at(-1), ds = app.canvas.ds;
-  return [node.size[0] * ds.scale, node.size[1] * ds.scale];
+# A place in the window with room for the node that was added last: its upper left corner.
+ROOM = """panel => {
+  const nodes = [...app.canvas.graph.nodes], [width, height] = nodes.pop().size;
+  const ds = app.canvas.ds, title = LiteGraph.NODE_TITLE_HEIGHT;
+  const isFree = (x, y) => nodes.every(n => x > n.pos[0] + n.size[0] || x + width < n.pos[0]
+    || y - title > n.pos[1] + n.size[1] || y + height < n.pos[1] - title);
+  for (let y = innerHeight - height * ds.scale - 30; y > 150; y -= 20)
+    for (let x = panel + 30; x < innerWidth - width * ds.scale - 30; x += 20)
+      if (isFree(x / ds.scale - ds.offset[0], y / ds.scale - ds.offset[1])) return [x, y];
+  throw new Error('no room in the window');
 }"""
 IS_LINKED = """([id, name]) => {
   const node = app.canvas.graph.getNodeById(id);
@@ -268,9 +274,8 @@ class Artist(FrontEnd):
         self.page.wait_for_timeout(600)
         self.page.keyboard.press("Enter")
         self.page.wait_for_timeout(600)
-        # The new node follows the mouse until it is put down, here left of and above the corner.
-        width, height = self.page.evaluate(NEWEST)
-        x, y = place[0] - width, place[1] - height
+        # The new node follows the mouse, which holds it by its corner, until it is put down.
+        x, y = self.page.evaluate(ROOM, PANEL)
         self.page.mouse.move(x, y, steps=4)
         self.page.mouse.click(x, y)
         self.page.wait_for_timeout(400)

@@ -175,15 +175,13 @@ class Visit:
         return edits
 
     def add_options(self) -> None:
-        """Add an options node for our nodes on show, where they have none."""
+        """Add an options node for each of our nodes on show that has none."""
         artist = self.artist
-        ours = [node["id"] for node in artist.on_show() if node["type"] == NODE]
-        if not ours or self.find(OPTIONS):
-            return
-        artist.look_at(ours[0], scale=0.6)
-        added = artist.add_node("Rectified SpaAttn Options", OPTIONS)
-        for node in ours:
-            artist.connect(added, "options", node, "options")
+        for node in artist.on_show():
+            if node["type"] == NODE and "options" not in node["linked"]:
+                artist.look_at(node["id"], scale=0.6)
+                added = artist.add_node("Rectified SpaAttn Options", OPTIONS)
+                artist.connect(added, "options", node["id"], "options")
 
     def presets(self) -> list[Json]:
         """Try presets on our node and change an input by hand; leaves it as it was found."""
