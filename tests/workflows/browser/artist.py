@@ -83,6 +83,11 @@ SLOT = """([id, side, name]) => {
   const [x, y] = side === 'inputs' ? node.getInputPos(slot) : node.getOutputPos(slot);
   return [canvas.x + (x + ds.offset[0]) * ds.scale, canvas.y + (y + ds.offset[1]) * ds.scale];
 }"""
+# Where in the window the node is that was added last: its upper left corner.
+NEWEST = """() => {
+  const {pos} = app.canvas.graph.nodes.at(-1), ds = app.canvas.ds;
+  return [(pos[0] + ds.offset[0]) * ds.scale, (pos[1] + ds.offset[1]) * ds.scale];
+}"""
 # A place in the window with room for the node that was added last: its upper left corner.
 ROOM = """panel => {
   const nodes = [...app.canvas.graph.nodes], [width, height] = nodes.pop().size;
@@ -274,8 +279,12 @@ class Artist(FrontEnd):
         self.page.wait_for_timeout(600)
         self.page.keyboard.press("Enter")
         self.page.wait_for_timeout(600)
-        # The new node follows the mouse, which holds it by its corner, until it is put down.
-        x, y = self.page.evaluate(ROOM, PANEL)
+        # The new node follows the mouse, which holds it somewhere, until it is put down.
+        x, y = place
+        self.page.mouse.move(x - 5, y - 5, steps=4)
+        left, top = self.page.evaluate(NEWEST)
+        wanted_left, wanted_top = self.page.evaluate(ROOM, PANEL)
+        x, y = x - 5 + wanted_left - left, y - 5 + wanted_top - top
         self.page.mouse.move(x, y, steps=4)
         self.page.mouse.click(x, y)
         self.page.wait_for_timeout(400)
