@@ -19,11 +19,10 @@ export OMP_NUM_THREADS ?= 2
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-attention demo-comfy test lint format validate clean
+.PHONY: help venv demo demo-comfy test lint format validate clean
 
 help:
 	@echo "make demo      clips of a small trained model, dense and sparse; table and pictures"
-	@echo "make demo-attention   single attention calls on synthetic heads; table and pictures"
 	@echo "make demo-comfy   the example workflow on ComfyUI's server, beside diffusers"
 	@echo "make test      the test suite (TEST_JOBS=$(TEST_JOBS), PYTEST_ARGS=...)"
 	@echo "make lint      ruff, mypy and the registry's validation"
@@ -47,9 +46,6 @@ $(STAMP): requirements/dev.txt $(DEMO_STAMP)
 
 demo: $(DEMO_STAMP)
 	$(BIN)/python -m rectified_spaattn.benchmarks.clips $(DEMO_ARGS)
-
-demo-attention: $(DEMO_STAMP)
-	$(BIN)/python -m rectified_spaattn.benchmarks.demo $(DEMO_ARGS)
 
 demo-comfy: $(DEMO_STAMP)
 	$(BIN)/python -m rectified_spaattn.tests.integration.demo_comfy $(DEMO_ARGS)

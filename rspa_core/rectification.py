@@ -55,8 +55,8 @@ def tail_variance_term(rows: Tensor, pooled_q: PooledBlocks, pooled_k: PooledBlo
 
         t_rj = c q_r·k̄_j + ln n_j + min(w_r S_ij, cap)
 
-    where w_r S_ij stands for the product of all channels, ½ c² Σ_d q_rd² var_k,jd;
-    `benchmarks/tail.py` shows what that costs.
+    where w_r S_ij stands for the product of all channels, ½ c² Σ_d q_rd² var_k,jd (what that costs:
+    docs/notes/method.md).
 
     Args:
         rows: `[NQ, R, D]` fp32, the rows of the q-blocks.

@@ -31,8 +31,7 @@ from workflow_builder.catalogue import SPECS
 from workflow_builder.renders import FOLDER, load_records, save_records
 from workflow_builder.specs import Spec
 
-from rectified_spaattn.adapters import SparseAttention, install
-from rectified_spaattn.benchmarks.clips_model import (
+from rectified_spaattn.benchmarks.clips.model import (
     DENSE,
     Sampled,
     Sampling,
@@ -41,7 +40,8 @@ from rectified_spaattn.benchmarks.clips_model import (
     load_checkpoint,
     sample,
 )
-from rectified_spaattn.benchmarks.picture_metrics import psnr
+from rectified_spaattn.benchmarks.clips.picture_metrics import psnr
+from rectified_spaattn.benchmarks.methods import Method
 from rectified_spaattn.rspa_core import (
     SparseConfig,
     SparsitySchedule,
@@ -64,15 +64,9 @@ class StepwiseVariant(Variant):
 
     sparsities: tuple[float | None, ...] = ()
 
-    def install(self, transformer: Any, backend: str) -> SparseAttention:
-        config = SparseConfig(
-            q_block=self.block,
-            kv_block=self.block,
-            rectification=self.rectification,
-            tail_keys=self.tail_keys,
-        )
-        schedule = SparsitySchedule(0.0, 0.0, "constant", steps=self.sparsities)
-        return install(transformer, config, schedule=schedule, min_tokens=0, backend=backend)
+    @property
+    def schedule(self) -> SparsitySchedule:
+        return SparsitySchedule(0.0, 0.0, "constant", steps=self.sparsities)
 
 
 def sparse_config(spec: Spec) -> SparseConfig:
@@ -108,9 +102,8 @@ def render(spec: Spec, clips: Clips) -> dict[str, Any]:
     """Sample dense and sparse, write the frames, return the record."""
     config = sparse_config(spec)
     steps = spec.sparsity_of_steps(STEPS)
-    variant = StepwiseVariant(
-        config.rectification, config.q_block, tail_keys=config.tail_keys, sparsities=tuple(steps)
-    )
+    method = Method(config.rectification, config.tail_keys)
+    variant = StepwiseVariant(method, config.q_block, sparsities=tuple(steps))
     seed, frame = spec.picture.seed, spec.picture.frame
     both = [clips.sampled(seed, each) for each in (DENSE, variant)]
     code, decoder = clips.checkpoint.code, clips.checkpoint.decoder
