@@ -87,9 +87,8 @@ class Recorder:
             call = CapturedCall(*self._sample, step, branch, layer, sigma, self.grid)
             if call.key in self.wanted:
                 self.calls.append(call)
-                parts = (x[index].detach().to("cpu", copy=True).contiguous() for x in (q, k, v))
-                q_part, k_part, v_part = parts
-                self.tensors.append((q_part, k_part, v_part))
+                parts = [x[index].detach().to("cpu", copy=True).contiguous() for x in (q, k, v)]
+                self.tensors.append((parts[0], parts[1], parts[2]))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
@@ -128,7 +127,15 @@ def capture(
     Raises:
         ValueError: a call asks for a step, layer or branch that the sampling does not have.
     """
-    _check(wanted, steps, model.config.layers, BRANCHES if cfg != 1 else BRANCHES[:1])
+    branches = BRANCHES if cfg != 1 else BRANCHES[:1]
+    for call in wanted:
+        for name, count in (("step", steps), ("layer", model.config.layers)):
+            if not 0 <= getattr(call, name) < count:
+                value = getattr(call, name)
+                raise ValueError(f"{name} = {value} is not allowed: from 0 to {count - 1}")
+        if call.branch not in branches:
+            allowed = ", ".join(branches)
+            raise ValueError(f"branch = {call.branch!r} is not allowed: one of {allowed}")
     frames, height, width = latent_grid
     recorder = Recorder(wanted, (frames, height // 2, width // 2))
     for scene, seed in sorted({(call.scene, call.seed) for call in wanted}):
@@ -138,20 +145,6 @@ def capture(
             attend=recorder.attend, on_step=recorder.on_step,
         )  # fmt: skip
     return recorder
-
-
-def _check(
-    wanted: Sequence[CapturedCall], steps: int, layers: int, branches: Sequence[str]
-) -> None:
-    """Raise ValueError for a call that sampling would never make."""
-    for call in wanted:
-        for name, value, count in (("step", call.step, steps), ("layer", call.layer, layers)):
-            if not 0 <= value < count:
-                raise ValueError(f"{name} = {value} is not allowed: from 0 to {count - 1}")
-        if call.branch not in branches:
-            raise ValueError(
-                f"branch = {call.branch!r} is not allowed: one of {', '.join(branches)}"
-            )
 
 
 def save_calls(recorder: Recorder, path: Path) -> None:

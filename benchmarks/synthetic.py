@@ -183,18 +183,13 @@ def _one_head(
     directions = torch.nn.functional.normalize(small(kind.clusters, content_dim), dim=-1)
     strength = 1.0 + _CLUSTER_STRENGTH_SPREAD * small(kind.clusters, 1)
 
-    signal_q = torch.cat(
-        [
-            position * math.sqrt(kind.position_logit),
-            directions[cluster] * math.sqrt(kind.content_logit),
-        ],
-        dim=-1,
-    )
+    content = directions[cluster] * math.sqrt(kind.content_logit)
+    signal_q = torch.cat([position * math.sqrt(kind.position_logit), content], dim=-1)
     signal_k = signal_q.clone()
     signal_k[:, position_dim:] *= strength[cluster]
     q = signal_q * root + kind.noise * noise(count, head_dim)
     k = signal_k * root + kind.noise * noise(count, head_dim)
-    del signal_q, signal_k, position
+    del signal_q, signal_k, position, content
 
     slow = small(16, 3) / (3.0 * torch.tensor(kind.position_length, device=device))
     v = small(kind.clusters, head_dim)[cluster] * 0.7
@@ -218,8 +213,7 @@ def _one_head(
 
 def _coordinates(grid: tuple[int, int, int], device: torch.device) -> Tensor:
     """Return the fp32 (t, y, x) coordinates of all tokens in raster order, [T * H * W, 3]."""
-    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in grid]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    return torch.cartesian_prod(*(torch.arange(size, device=device) for size in grid)).float()
 
 
 def _fourier_features(coords: Tensor, frequencies: Tensor) -> Tensor:

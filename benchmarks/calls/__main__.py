@@ -62,23 +62,17 @@ from .ours import CHECKED_HEADS, our_candidates, our_configs
 from .problem import SHAPES, Problem, Shape, make_problem
 from .rivals import FLASH, dense_int8_candidates, sol_candidates, torch_candidates
 
-LINEAR_DENSITIES = [1.0, 0.75, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1]
+OURS: dict[str, list] = {
+    "blocks": ["128x128"], "density": [0.25], "precision": ["16-bit"], "only": ["ours"],
+}  # fmt: skip
 DEFAULTS: dict[str, dict[str, list]] = {
     "table": {
         "blocks": ["128x128", "128x64", "64x64"], "density": [0.25, 0.15, 0.10],
         "precision": ["16-bit", "int8"], "only": [],
     },
-    "linear": {
-        "blocks": ["128x128"], "density": LINEAR_DENSITIES, "precision": ["16-bit"],
-        "only": ["ours"],
-    },
-    "break-even": {
-        "blocks": ["128x128"], "density": [0.25, 0.15], "precision": ["16-bit"],
-        "only": [FLASH, "ours"],
-    },
-    "first-use": {
-        "blocks": ["128x128"], "density": [0.25], "precision": ["16-bit"], "only": ["ours"],
-    },
+    "linear": OURS | {"density": [1.0, 0.75, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1]},
+    "break-even": OURS | {"density": [0.25, 0.15], "only": [FLASH, "ours"]},
+    "first-use": OURS,
 }  # fmt: skip
 BREAK_EVEN_GRIDS = (
     (5, 16, 26), (9, 16, 28), (13, 18, 26), (13, 22, 28), (15, 24, 34), (17, 26, 36),
@@ -110,7 +104,6 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=5)
     add("--settle", type=float, default=0.3,
         help="seconds of the same call before each timed one (not for break-even)")  # fmt: skip
-    add("--max-seconds", type=float, help="fewer rounds if they took longer")
     add("--stages", action="store_true", help="also print ours by kernel")
     add("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args(words)
@@ -164,7 +157,7 @@ def measure(
     rows = examine(candidates_of(problem, exact, arguments), exact)
     launches_count = arguments.what == "break-even"
     time_rows(
-        rows, device, arguments.rounds, arguments.max_seconds, host_time=launches_count,
+        rows, device, arguments.rounds, host_time=launches_count,
         settle=0.0 if launches_count else arguments.settle,
     )  # fmt: skip
     records = [record_of(row, rows, problem) for row in rows]

@@ -141,7 +141,6 @@ def time_rows(
     rows: list[Row],
     device: torch.device,
     rounds: int,
-    max_seconds: float | None = None,
     *,
     host_time: bool = False,
     settle: float = 0.0,
@@ -152,7 +151,6 @@ def time_rows(
         rows: their calls take turns.
         device: where they compute.
         rounds: timed calls of each.
-        max_seconds: fewer rounds, but one at least, if they and the warm-up would take longer.
         host_time, settle: see `measure_interleaved`.
     """
     calls: dict[str, Callable[[], object]] = {
@@ -160,9 +158,6 @@ def time_rows(
     }
     if not calls:
         return
-    if max_seconds is not None:
-        one_round = sum(measure_interleaved(calls, device, rounds=1, warm_up=0).values())
-        rounds = max(1, min(rounds, int(max_seconds / one_round) - 1))
     timings = measure_interleaved(calls, device, rounds=rounds, host_time=host_time, settle=settle)
     for row in rows:
         if row.label in timings:

@@ -88,12 +88,12 @@ def exact_rows(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -
     """softmax(c q k^T) v in fp32 with all scores in memory, for a few query rows.
 
     Args:
-        q: `[B, H, R, D]`.
-        k, v: `[B, H, N, D]`.
-        allowed: keys that take part, bool, broadcast to `[B, H, R, N]`; None for all.
+        q: `[..., R, D]`.
+        k, v: `[..., N, D]`.
+        allowed: keys that take part, bool, broadcast to `[..., R, N]`; None for all.
 
     Returns:
-        `[B, H, R, D]` fp32.
+        `[..., R, D]` fp32.
     """
     scores = q.shape[-1] ** -0.5 * (q.float() @ k.float().mT)
     if allowed is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...rspa_core.pooling import pool_blocks
 from .comparison import Unavailable
 
 SOL_BLOCK = 64
@@ -77,7 +78,7 @@ def sol_kept(q: Tensor, k: Tensor, tau: float = 1.0, topk_ratio: float = 0.0) ->
     Returns:
         bool `[NB, NB]`, blocks of `SOL_BLOCK` tokens.
     """
-    centre, means = _block_means(q), _block_means(k)
+    centre, means = (pool_blocks(x.float(), SOL_BLOCK).mean for x in (q, k))
     means = means - means.mean(0)
     scores = centre @ means.T
     count = len(means)
@@ -90,15 +91,6 @@ def sol_kept(q: Tensor, k: Tensor, tau: float = 1.0, topk_ratio: float = 0.0) ->
         chosen = scores > tau * spread[:, None]
     index = torch.arange(count, device=q.device)
     return chosen | ((index[:, None] - index).abs() <= 1)
-
-
-def _block_means(x: Tensor) -> Tensor:
-    """Means over blocks of `SOL_BLOCK` tokens, the last one may be ragged; fp32."""
-    full = len(x) // SOL_BLOCK * SOL_BLOCK
-    means = x[:full].float().unflatten(0, (-1, SOL_BLOCK)).mean(1)
-    if full == len(x):
-        return means
-    return torch.cat([means, x[full:].float().mean(0, keepdim=True)])
 
 
 def sol_rows(
@@ -122,6 +114,7 @@ def sol_rows(
     own = kept[rows // SOL_BLOCK]
     scale = q.shape[-1] ** -0.5
     exact = (scale * (q[rows] @ k.mT)).masked_fill(~own[:, block], float("-inf"))
-    pooled = scale * (q[rows] @ _block_means(k).mT) + torch.bincount(block).log()
+    keys, values = (pool_blocks(x, SOL_BLOCK) for x in (k, v))
+    pooled = scale * (q[rows] @ keys.mean.mT) + keys.lengths.log()
     weights = torch.cat([exact, pooled.masked_fill(own, float("-inf"))], -1).softmax(-1)
-    return weights @ torch.cat([v, _block_means(v)]), kept
+    return weights @ torch.cat([v, values.mean]), kept

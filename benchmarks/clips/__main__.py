@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -45,9 +45,8 @@ from .model import (
 from .table import COLUMNS, Run, runs_of, table_of
 
 DTYPES = ("float32", "bfloat16", "float16")
+CPU_SIZE = (25, 384, 416)
 MIN_KEPT = round(1.0 - MAX_SPARSITY, 6)
-Setting = tuple[float, int, int]
-"""Kept share, dense steps and block: what the variants of one picture have in common."""
 
 
 def variants_of(options: argparse.Namespace) -> list[Variant]:
@@ -95,7 +94,7 @@ def save_pictures(
     checkpoint: Checkpoint, shown: dict[Variant, Tensor], what: str, options: argparse.Namespace
 ) -> list[Path]:
     """A GIF and a picture of differences for every kept share, number of dense steps and block."""
-    settings: dict[Setting, list[Variant]] = {}
+    settings: dict[tuple[float, int, int], list[Variant]] = {}
     for variant in shown:
         if variant != DENSE:
             key = (variant.kept, variant.dense_steps, variant.block)
@@ -103,9 +102,7 @@ def save_pictures(
     paths = []
     for (kept, dense_steps, block), variants in settings.items():
         clips = {
-            variant.method.name if variant.method else "dense": decode(
-                checkpoint.decoder, shown[variant][None]
-            )[0]
+            variant.name: decode(checkpoint.decoder, shown[variant][None])[0]
             for variant in (DENSE, *variants)
         }
         stem = f"kept{kept:g}_dense{dense_steps}_block{block}"
@@ -116,26 +113,9 @@ def save_pictures(
     return paths
 
 
-def _number(low: float, high: float, kind: type = int) -> Any:
-    """A type for argparse: a number from `low` to `high`."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            upper = "or more" if high == math.inf else f"to {high:g}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number, {low:g} {upper}")
-        return value
-
-    return parse
-
-
 def read_options(words: list[str] | None) -> argparse.Namespace:
     """The command line."""
     on_gpu = torch.cuda.is_available()
-    count = _number(1, math.inf)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -143,33 +123,38 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     add("folder", type=Path, nargs="?", default=CHECKPOINT,
         help="what tools/train_tiny_wan.py wrote (default: the repository's model)")  # fmt: skip
     add("--out", type=Path, default=Path("demo_output/clips"), help="default: %(default)s")
-    add("--scenes", type=_number(0, math.inf), nargs="+", default=[3], help="default: 3")
-    add("--seeds", type=count, default=1, help="how many (default: %(default)s)")
+    add("--scenes", type=int, nargs="+", default=[3], help="default: 3")
+    add("--seeds", type=int, default=1, help="how many (default: %(default)s)")
     add("--first-seed", type=int, default=0, help="default: %(default)s")
-    add("--kept", type=_number(MIN_KEPT, 0.999, float), nargs="+",
+    add("--kept", type=float, nargs="+",
         help="share of the blocks (default: 0.25 and 0.15 on a GPU, 0.25 on a CPU)")  # fmt: skip
-    add("--dense-steps", type=_number(0, math.inf), nargs="+", default=[2], help="first steps")
+    add("--dense-steps", type=int, nargs="+", default=[2], help="first steps")
     add("--rectification", choices=METHODS, nargs="+",
         default=["none", "paper", "precise"],
         help=f'"{POOLED}": means of left-out blocks, as in ComfyUI\'s Sol-Attn')  # fmt: skip
     add("--blocks", type=int, choices=BLOCK_SIZES, nargs="+", default=[64])
     add("--tail-keys", type=int, choices=TAIL_KEYS, nargs="+", default=[4], help='for "precise"')
-    add("--steps", type=count, help="of the sampler (default: 20 on a GPU, 10 on a CPU)")
+    add("--steps", type=int, help="of the sampler (default: 20 on a GPU, 10 on a CPU)")
     add("--cfg", type=float, default=2.0, help="guidance, 1 for none (default: %(default)s)")
     add("--shift", type=float, default=tiny_wan("model_flow").FLOW_SHIFT)
-    add("--size", type=count, nargs=3, default=list(tiny_wan("model_flow").VIDEO_SIZE),
-        metavar=("FRAMES", "HEIGHT", "WIDTH"), help="default: %(default)s")  # fmt: skip
-    add("--batch", type=count, help="clips at once (default: 4 on a GPU, 1 on a CPU)")
+    add("--size", type=int, nargs=3, metavar=("FRAMES", "HEIGHT", "WIDTH"),
+        help="default: the model's on a GPU, half of its frames on a CPU")  # fmt: skip
+    add("--batch", type=int, help="clips at once (default: 4 on a GPU, 1 on a CPU)")
     add("--device", default="cuda" if on_gpu else "cpu", help="default: %(default)s")
     add("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--backend", choices=BACKENDS, default="auto")
-    add("--panel-width", type=count, default=256, help="of a clip in the GIF (%(default)s)")
+    add("--panel-width", type=int, default=256, help="of a clip in the GIF (%(default)s)")
     add("--no-pictures", action="store_true", help="numbers only")
     options = parser.parse_args(words)
+    for name, least in (("seeds", 1), ("dense_steps", 0), ("scenes", 0), ("kept", MIN_KEPT)):
+        given = np.ravel(getattr(options, name) or least)
+        if min(given) < least or (name == "kept" and max(given) > 1):
+            parser.error(f"--{name.replace('_', '-')}: {min(given)} is not allowed")
     is_gpu = torch.device(options.device).type == "cuda"
     options.kept = options.kept or ([0.25, 0.15] if is_gpu else [0.25])
     options.steps = options.steps or (20 if is_gpu else 10)
     options.batch = options.batch or (4 if is_gpu else 1)
+    options.size = options.size or list(tiny_wan("model_flow").VIDEO_SIZE if is_gpu else CPU_SIZE)
     options.dtype = options.dtype or ("bfloat16" if is_gpu else "float32")
     return options
 
@@ -184,20 +169,16 @@ def main(words: list[str] | None = None) -> int:
     sampling = Sampling(tuple(options.size), options.steps, options.cfg, options.shift)
     checkpoint = load_checkpoint(options.folder, device, getattr(torch, options.dtype))
     options.out.mkdir(parents=True, exist_ok=True)
-    name = device_name(device)
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    about = {"device": name, **versions, "tokens": sampling.tokens, "options": vars(options)}
-
+    about = {
+        "device": device_name(device), "torch": torch.__version__,
+        "diffusers": diffusers.__version__, "tokens": sampling.tokens, "options": vars(options),
+    }  # fmt: skip
     frames, height, width = sampling.size
     what = f"{width} x {height}, {frames} frames, {sampling.tokens:,} tokens"
-    print(f"Clips of {options.folder}: {what}, {options.steps} steps")
-    listed = ", ".join(f"{key} {value}" for key, value in versions.items())
-    print(f"device    {name}, {options.dtype}, {listed}")
+    print(f"Clips of {options.folder}: {what}, {options.steps} steps, {options.dtype}")
+    print(f"{about['device']}, torch {about['torch']}, diffusers {about['diffusers']}")
     if device.type == "cpu":
-        print(
-            "note      sparse steps run the plain torch reference: its time says nothing about the"
-            "\n          Triton kernels."
-        )
+        print("Sparse steps run the plain torch reference: its time says nothing of the kernels.")
     runs, shown = measure(checkpoint, sampling, options, about)
     print("\n" + "\n".join(table_lines(table_of(runs), "variant", COLUMNS)))
     print(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -30,28 +31,23 @@ def save_side_by_side(clips: dict[str, Tensor], path: Path, width: int) -> None:
         width: of a panel in pixels at most; clips are not enlarged.
     """
     pictures = tiny_wan("pictures")
-    frames = [_panels(row, width) for row in _by_frame(clips, pictures.to_images)]
+    images = [pictures.to_images(clip) for clip in clips.values()]
+    frames = [_panels(tuple(clips), row, width) for row in zip(*images, strict=True)]
     # GIF counts in hundredths of a second.
     duration = round(100 / pictures.FRAMES_PER_SECOND) * 10
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, loop=0)
 
 
-def _by_frame(clips: dict[str, Tensor], to_images: Any) -> list[dict[str, Image.Image]]:
-    images = {label: to_images(clip) for label, clip in clips.items()}
-    count = len(next(iter(images.values())))
-    return [{label: each[index] for label, each in images.items()} for index in range(count)]
-
-
-def _panels(row: dict[str, Image.Image], width: int) -> Image.Image:
+def _panels(labels: Sequence[str], images: Sequence[Image.Image], width: int) -> Image.Image:
     """One picture of labelled panels beside one another."""
-    first = next(iter(row.values()))
+    first = images[0]
     width = min(width, first.width)
     height = round(first.height * width / first.width)
-    total = len(row) * (width + MARGIN) - MARGIN
+    total = len(images) * (width + MARGIN) - MARGIN
     sheet = Image.new("RGB", (total, height + LABEL_HEIGHT), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(15)
-    for index, (label, image) in enumerate(row.items()):
+    for index, (label, image) in enumerate(zip(labels, images, strict=True)):
         left = index * (width + MARGIN)
         draw.text((left + width / 2, LABEL_HEIGHT / 2), label, fill=INK, font=font, anchor="mm")
         sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS), (left, LABEL_HEIGHT))
@@ -75,47 +71,32 @@ def save_differences(clips: dict[str, Tensor], title: str, path: Path) -> None:
     picks = torch.linspace(0, dense.shape[1] - 1, min(SHOWN_FRAMES, dense.shape[1])).round().long()
     # Mean over the colours of the absolute difference, in shares of the range from black to white.
     maps = {label: ((clip - dense).abs().mean(0) / 2)[picks].cpu() for label, clip in others}
-    highest = max(1e-6, max(float(each.quantile(0.995)) for each in map(_sampled, maps.values())))
+    highest = max(1e-6, *(float(np.percentile(each.numpy(), 99.5)) for each in maps.values()))
     with plt.rc_context(STYLE | {"axes.grid": False}):
         rows = len(maps) + 1
-        panel = PANEL_INCHES * dense.shape[-2] / dense.shape[-1]
-        heights = [panel + 0.25] * rows + [CURVE_INCHES]
-        size = (PANEL_INCHES * len(picks) + 1.6, sum(heights) + 0.7)
+        height = rows * (PANEL_INCHES * dense.shape[-2] / dense.shape[-1] + 0.25) + 0.7
+        size = (PANEL_INCHES * len(picks) + 1.6, height + CURVE_INCHES)
         figure = plt.figure(figsize=size, layout="constrained")
-        grid = figure.add_gridspec(rows + 1, len(picks), height_ratios=heights)
+        parts: Any = figure.subfigures(2, 1, height_ratios=[height, CURVE_INCHES])
+        upper, lower = parts
+        bare: dict[str, Any] = {"xticks": [], "yticks": []}
+        axes = upper.subplots(rows, len(picks), squeeze=False, subplot_kw=bare)
         images = tiny_wan("pictures").to_images(dense[:, picks.to(dense.device)])
         for column, image in enumerate(images):
-            axes = _picture_axes(figure, grid[0, column], "dense" if column == 0 else "")
-            axes.imshow(image)
-            axes.set_title(f"frame {int(picks[column])}", fontsize=10)
+            axes[0, column].imshow(image)
+            axes[0, column].set_title(f"frame {int(picks[column])}", fontsize=10)
         drawn: Any = None
-        axes_with_maps = []
-        for row, (label, heat) in enumerate(maps.items(), start=1):
-            for column in range(len(picks)):
-                axes = _picture_axes(figure, grid[row, column], label if column == 0 else "")
-                drawn = axes.imshow(heat[column].numpy(), cmap="magma", vmin=0.0, vmax=highest)
-                axes_with_maps.append(axes)
-        bar = figure.colorbar(drawn, ax=axes_with_maps, shrink=0.8, pad=0.01)
+        for row, heat in zip(axes[1:], maps.values(), strict=True):
+            for each, picture in zip(row, heat.numpy(), strict=True):
+                drawn = each.imshow(picture, cmap="magma", vmin=0.0, vmax=highest)
+        for row, label in zip(axes, ("dense", *maps), strict=True):
+            row[0].set_ylabel(label)
+        bar = upper.colorbar(drawn, ax=axes[1:], shrink=0.8, pad=0.01)
         bar.set_label("difference to the dense clip (1 = black to white)")
-        _draw_psnr(figure.add_subplot(grid[-1, :]), dense, others)
-        figure.suptitle(title, fontweight="bold")
+        _draw_psnr(lower.subplots(), dense, others)
+        upper.suptitle(title, fontweight="bold")
         figure.savefig(path, dpi=110, facecolor="white")
         plt.close(figure)
-
-
-def _sampled(heat: Tensor) -> Tensor:
-    """At most a million of the values: `quantile` takes no more than 16 millions."""
-    flat = heat.flatten()
-    return flat[:: max(1, len(flat) // 1_000_000)]
-
-
-def _picture_axes(figure: Any, place: Any, label: str) -> Any:
-    axes = figure.add_subplot(place)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if label:
-        axes.set_ylabel(label)
-    return axes
 
 
 def _draw_psnr(axes: Any, dense: Tensor, others: Sequence[tuple[str, Tensor]]) -> None:
@@ -127,6 +108,5 @@ def _draw_psnr(axes: Any, dense: Tensor, others: Sequence[tuple[str, Tensor]]) -
         axes.plot(values, label=label, color=COLOURS.get(label), linewidth=1.6)
     axes.set_xlabel("frame")
     axes.set_ylabel("PSNR to dense, dB")
-    axes.grid(color="#e4e7eb")
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, ncols=len(others))
+    axes.grid(True)
+    axes.legend(ncols=len(others))

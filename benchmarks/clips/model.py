@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -234,12 +235,9 @@ def sample(
 
 def _noise(seeds: Sequence[int], grid: tuple[int, int, int]) -> Tensor:
     """`[S, 16, T, h, w]`, the noise that `tiny_wan.sample` draws for each seed."""
-    channels = tiny_wan("latents").CHANNELS
-    drawn = [
-        torch.randn((channels, *grid), generator=torch.Generator().manual_seed(seed))
-        for seed in seeds
-    ]
-    return torch.stack(drawn)
+    shape = (tiny_wan("latents").CHANNELS, *grid)
+    generators = (torch.Generator().manual_seed(seed) for seed in seeds)
+    return torch.stack([torch.randn(shape, generator=each) for each in generators])
 
 
 def _velocity(
@@ -272,8 +270,4 @@ def decode(decoder: Any, latents: Tensor) -> Tensor:
 
 def batches(seeds: Sequence[int], size: int) -> list[list[int]]:
     """`seeds` in groups of at most `size` that are as equal as they can be."""
-    count = math.ceil(len(seeds) / size)
-    return [
-        list(seeds[index * len(seeds) // count : (index + 1) * len(seeds) // count])
-        for index in range(count)
-    ]
+    return [each.tolist() for each in np.array_split(seeds, math.ceil(len(seeds) / size))]

@@ -16,8 +16,8 @@ heads (else of the first captured ones): kernels take turns at `--timed-shares`,
 the chip's clock has settled, and the time at another density is read off the line between these.
 
 Columns: density is the counted share of block pairs attended exactly; errors are geometric means,
-over all heads and over the heads of each kind (captured: of each layer); then means of relative L1,
-cosine, gain <o,d>/<d,d>, and the share of the true attention mass that the kept keys hold.
+over all heads and over the heads of each kind (captured: of each layer); then the mean of the gain
+<o,d>/<d,d>.
 
 The JSON file has one record per variant, share and set of heads, with a number per head; it is
 written after every variant. `--draw` prints the summary of such a file and draws it again.
@@ -61,8 +61,8 @@ from .report import (
 from .variants import (
     RUNNERS,
     Outcome,
-    ParallelCompilation,
     Variant,
+    compile_in_parallel,
     our_variants,
     rival_variants,
     run_ours,
@@ -80,6 +80,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {"grid": [9, 24, 40], "heads": 5, "rows": 512, "shares": [0.1, 0.2, 0.3]},
 }  # fmt: skip
 COMPILE_SECONDS = 150.0
+SHARED = ("kind", "name", "blocks", "order", "precision", "timing_key")
+"""Of a variant, for its records."""
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -103,7 +105,6 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help="the first one gets every variant")  # fmt: skip
     add("--precision", nargs="+", choices=PRECISIONS, default=["16-bit", "int8"])
     add("--tail-keys", type=int, nargs="+", choices=TAIL_KEYS, default=[1, 2, 4, 8])
-    add("--no-neighbours", action="store_true", help="ours keeps no neighbours beyond its budget")
     add("--only", nargs="+", default=[], help="variants whose name contains one of these")
     add("--timed-shares", type=float, nargs="+", default=[0.05, 0.15, 0.3])
     add("--rounds", type=int, default=3, help="timed calls of each; 0: no times")
@@ -132,7 +133,7 @@ def main(words: list[str] | None = None) -> None:
         return
     document = Benchmark(arguments).run()
     finish(document, arguments.figure or arguments.json.with_suffix(".png"))
-    write(document, arguments.json)
+    write_json(document, arguments.json, indent=None)
 
 
 def finish(document: dict[str, Any], figure: Path) -> None:
@@ -149,11 +150,6 @@ def finish(document: dict[str, Any], figure: Path) -> None:
         print(f"no picture here ({error}); draw it elsewhere with --draw")
 
 
-def write(document: dict[str, Any], path: Path) -> None:
-    """Write what there is so far; indented it would take seconds."""
-    write_json(document, path, indent=None)
-
-
 class Benchmark:
     """One run: inputs, oracles, variants and the document that grows."""
 
@@ -165,7 +161,7 @@ class Benchmark:
         self.start = time.monotonic()
         ours = our_variants(
             arguments.rectification, arguments.blocks, arguments.orders, arguments.precision,
-            arguments.tail_keys, not arguments.no_neighbours,
+            arguments.tail_keys,
         )  # fmt: skip
         only = arguments.only
         self.variants = [
@@ -181,7 +177,6 @@ class Benchmark:
             "seed": arguments.seed,
             "shares": sorted(arguments.shares),
             "orders": arguments.orders,
-            "neighbours": not arguments.no_neighbours,
             "inputs": {},
             "dense_ms": {},
             "records": [],
@@ -191,15 +186,14 @@ class Benchmark:
         """Measure everything; returns the document."""
         arguments, cuda = self.arguments, self.device.type == "cuda"
         print(f"{self.document['device']}, torch {torch.__version__}", flush=True)
-        compilation = None
         if cuda:
             torch.set_float32_matmul_precision("highest")
-            compilation = ParallelCompilation(self.variants, self.dtype, arguments.workers)
-        prepared = [(inputs, self._oracle(inputs)) for inputs in self._inputs()]
-        if compilation is not None:
-            for line in compilation.wait(COMPILE_SECONDS):
+            for line in compile_in_parallel(
+                self.variants, self.dtype, arguments.workers, COMPILE_SECONDS
+            ):
                 print(f"not compiled: {line}", flush=True)
             self.say("kernels compiled")
+        prepared = [(inputs, self._oracle(inputs)) for inputs in self._inputs()]
         calls = self._errors(prepared)
         if cuda and arguments.rounds:
             self._times(prepared[0][0], calls)
@@ -222,18 +216,14 @@ class Benchmark:
         found += captured_inputs(arguments.captured, self.dtype, self.device, arguments.calls)
         for each in found:
             self.document["inputs"][each.name] = {
-                "grid": each.layout.grid,
-                "tokens": each.layout.length,
-                "heads": len(each.kinds),
-                "kinds": each.kinds,
-                "names": each.heads,
-            }
+                "grid": each.layout.grid, "tokens": each.layout.length,
+                "heads": len(each.kinds), "kinds": each.kinds, "names": each.heads,
+            }  # fmt: skip
             self.say(f"{each.name}: {len(each.kinds)} heads of {each.layout.length:,} tokens")
         return found
 
     def _oracle(self, inputs: Inputs) -> Oracle:
-        orders = tuple(dict.fromkeys([*self.arguments.orders, "raster"]))
-        oracle = Oracle(inputs, self.arguments.rows, orders, self.arguments.seed)
+        oracle = Oracle(inputs, self.arguments.rows, self.arguments.seed)
         self.say(f"oracle of {len(oracle.rows):,} rows")
         return oracle
 
@@ -251,7 +241,7 @@ class Benchmark:
                     print(record_line(record), flush=True)
                     if call is not None and index == 0:
                         calls[variant.label, share] = call
-            write(self.document, self.arguments.json)
+            write_json(self.document, self.arguments.json, indent=None)
         return calls
 
     def _times(self, inputs: Inputs, calls: Calls) -> None:
@@ -266,21 +256,18 @@ class Benchmark:
         # Thresholds have no share: they go with the last group.
         for share in arguments.timed_shares:
             wanted = (share, None) if share == arguments.timed_shares[-1] else (share,)
-            group: dict[str, Callable[[], object]] = {
-                label: call for (label, own), call in calls.items() if own in wanted
-            }
+            group = {label: call for (label, own), call in calls.items() if own in wanted}
             if not group:
                 continue
-            baseline = {"cuDNN": lambda: dense(*inputs.qkv)}
             timings = measure_interleaved(
-                {**baseline, **group}, self.device, rounds=arguments.rounds,
-                settle=arguments.settle,
+                {"cuDNN": lambda: dense(*inputs.qkv), **group}, self.device,
+                rounds=arguments.rounds, settle=arguments.settle,
             )  # fmt: skip
             self.document["dense_ms"]["cuDNN"] = timings.pop("cuDNN") * 1e3
             for label, seconds in timings.items():
                 record = records.get((label, share)) or records[label, None]
                 record["ms"], record["ms_source"] = seconds * 1e3, KERNEL
-            write(self.document, arguments.json)
+            write_json(self.document, arguments.json, indent=None)
             self.say(f"{len(timings)} kernels timed at {share:g}")
         attach_times(self.document["records"])
 
@@ -295,12 +282,7 @@ def measure(
     record: Record = {
         "input": inputs.name,
         "variant": variant.label,
-        "kind": variant.kind,
-        "name": variant.name,
-        "blocks": variant.blocks,
-        "order": variant.order,
-        "precision": variant.precision,
-        "timing_key": variant.timing_key,
+        **{name: getattr(variant, name) for name in SHARED},
         "share": share,
         "density": [],
         **{name: [] for name in METRICS},
@@ -311,17 +293,15 @@ def measure(
     try:
         runner = RUNNERS.get(variant.kind, run_ours)
         outcome: Outcome = runner(variant, inputs, oracle, share or 0.0)
-        if not outcome.out.isfinite().all():
-            record["refused"] = "WRONG: output is not finite"
-            return record, None
-    except (BackendUnavailable, ConfigError, Unavailable) as reason:
-        record["refused"] = str(reason)
-        return record, None
     except Exception as error:  # whatever a kernel or another library raises belongs into its row
-        record["refused"] = first_line(error)
+        said = isinstance(error, BackendUnavailable | ConfigError | Unavailable)
+        record["refused"] = str(error) if said else first_line(error)
+        return record, None
+    if not outcome.out.isfinite().all():
+        record["refused"] = "WRONG: output is not finite"
         return record, None
     found = head_metrics(outcome.out, oracle.out)
-    found |= {"density": outcome.density, "mass_recall": outcome.recall}
+    found["density"] = outcome.density
     record |= {name: [float(f"{x:.6g}") for x in values] for name, values in found.items()}
     if outcome.seconds is not None:
         record |= {"ms": outcome.seconds * 1e3, "ms_source": "fp32 reference on the CPU"}

@@ -37,11 +37,8 @@ def save_figure(document: dict[str, Any], path: Path) -> Path:
         figure.legend(
             handles=_legend(used), loc="outside lower center", ncols=4 * min(len(panels), 2)
         )
-        figure.suptitle(
-            f"Error against full attention in fp32, {document['device']}",
-            fontsize=13,
-            fontweight="bold",
-        )
+        title = f"Error against full attention in fp32, {document['device']}"
+        figure.suptitle(title, fontsize=13, fontweight="bold")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110, facecolor="white")
         plt.close(figure)
@@ -87,16 +84,12 @@ def _draw_panel(
         own = sorted(point_of(record) for record in records if record in shown)
         first = records[0]
         int8 = first["precision"] == "int8" and first["kind"] != "sol"
+        colour = COLOURS[first["name"]]
         axes.plot(
-            [x for x, _ in own],
-            [y for _, y in own],
-            color=COLOURS[first["name"]],
-            linestyle=LINES[first["blocks"]],
-            linewidth=1.1 if int8 else 1.9,
-            marker=MARKERS[first["precision"]],
-            markersize=5,
-            markerfacecolor="white" if int8 else COLOURS[first["name"]],
-        )
+            *zip(*own, strict=True), color=colour, linestyle=LINES[first["blocks"]],
+            linewidth=1.1 if int8 else 1.9, marker=MARKERS[first["precision"]], markersize=5,
+            markerfacecolor="white" if int8 else colour,
+        )  # fmt: skip
     axes.set_yscale("log")
     for labelled in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         labelled(lambda value, _: f"{value:.4g}")
@@ -111,18 +104,15 @@ def _legend(records: list[Record]) -> list[Any]:
     """One entry for every method, block size and precision that is drawn, and for the front."""
     from matplotlib.lines import Line2D
 
-    def line(label: str, **style: Any) -> Any:
-        merged: Any = {"color": INK, "linewidth": 1.9} | style
-        return Line2D([], [], label=label, **merged)
-
-    def those(key: str, known: dict[str, str]) -> list[str]:
-        present = {record[key] for record in records}
-        return [name for name in known if name in present]
-
-    found = [line(name, color=COLOURS[name]) for name in those("name", COLOURS)]
-    found += [line(f"blocks {name}", linestyle=LINES[name]) for name in those("blocks", LINES)]
-    found += [
-        line(name, linestyle="", marker=MARKERS[name], markersize=6)
-        for name in those("precision", MARKERS)
+    styles: list[tuple[str, str, dict[str, Any]]] = [
+        *(("name", name, {"color": colour}) for name, colour in COLOURS.items()),
+        *(("blocks", size, {"linestyle": style}) for size, style in LINES.items()),
+        *(("precision", name, {"marker": marker, "linestyle": ""})
+          for name, marker in MARKERS.items()),
+    ]  # fmt: skip
+    shown = [
+        (value, style) for key, value, style in styles if any(r[key] == value for r in records)
     ]
-    return [*found, line("Pareto front", color=FRONT, linewidth=7)]
+    common: dict[str, Any] = {"color": INK, "linewidth": 1.9}
+    lines: list[Any] = [Line2D([], [], label=value, **(common | style)) for value, style in shown]
+    return [*lines, Line2D([], [], label="Pareto front", color=FRONT, linewidth=7)]

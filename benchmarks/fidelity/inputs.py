@@ -68,21 +68,18 @@ def captured_inputs(
     """
     by_grid: dict[tuple[int, int, int], list[tuple[str, str, tuple[Tensor, Tensor, Tensor]]]] = {}
     for path in paths:
-        for call, qkv in load_calls(path, calls):
-            where = f"step {call.step} {call.branch} scene {call.scene} seed {call.seed}"
-            for head in range(len(qkv[0])):
-                kind = f"layer {call.layer}"
-                name = f"{kind} {where} head {head}"
-                q, k, v = (x[head] for x in qkv)
-                by_grid.setdefault(call.grid, []).append((kind, name, (q, k, v)))
+        for call, (q, k, v) in load_calls(path, calls):
+            kind = f"layer {call.layer}"
+            where = f"{kind} step {call.step} {call.branch} scene {call.scene} seed {call.seed}"
+            by_grid.setdefault(call.grid, []).extend(
+                (kind, f"{where} head {head}", (q[head], k[head], v[head]))
+                for head in range(len(q))
+            )
     found = []
     for grid, heads in by_grid.items():
         heads.sort(key=lambda head: head[0])  # layer by layer
-        q, k, v = (
-            torch.stack([qkv[index] for _, _, qkv in heads])[None].to(device, dtype)
-            for index in range(3)
-        )
+        kinds, names, qkv = zip(*heads, strict=True)
+        q, k, v = (torch.stack(each)[None].to(device, dtype) for each in zip(*qkv, strict=True))
         name = "captured" if len(by_grid) == 1 else "captured " + "x".join(map(str, grid))
-        kinds, names = tuple(kind for kind, _, _ in heads), tuple(name for _, name, _ in heads)
         found.append(Inputs(q, k, v, TokenLayout(grid, math.prod(grid)), name, kinds, names))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,8 +15,9 @@ Record = dict[str, Any]
 """One variant at one kept share on one set of heads; see `measure` in __main__.py."""
 
 Point = tuple[float, float]
+Axis = Literal["density", "ms"]
 
-METRICS = ("relative_l2", "relative_l1", "cosine", "gain", "mass_recall")
+METRICS = ("relative_l2", "gain")
 SLACK = 0.02
 """A curve is taken to reach this much beyond its ends, as a share of x."""
 
@@ -81,27 +82,22 @@ def usable(records: Iterable[Record]) -> list[Record]:
 
 
 def attach_times(records: Iterable[Record]) -> None:
-    """Give untimed records the time of their kernel at the density that they kept.
+    """Give untimed records the time of their kernel at the density that they kept, in place.
 
-    The time of a kernel at one shape depends on the density alone: (density, ms) of the timed
-    records with the same `timing_key` are joined by straight lines, in place.
+    The time of a kernel at one shape is a straight line over the density: the one nearest to the
+    timed records with the same `timing_key`.
     """
-    timed: dict[str, dict[float, float]] = {}
+    timed: dict[str, list[Point]] = {}
     for record in usable(records):
         if record["ms_source"] == KERNEL:
-            timed.setdefault(record["timing_key"], {})[mean(record["density"])] = record["ms"]
+            point = mean(record["density"]), record["ms"]
+            timed.setdefault(record["timing_key"], []).append(point)
     for record in usable(records):
-        curve = sorted(timed.get(record["timing_key"], {}).items())
-        if record["ms_source"] in ("", INTERPOLATED) and len(curve) > 1:
-            record["ms"] = _linear(curve, mean(record["density"]))
+        points = timed.get(record["timing_key"], [])
+        if record["ms_source"] in ("", INTERPOLATED) and len({x for x, _ in points}) > 1:
+            slope, start = np.polyfit([x for x, _ in points], [y for _, y in points], 1)
+            record["ms"] = float(start + slope * mean(record["density"]))
             record["ms_source"] = INTERPOLATED
-
-
-def _linear(curve: Sequence[Point], x: float) -> float:
-    """Straight lines between points sorted by x, the last ones continued."""
-    index = next((i for i, (at, _) in enumerate(curve[1:-1], 1) if x <= at), len(curve) - 1)
-    (x0, y0), (x1, y1) = curve[index - 1], curve[index]
-    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,7 @@ class Ratio:
     inputs: str
     ours: str
     rival: str
-    axis: str
+    axis: Axis
     mean: float
     worst_kind: str
     worst: float
@@ -127,7 +123,7 @@ class Ratio:
 
 
 def compare(
-    ours: Sequence[Record], rival: Sequence[Record], kinds: Sequence[str], axis: str
+    ours: Sequence[Record], rival: Sequence[Record], kinds: Sequence[str], axis: Axis
 ) -> Ratio | None:
     """Relative L2 error of `ours` over that of `rival` at equal density or time.
 
@@ -139,11 +135,7 @@ def compare(
     Returns:
         None where the curves share no x.
 
-    Raises:
-        ValueError: `axis` is neither.
     """
-    if axis not in ("density", "ms"):
-        raise ValueError(f"axis = {axis!r} is not allowed: density or ms")
 
     def x_of(record: Record, head: int) -> float | None:
         if axis == "density":
@@ -153,25 +145,18 @@ def compare(
     collected: dict[str, list[float]] = {}
     at = []
     # Where neighbours need more than the budget, several shares keep the same blocks.
-    distinct = {tuple(record["density"]): record for record in reversed(rival)}
-    for record in distinct.values():
-        found, places = [], []
+    for record in {tuple(each["density"]): each for each in reversed(rival)}.values():
+        found = []
         for head, kind in enumerate(kinds):
-            x = x_of(record, head)
-            curve = [
-                (own, each["relative_l2"][head])
-                for each in ours
-                if (own := x_of(each, head)) is not None
-            ]
-            error = None if x is None else interpolate(curve, x)
-            if x is None or error is None:
-                continue
-            ratio = error / max(record["relative_l2"][head], 1e-12)
-            found.append(ratio)
-            places.append(x)
-            collected.setdefault(kind, []).append(ratio)
+            x, error = x_of(record, head), None
+            if x is not None:
+                points = ((x_of(each, head), each["relative_l2"][head]) for each in ours)
+                error = interpolate([(own, y) for own, y in points if own is not None], x)
+            if x is not None and error is not None:
+                found.append((x, error / max(record["relative_l2"][head], 1e-12)))
+                collected.setdefault(kind, []).append(found[-1][1])
         if found:
-            at.append((mean(places), geometric_mean(found)))
+            at.append((mean([x for x, _ in found]), geometric_mean(y for _, y in found)))
     if not collected:
         return None
     groups = {kind: geometric_mean(values) for kind, values in collected.items()}
@@ -214,7 +199,7 @@ def ratios(document: dict[str, Any]) -> list[Ratio]:
     return found
 
 
-def _pairs(first: dict[str, Record], order: str) -> list[tuple[str, str, str]]:
+def _pairs(first: dict[str, Record], order: str) -> list[tuple[str, str, Axis]]:
     """(ours, rival, axis) of the comparisons, from one record of every curve."""
 
     def those(kinds: Sequence[str], like: Record, *same: str) -> list[str]:
@@ -224,7 +209,7 @@ def _pairs(first: dict[str, Record], order: str) -> list[tuple[str, str, str]]:
             if each["kind"] in kinds and all(each[key] == like[key] for key in same)
         ]
 
-    found: list[tuple[str, str, str]] = []
+    found: list[tuple[str, str, Axis]] = []
     for label, record in first.items():
         if record["kind"] != "precise":
             continue
@@ -261,13 +246,12 @@ def table_lines(document: dict[str, Any]) -> list[str]:
     lines = []
     for inputs, facts in document["inputs"].items():
         kinds = facts["kinds"]
-        others = ("L1", "cosine", "gain", "recall")
-        rows = [["variant", "share", "density", "ms", "rel L2", *dict.fromkeys(kinds), *others]]
+        rows = [["variant", "share", "density", "ms", "rel L2", *dict.fromkeys(kinds), "gain"]]
         records = usable(each for each in document["records"] if each["input"] == inputs)
         for record in records:
             errors = record["relative_l2"]
             numbers = [geometric_mean(errors), *by_kind(errors, kinds).values()]
-            numbers += [mean(record[name]) for name in METRICS[1:]]
+            numbers.append(mean(record["gain"]))
             share = "by tau" if record["share"] is None else f"{record['share']:g}"
             ms = "-" if record["ms"] is None else f"{record['ms']:.1f}"
             density = f"{mean(record['density']):.3f}"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Variant:
     Attributes:
         kind: what it is: a method's kind, "sol" or "sol formula"; see `RUNNERS`.
         name: of the method, without blocks and order.
-        q_block, kv_block, order, precision, neighbours: see `SparseConfig`.
+        q_block, kv_block, order, precision: see `SparseConfig`.
         tail_keys: of the method.
         tau: threshold of Sol-Attn in place of a kept share.
     """
@@ -38,7 +38,6 @@ class Variant:
     kv_block: int = SOL_BLOCK
     order: str = "raster"
     precision: str = "16-bit"
-    neighbours: bool = True
     tail_keys: int = 1
     tau: float | None = None
 
@@ -68,7 +67,7 @@ class Variant:
     def config(self, share: float) -> SparseConfig:
         """Configuration of ours that keeps this share of the blocks."""
         return self.method.config(
-            share, self.q_block, self.kv_block, order=self.order, neighbours=self.neighbours,
+            share, self.q_block, self.kv_block, order=self.order,
             precision=self.precision,
         )  # fmt: skip
 
@@ -79,23 +78,19 @@ class Outcome:
 
     Attributes:
         out: of the oracle's rows, `[H, R, D]`.
-        density, recall: by head, the kept share of block pairs and the share of the true attention
-            mass on them.
+        density: by head, the kept share of block pairs.
         call: what can be timed, where there is a kernel.
         seconds: on a CPU.
     """
 
     out: Tensor
     density: list[float]
-    recall: list[float]
     call: Callable[[], Tensor] | None = field(default=None, repr=False)
     seconds: float | None = None
 
 
-class Runner(Protocol):
-    def __call__(
-        self, variant: Variant, inputs: Inputs, oracle: Oracle, share: float
-    ) -> Outcome: ...
+Runner = Callable[[Variant, Inputs, Oracle, float], Outcome]
+"""Of a variant on heads with their oracle, at a kept share."""
 
 
 def our_variants(
@@ -104,7 +99,6 @@ def our_variants(
     orders: Sequence[str],
     precisions: Sequence[str],
     tail_keys: Sequence[int],
-    neighbours: bool = True,
 ) -> list[Variant]:
     """Ours, the ones that matter most first: `orders[0]` in `precisions[0]`, the other precisions,
     the other orders.
@@ -121,8 +115,7 @@ def our_variants(
         q_block, kv_block = map(int, block.split("x"))
         found.append(
             Variant(
-                method.kind, method.name, q_block, kv_block, order, precision, neighbours,
-                method.tail_keys,
+                method.kind, method.name, q_block, kv_block, order, precision, method.tail_keys,
             )
         )  # fmt: skip
     return found
@@ -154,10 +147,8 @@ def run_ours(variant: Variant, inputs: Inputs, oracle: Oracle, share: float) -> 
     start = time.perf_counter()
     out, stats = call(return_stats=True)
     seconds = None if gpu else time.perf_counter() - start
-    mask = stats.block_mask()[0]
     density = (stats.kv_counts[0].float().mean(-1) / stats.num_kv_blocks).tolist()
-    recall = oracle.recall(mask, config.order, config.q_block, config.kv_block)
-    return Outcome(out[0][:, oracle.rows], density, recall, call if gpu else None, seconds)
+    return Outcome(out[0][:, oracle.rows], density, call if gpu else None, seconds)
 
 
 def run_sol(variant: Variant, inputs: Inputs, oracle: Oracle, share: float) -> Outcome:
@@ -170,7 +161,7 @@ def run_sol(variant: Variant, inputs: Inputs, oracle: Oracle, share: float) -> O
     call = sol_call(inputs.qkv, option)
     out = call()
     masks = sol_masks(inputs.q, inputs.k, **option)
-    return _outcome_of_sol(out[0][:, oracle.rows], masks, oracle, call)
+    return Outcome(out[0][:, oracle.rows], density_of(masks), call)
 
 
 def run_sol_formula(variant: Variant, inputs: Inputs, oracle: Oracle, share: float) -> Outcome:
@@ -180,46 +171,47 @@ def run_sol_formula(variant: Variant, inputs: Inputs, oracle: Oracle, share: flo
         parts = [sol_rows(q, k, v, rows, share) for rows in row_chunks(oracle.rows, len(k))]
         outputs.append(torch.cat([out for out, _ in parts]))
         masks.append(parts[0][1])
-    return _outcome_of_sol(torch.stack(outputs), torch.stack(masks), oracle, None)
+    return Outcome(torch.stack(outputs), density_of(torch.stack(masks)))
 
 
-def _outcome_of_sol(
-    out: Tensor, mask: Tensor, oracle: Oracle, call: Callable[[], Tensor] | None
-) -> Outcome:
-    recall = oracle.recall(mask, "raster", SOL_BLOCK, SOL_BLOCK)
-    return Outcome(out, mask.float().mean((-1, -2)).tolist(), recall, call)
+def density_of(masks: Tensor) -> list[float]:
+    """Kept share by head of `masks [H, NB, NB]` bool."""
+    return masks.float().mean((-1, -2)).tolist()
 
 
 RUNNERS: dict[str, Runner] = {"sol": run_sol, "sol formula": run_sol_formula}
 """By kind; all other kinds are ours."""
 
 
-class ParallelCompilation:
-    """Compiles the kernels of many variants in processes of their own, into Triton's cache.
+def compile_in_parallel(
+    variants: Sequence[Variant], dtype: torch.dtype, workers: int, seconds: float
+) -> list[str]:
+    """Compile the kernels of `variants` into Triton's cache, in processes of their own.
 
     One process would take some ten seconds for each kind of call.
+
+    Args:
+        variants: those of ours are compiled.
+        dtype: of q, k and v.
+        workers: processes at most.
+        seconds: after which to stop.
+
+    Returns:
+        What is not compiled by then, and why.
     """
-
-    def __init__(self, variants: Sequence[Variant], dtype: torch.dtype, workers: int) -> None:
-        """Start; `dtype` is that of q, k and v."""
-        ours = {variant.timing_key: variant for variant in variants if variant.is_ours}
-        self._pool = multiprocessing.get_context("spawn").Pool(max(1, min(workers, len(ours))))
-        self._results = {
-            variant.label: self._pool.apply_async(compile_variant, (variant, dtype))
-            for variant in ours.values()
+    end = time.monotonic() + seconds
+    ours = {variant.timing_key: variant for variant in variants if variant.is_ours}
+    failed = []
+    with multiprocessing.get_context("spawn").Pool(max(1, min(workers, len(ours)))) as pool:
+        results = {
+            each.label: pool.apply_async(compile_variant, (each, dtype)) for each in ours.values()
         }
-
-    def wait(self, seconds: float) -> list[str]:
-        """Stop after this many seconds at most; what is not compiled by then, and why."""
-        end = time.monotonic() + seconds
-        failed = []
-        for label, result in self._results.items():
+        for label, result in results.items():
             try:
                 result.get(max(0.0, end - time.monotonic()))
             except Exception as error:  # a worker may fail in any way
                 failed.append(f"{label}: {first_line(error)}")
-        self._pool.terminate()
-        return failed
+    return failed
 
 
 def compile_variant(variant: Variant, dtype: torch.dtype) -> None:

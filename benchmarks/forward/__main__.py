@@ -41,7 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from ...rspa_core import metrics
-from ...rspa_core.config import ORDERS, RECTIFICATIONS
+from ...rspa_core.config import RECTIFICATIONS
 from ..calls.comparison import first_line
 from ..output import aligned, device_name, write_json
 from .comfy_models import CASES, TEXT_WIDTH, Case, build_patcher, import_comfyui
@@ -77,25 +77,15 @@ class Variant:
 
 
 def dense_variant(kind: str, patcher: Any) -> Variant:
-    """`default`: as ComfyUI runs it; `cudnn`: cuDNN first; `int8`: comfy-kitchen's attention."""
-    if kind == "int8":
-        from comfy.ldm.modules.attention import get_attention_function
+    """`default`: as ComfyUI runs it; `cudnn`: cuDNN first."""
+    if kind == "default":
+        return Variant("dense, ComfyUI default", patcher.clone())
+    import comfy.ops
 
-        attention = get_attention_function("comfy_kitchen_int8", None)
-        variant = Variant("dense, comfy-kitchen INT8", patcher.clone())
-        if attention is None:
-            variant.refused = "comfy-kitchen has no INT8 attention here"
-        else:
-            variant.patcher.set_model_optimized_attention(attention)
-        return variant
-    if kind == "cudnn":
-        import comfy.ops
-
-        variant = Variant("dense, cuDNN first", patcher.clone(), prefer_cudnn=True)
-        if not hasattr(comfy.ops, "SDPA_BACKEND_PRIORITY"):
-            variant.refused = "this ComfyUI sets no order of attention back ends here"
-        return variant
-    return Variant("dense, ComfyUI default", patcher.clone())
+    variant = Variant("dense, cuDNN first", patcher.clone(), prefer_cudnn=True)
+    if not hasattr(comfy.ops, "SDPA_BACKEND_PRIORITY"):
+        variant.refused = "this ComfyUI sets no order of attention back ends here"
+    return variant
 
 
 def sparse_variant(patcher: Any, density: float, block_size: str, options: Any) -> Variant:
@@ -108,7 +98,7 @@ def sparse_variant(patcher: Any, density: float, block_size: str, options: Any) 
     patched = RectifiedSpaAttn.execute(
         model=patcher, enabled=True, sparsity=round(1.0 - density, 6), block_size=block_size,
         start_percent=0.0, end_percent=1.0, rectification=options.rectification,
-        token_order=options.order, min_tokens=0,
+        min_tokens=0,
     )[0]  # fmt: skip
     (patch,) = patched.get_wrappers(WrappersMP.APPLY_MODEL, KEY)
     name = f"rectified ({options.rectification}), blocks of {block_size}, density {density:g}"
@@ -295,11 +285,10 @@ def read_options() -> argparse.Namespace:
     add("--tokens", choices=["720p", "480p"], default="720p", help="size of the video")
     add("--small", action="store_true", help="a few hundred tokens, narrow model, for checking")
     add("--layers", type=int, help="fewer blocks (HunyuanVideo: N double, 2 N single)")
-    add("--dense", nargs="+", choices=["default", "cudnn", "int8"], help="default: the first two")
+    add("--dense", nargs="+", choices=["default", "cudnn"], help="default: both, on a GPU")
     add("--density", nargs="*", type=float, default=[0.25, 0.15, 0.10], help="none: dense only")
     add("--block-size", nargs="+", choices=["128", "64"], default=["128"])
     add("--rectification", choices=RECTIFICATIONS, default="precise")
-    add("--order", choices=ORDERS, default="gilbert")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=["bfloat16", "float16", "float32"], help="default: bfloat16 on a GPU")
     add("--repeats", type=int, default=2, help="rounds; every round times each variant once")
@@ -342,11 +331,8 @@ def main() -> int:
     import_comfyui(options.comfyui, device)
     import comfy.model_management
 
-    results: dict[str, Any] = {
-        "machine": describe_machine(device),
-        "options": vars(options),
-        "cases": [],
-    }
+    results: dict[str, Any] = {"machine": describe_machine(device), "options": vars(options)}
+    results["cases"] = []
     print(json.dumps(results["machine"]), flush=True)
     for name in CASES if options.model == "all" else [options.model]:
         with torch.inference_mode():

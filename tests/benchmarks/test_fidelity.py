@@ -23,23 +23,22 @@ from rectified_spaattn.benchmarks.fidelity.inputs import (
 from rectified_spaattn.benchmarks.fidelity.oracle import Oracle, head_metrics
 from rectified_spaattn.benchmarks.fidelity.report import INTERPOLATED, KERNEL
 from rectified_spaattn.benchmarks.fidelity.variants import (
-    ParallelCompilation,
     Variant,
+    compile_in_parallel,
     our_variants,
     rival_variants,
 )
 from rectified_spaattn.benchmarks.methods import METHODS
-from rectified_spaattn.rspa_core import dense_attention, metrics, token_order
+from rectified_spaattn.rspa_core import dense_attention, metrics
 
 CPU = torch.device("cpu")
-ORDERS = ("gilbert", "raster")
 
 
 @pytest.fixture(scope="module")
 def ragged() -> tuple[Inputs, Oracle]:
     """Two heads, 315 tokens, 40 rows."""
     inputs = synthetic_inputs((5, 7, 9), 2, torch.float32, CPU, head_dim=32)
-    return inputs, Oracle(inputs, 40, ORDERS)
+    return inputs, Oracle(inputs, 40)
 
 
 def test_metrics_of_one_head_by_hand() -> None:
@@ -47,8 +46,6 @@ def test_metrics_of_one_head_by_hand() -> None:
     out = torch.tensor([[[3.0, 0.0]], [[0.0, 1.0]]])
     found = head_metrics(out, exact)
     assert found["relative_l2"] == pytest.approx([4 / 5, 1 / 2])
-    assert found["relative_l1"] == pytest.approx([4 / 7, 1 / 2])
-    assert found["cosine"] == pytest.approx([9 / (3 * 5), 1.0])
     assert found["gain"] == pytest.approx([9 / 25, 1 / 2])
     with pytest.raises(ValueError, match="shape of out"):
         head_metrics(out[:1], exact)
@@ -59,28 +56,10 @@ def test_oracle_is_full_attention(ragged: tuple[Inputs, Oracle]) -> None:
     exact = dense_attention(*inputs.qkv)[0]
     assert oracle.out.shape == (2, 40, 32)
     assert metrics.relative_l2(oracle.out, exact[:, oracle.rows]) < 1e-5
-    assert torch.equal(oracle.rows, Oracle(inputs, 40, ()).rows)
+    assert torch.equal(oracle.rows, Oracle(inputs, 40).rows)
     assert len(oracle.rows.unique()) == 40
     with pytest.raises(ValueError, match="rows = -1 is not allowed"):
-        Oracle(inputs, -1, ())
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("q_block", "kv_block"), [(128, 128), (128, 64), (64, 64)])
-def test_recall_by_brute_force(
-    ragged: tuple[Inputs, Oracle], order: str, q_block: int, kv_block: int
-) -> None:
-    inputs, oracle = ragged
-    shape = (2, -(-315 // q_block), -(-315 // kv_block))
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
-    index = token_order(inputs.layout.grid, order)
-    position = torch.arange(315)
-    for head, found in enumerate(oracle.recall(mask, order, q_block, kv_block)):
-        q, k = inputs.q[0, head, index], inputs.k[0, head, index]
-        probs = (q @ k.mT * 32**-0.5).softmax(-1)
-        kept = mask[head][position[:, None] // q_block, position // kv_block]
-        rows = torch.isin(index, oracle.rows)
-        assert found == pytest.approx(float((probs * kept)[rows].sum() / 40), rel=1e-4)
+        Oracle(inputs, -1)
 
 
 def test_formula_of_sol_attn_by_brute_force(ragged: tuple[Inputs, Oracle]) -> None:
@@ -102,23 +81,22 @@ def test_formula_of_sol_attn_by_brute_force(ragged: tuple[Inputs, Oracle]) -> No
 @pytest.mark.parametrize("kind", METHODS)
 def test_measured_error_is_that_of_the_method(ragged: tuple[Inputs, Oracle], kind: str) -> None:
     inputs, oracle = ragged
-    variant = Variant(kind, kind, order="gilbert", neighbours=False)
+    variant = Variant(kind, kind, order="gilbert")
     record, _ = fidelity.measure(variant, inputs, oracle, 1.0)
     assert record["refused"] == ""
     assert max(record["relative_l2"]) < 1e-5
     assert record["density"] == [1.0, 1.0]
-    assert record["mass_recall"] == pytest.approx([1.0, 1.0])
     record, call = fidelity.measure(variant, inputs, oracle, 0.4)
     assert call is None  # no kernel here
     assert record["ms_source"] == "fp32 reference on the CPU"
-    assert min(record["relative_l2"]) > 1e-3
-    assert max(record["density"]) < 0.5
+    assert min(record["relative_l2"]) > 1e-4
+    assert max(record["density"]) < 1.0
 
 
 def test_variants() -> None:
     found = our_variants(
         ["paper", "precise", "none"], ["128x128", "64x64"], ["tile", "raster"],
-        ["16-bit", "int8"], [1, 4], neighbours=False,
+        ["16-bit", "int8"], [1, 4],
     )  # fmt: skip
     first = [each for each in found if each.order == "tile" and each.precision == "16-bit"]
     assert found[: len(first)] == first
@@ -130,7 +108,7 @@ def test_variants() -> None:
     assert len(labels) == len(set(labels))
     for each in found:
         config = each.config(0.3)
-        assert (config.sparsity, config.neighbours) == (0.7, False)
+        assert config.sparsity == 0.7
         assert config.tail_keys == (4 if each.name == "precise 4 keys" else 1)
     assert not any(each.is_ours for each in rival_variants())
 
@@ -159,7 +137,7 @@ def test_sol_attn_that_is_there(
     for variant in rival_variants()[:3]:
         record, call = fidelity.measure(variant, *ragged, None if variant.tau else 0.4)
         assert max(record["relative_l2"]) < 1e-5
-        assert all(0 < value <= 1 for value in record["density"] + record["mass_recall"])
+        assert all(0 < value <= 1 for value in record["density"])
         assert call is not None
     assert seen == [{"topk_ratio": 0.4}, {"tau": 1.0}, {"tau": 1.3}]
 
@@ -264,7 +242,7 @@ def test_compilation_says_what_failed() -> None:
     if torch.cuda.is_available():
         pytest.skip("checks the message for a machine without a GPU")
     variants = [Variant("none", "none"), Variant("none", "none", order="tile"), *rival_variants()]
-    (line,) = ParallelCompilation(variants, torch.bfloat16, 1).wait(60.0)
+    (line,) = compile_in_parallel(variants, torch.bfloat16, 1, 60.0)
     assert line.startswith("none 64x64 tile 16-bit: ")
 
 
