@@ -11,8 +11,7 @@ STAMP := $(VENV)/.installed
 TYPES := $(VENV)/types
 TEST_JOBS ?= 2
 PYTEST_ARGS ?=
-CHECKPOINT ?=
-CLIPS_ARGS ?=
+DEMO_ARGS ?=
 
 # Small tensors and two test processes: more threads per process only make them wait.
 export OMP_NUM_THREADS ?= 2

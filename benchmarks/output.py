@@ -69,13 +69,13 @@ def table_lines(
     """A table of records.
 
     Args:
-        rows: the records; a value of None is left empty.
+        rows: the records; a value of None or NaN is left empty.
         first: field that names a row, and heading of that column.
         columns: field to heading and form.
     """
 
     def cell(value: Any, form: str) -> str:
-        return "" if value is None else form.format(value)
+        return "" if value is None or value != value else form.format(value)
 
     lines = [[first, *(heading for heading, _ in columns.values())]]
     for row in rows:

@@ -113,7 +113,7 @@ def save_pictures(
     return paths
 
 
-def read_options(words: list[str] | None) -> argparse.Namespace:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(
@@ -134,7 +134,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
         help=f'"{POOLED}": means of left-out blocks, as in ComfyUI\'s Sol-Attn')  # fmt: skip
     add("--blocks", type=int, choices=BLOCK_SIZES, nargs="+", default=[64])
     add("--tail-keys", type=int, choices=TAIL_KEYS, nargs="+", default=[4], help='for "precise"')
-    add("--steps", type=int, help="of the sampler (default: 20 on a GPU, 10 on a CPU)")
+    add("--steps", type=int, help="of the sampler (default: 20 on a GPU, 8 on a CPU)")
     add("--cfg", type=float, default=2.0, help="guidance, 1 for none (default: %(default)s)")
     add("--shift", type=float, default=tiny_wan("model_flow").FLOW_SHIFT)
     add("--size", type=int, nargs=3, metavar=("FRAMES", "HEIGHT", "WIDTH"),
@@ -152,7 +152,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')}: {min(given)} is not allowed")
     is_gpu = torch.device(options.device).type == "cuda"
     options.kept = options.kept or ([0.25, 0.15] if is_gpu else [0.25])
-    options.steps = options.steps or (20 if is_gpu else 10)
+    options.steps = options.steps or (20 if is_gpu else 8)
     options.batch = options.batch or (4 if is_gpu else 1)
     options.size = options.size or list(tiny_wan("model_flow").VIDEO_SIZE if is_gpu else CPU_SIZE)
     options.dtype = options.dtype or ("bfloat16" if is_gpu else "float32")
@@ -163,7 +163,7 @@ def main(words: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     import diffusers
 
-    options = read_options(words)
+    options = parse(words)
     started = time.perf_counter()
     device = torch.device(options.device)
     sampling = Sampling(tuple(options.size), options.steps, options.cfg, options.shift)

@@ -276,7 +276,7 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     }
 
 
-def read_options() -> argparse.Namespace:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -294,7 +294,7 @@ def read_options() -> argparse.Namespace:
     add("--repeats", type=int, default=2, help="rounds; every round times each variant once")
     add("--max-seconds", type=float, default=math.inf, help="per model: start no round past this")
     add("--json", type=Path, metavar="FILE", help="write all numbers here")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def run_case(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -320,9 +320,9 @@ def run_case(name: str, options: argparse.Namespace, device: torch.device) -> di
     return {"heading": heading, "latent": case.latent, "tokens": case.tokens, "variants": rows}
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     """Measure the models asked for; the exit status is 1 if any variant was refused."""
-    options = read_options()
+    options = parse(words)
     device = torch.device(options.device)
     if device.type == "cpu" and not options.small:
         raise SystemExit("--device cpu: the full models need a GPU, add --small")

@@ -16,19 +16,8 @@ MAX_FULL_BYTES = 200_000
 """Larger ones, those of a whole window, get few colours."""
 COLOURS = 256
 PICTURES = {
-    "templates": "template_browser",
-    "preset.fast.list": "preset_list",
-    "preset.fast": "preset_fast",
-    "preset.fast.by_hand": "preset_by_hand",
     "wan2.1_text_to_video.sampling": "status_while_sampling",
-    "wan2.1_text_to_video.node": "status_on_the_node",
     "wan2.1_text_to_video.report": "report",
-    "compare_dense_and_sparse.video": "dense_and_sparse",
-    "tune_with_the_probe.sampling": "probe_while_sampling",
-    "tune_with_the_probe.probe": "probe_result",
-    "wan2.2_14B_text_to_video.subgraph": "subgraph",
-    "wan2.2_14B_text_to_video.inside.node": "status_in_a_subgraph",
-    "wan2.2_14B_text_to_video.inside.report": "report_in_a_subgraph",
 }
 """Name in that folder, without the node's id, and name in the documents."""
 
