@@ -138,7 +138,8 @@ def run_settings(
         precision=options.precision,
         tail_keys=chosen.tail_keys,
     )
-    asked = asdict(options) | asdict(chosen) | {"preset": given["preset"]}
+    # In the order in which a report lists them.
+    asked = {"preset": given["preset"]} | asdict(chosen) | _rest(options)
     if chosen.rectification != "precise":
         del asked["tail_keys"]
     overridden = {
@@ -171,6 +172,12 @@ def run_settings(
         profile,
         asked=asked,
     )
+
+
+def _rest(options: Options) -> dict[str, Any]:
+    """The options that no preset sets, and that change what is computed."""
+    shown = ("precision", "token_order", "top_p", "dense_blocks", "min_tokens")
+    return {name: getattr(options, name) for name in shown}
 
 
 def find_patch(model: Any) -> SparseAttentionPatch | None:

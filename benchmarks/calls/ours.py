@@ -53,7 +53,7 @@ def our_candidates(problem: Problem, arguments: Namespace) -> list[Candidate]:
 def tile_of(text: str) -> Any:
     """A launch configuration from "128,4,2,specialised": keys per step, warps, stages and, in any
     order, `tma` (tensor descriptors), `int8`, `specialised`, most registers."""
-    from ...kernels.tiles import Tile
+    from ...kernels.devices import Tile
 
     keys, warps, stages, *rest = text.split(",")
     registers = sum(int(part) for part in rest if part.isdigit())

@@ -58,7 +58,7 @@ def test_full_attention_samples_what_the_model_itself_samples(folder: Path, cfg:
     checkpoint = clips_model.load_checkpoint(folder, CPU, torch.float32)
     sampling = clips_model.Sampling(SIZE, 3, cfg, 3.0)
     got = clips_model.sample(checkpoint, 2, [5, 6], sampling, clips_model.DENSE)
-    assert got.report is None
+    assert got.record is None
     assert len(got.step_seconds) == 3
     files = tiny_wan("model_files")
     model = files.load_model(folder / files.WEIGHTS)
@@ -77,11 +77,11 @@ def test_sparse_steps_follow_the_dense_ones(checkpoint: clips_model.Checkpoint) 
         checkpoint, 0, [0], SAMPLING, variant, "reference", lambda: steps.append(1)
     )
     assert steps == [1, 1, 1]
-    assert got.report is not None
+    assert got.record is not None
     # Two layers; the two branches of guidance are one batch.
-    assert (got.report.sparse, got.report.dense) == (4, 2)
-    assert got.report.density is not None
-    assert 0.3 < got.report.density < 1.0
+    assert (got.record.sparse, got.record.dense) == (4, 2)
+    assert got.record.density is not None
+    assert 0.3 < got.record.density < 1.0
     after = checkpoint.transformer.attn_processors
     assert all(after[name] is each for name, each in before.items())
     dense = clips_model.sample(checkpoint, 0, [0], SAMPLING, clips_model.DENSE)
@@ -110,8 +110,8 @@ def test_layers_that_diffusers_keeps_in_fp32_stay_so(folder: Path) -> None:
     got = clips_model.sample(checkpoint, 0, [0], SAMPLING, variant)
     assert got.latents.dtype == torch.float32
     assert got.latents.isfinite().all()
-    assert got.report is not None
-    assert got.report.dense == 0
+    assert got.record is not None
+    assert got.record.dense == 0
 
 
 def test_missing_files_and_scenes_are_named(
