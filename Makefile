@@ -12,8 +12,7 @@ STAMP := $(VENV)/.installed
 TYPES := $(VENV)/types
 TEST_JOBS ?= 2
 PYTEST_ARGS ?=
-CHECKPOINT ?=
-CLIPS_ARGS ?=
+DEMO_ARGS ?=
 
 # Where ComfyUI comes from (URL or local repository, tag or full commit) and where it goes. The
 # environment variables COMFYUI_DIR and COMFYUI_DIR_OLD name the folders to the tests as well.
@@ -32,11 +31,10 @@ export OMP_NUM_THREADS ?= 2
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-attention demo-comfy test comfyui lint format validate clean
+.PHONY: help venv demo demo-comfy test comfyui lint format validate clean
 
 help:
 	@echo "make demo      clips of a small trained model, dense and sparse; table and pictures"
-	@echo "make demo-attention   single attention calls on synthetic heads; table and pictures"
 	@echo "make demo-comfy   the example workflow on ComfyUI's server, beside diffusers"
 	@echo "make test      the test suite (TEST_JOBS=$(TEST_JOBS), PYTEST_ARGS=...)"
 	@echo "make comfyui   check out and install the ComfyUI versions of tests/integration"
@@ -61,9 +59,6 @@ $(STAMP): requirements/dev.txt $(DEMO_STAMP)
 
 demo: $(DEMO_STAMP)
 	$(BIN)/python -m rectified_spaattn.benchmarks.clips $(DEMO_ARGS)
-
-demo-attention: $(DEMO_STAMP)
-	$(BIN)/python -m rectified_spaattn.benchmarks.demo $(DEMO_ARGS)
 
 demo-comfy: $(DEMO_STAMP)
 	$(BIN)/python -m rectified_spaattn.tests.integration.demo_comfy $(DEMO_ARGS)

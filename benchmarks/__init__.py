@@ -1,1 +1,5 @@
-"""Speed and fidelity, rerunnable: the input factory, the demo and the benchmarks."""
+"""Speed and closeness, rerunnable: docs/benchmarks.md names every command beside its table.
+
+Commands: `calls` (one attention call), `first_use`, `forward` (whole models), `clips` (a trained
+model's clips), `fidelity` (error against time), `capture` (heads of the trained model).
+"""

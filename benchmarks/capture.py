@@ -1,12 +1,13 @@
 """Queries, keys and values of a trained model: recorded while it samples.
 
-    python -m rectified_spaattn.benchmarks.capture FOLDER --out captured.safetensors
+    python -m rectified_spaattn.benchmarks.capture --out captured.safetensors
     python -m rectified_spaattn.benchmarks.capture FOLDER --out captured.safetensors \\
         --scenes 0 3 --seeds 0 1 --at 1 6 12 18 --layers 0 2 --calls 24
 
-FOLDER is what `tools/train_tiny_wan.py` wrote. Recorded are the inputs of self-attention, rotary
-embedding applied, at the steps, layers and branches asked for; the model computes what it computes
-without a recorder, bit for bit. Of all calls that match, `--calls` are kept, drawn at random.
+FOLDER is what `tools/train_tiny_wan.py` wrote, by default the repository's model. Recorded are the
+inputs of self-attention, rotary embedding applied, at the steps, layers and branches asked for; the
+model computes what it computes without a recorder, bit for bit. Of all calls that match, `--calls`
+are kept, drawn at random.
 
 The file holds `0000.q`, `0000.k`, `0000.v`, ... `[H, N, D]` in the model's dtype, tokens in raster
 order, and the metadata entry `calls`: a JSON list with one `CapturedCall` each.
@@ -15,21 +16,19 @@ order, and the metadata entry `calls`: a JSON list with one `CapturedCall` each.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+from .trained_model import CHECKPOINT, tiny_wan
+
 BRANCHES = ("cond", "uncond")
 
 
@@ -88,17 +87,9 @@ class Recorder:
             call = CapturedCall(*self._sample, step, branch, layer, sigma, self.grid)
             if call.key in self.wanted:
                 self.calls.append(call)
-                parts = (x[index].detach().to("cpu", copy=True).contiguous() for x in (q, k, v))
-                q_part, k_part, v_part = parts
-                self.tensors.append((q_part, k_part, v_part))
+                parts = [x[index].detach().to("cpu", copy=True).contiguous() for x in (q, k, v)]
+                self.tensors.append((parts[0], parts[1], parts[2]))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
-
-
-def tiny_wan(name: str) -> ModuleType:
-    """A module of `tools/tiny_wan`, which is not part of the package."""
-    if str(TOOLS) not in sys.path:
-        sys.path.insert(0, str(TOOLS))
-    return importlib.import_module(f"tiny_wan.{name}")
 
 
 def chosen_calls(
@@ -136,7 +127,15 @@ def capture(
     Raises:
         ValueError: a call asks for a step, layer or branch that the sampling does not have.
     """
-    _check(wanted, steps, model.config.layers, BRANCHES if cfg != 1 else BRANCHES[:1])
+    branches = BRANCHES if cfg != 1 else BRANCHES[:1]
+    for call in wanted:
+        for name, count in (("step", steps), ("layer", model.config.layers)):
+            if not 0 <= getattr(call, name) < count:
+                value = getattr(call, name)
+                raise ValueError(f"{name} = {value} is not allowed: from 0 to {count - 1}")
+        if call.branch not in branches:
+            allowed = ", ".join(branches)
+            raise ValueError(f"branch = {call.branch!r} is not allowed: one of {allowed}")
     frames, height, width = latent_grid
     recorder = Recorder(wanted, (frames, height // 2, width // 2))
     for scene, seed in sorted({(call.scene, call.seed) for call in wanted}):
@@ -146,20 +145,6 @@ def capture(
             attend=recorder.attend, on_step=recorder.on_step,
         )  # fmt: skip
     return recorder
-
-
-def _check(
-    wanted: Sequence[CapturedCall], steps: int, layers: int, branches: Sequence[str]
-) -> None:
-    """Raise ValueError for a call that sampling would never make."""
-    for call in wanted:
-        for name, value, count in (("step", call.step, steps), ("layer", call.layer, layers)):
-            if not 0 <= value < count:
-                raise ValueError(f"{name} = {value} is not allowed: from 0 to {count - 1}")
-        if call.branch not in branches:
-            raise ValueError(
-                f"branch = {call.branch!r} is not allowed: one of {', '.join(branches)}"
-            )
 
 
 def save_calls(recorder: Recorder, path: Path) -> None:
@@ -213,26 +198,23 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="what tools/train_tiny_wan.py wrote")
-    parser.add_argument("--out", type=Path, default=Path("captured.safetensors"))
-    parser.add_argument("--scenes", type=int, nargs="+", default=[0, 3, 6])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=20, help="of the sampler")
-    parser.add_argument(
-        "--at", type=int, nargs="+", help="steps to record, from 0 (default: four over the run)"
-    )
-    parser.add_argument("--layers", type=int, nargs="+", help="blocks, from 0 (default: all)")
-    parser.add_argument("--branches", nargs="+", choices=BRANCHES, default=list(BRANCHES))
-    parser.add_argument("--calls", type=int, default=36, help="calls to record at most")
-    parser.add_argument("--cfg", type=float, default=3.0)
-    parser.add_argument(
+    add = parser.add_argument
+    add("folder", type=Path, nargs="?", default=CHECKPOINT)
+    add("--out", type=Path, default=Path("captured.safetensors"))
+    add("--scenes", type=int, nargs="+", default=[0, 3, 6])
+    add("--seeds", type=int, nargs="+", default=[0, 1])
+    add("--steps", type=int, default=20, help="of the sampler")
+    add("--at", type=int, nargs="+", help="steps to record, from 0 (default: four over the run)")
+    add("--layers", type=int, nargs="+", help="blocks, from 0 (default: all)")
+    add("--branches", nargs="+", choices=BRANCHES, default=list(BRANCHES))
+    add("--calls", type=int, default=36, help="calls to record at most")
+    add("--cfg", type=float, default=3.0)
+    add(
         "--size", type=int, nargs=3, metavar=("FRAMES", "HEIGHT", "WIDTH"),
         help="of the video in pixels (default: that of the model)",
     )  # fmt: skip
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), default="bfloat16" if cuda else "float32"
-    )
+    add("--device", default="cuda" if cuda else "cpu")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16" if cuda else "float32")
     return parser.parse_args(words)
 
 

@@ -3,7 +3,7 @@
 Random Gaussian q and k give attention without structure: no block matters more than another and
 no sparse method can work. Trained video heads look at 3-D neighbours, at the same object, at
 scattered details, at everything, or at a few sink tokens. This module builds such heads from
-formulas, so that the demo, the benchmarks and the tests share one input factory.
+formulas, so that the benchmarks and the tests share one input factory.
 
 Every head is built from three parts of the D channels, with x the (t, y, x) coordinate of a token:
 
@@ -123,7 +123,17 @@ def synthetic_qkv(
     Raises:
         ValueError: an argument outside the ranges above; the message names it.
     """
-    _check(kind, grid, heads, head_dim, context, seed, video_start, batch)
+    head_kind_of(kind, 0)
+    if len(grid) != 3 or min(grid) < 1:
+        raise ValueError(f"grid = {grid} is not allowed: three sizes (T, H, W) of 1 or more")
+    if head_dim < 16 or head_dim % 8:
+        raise ValueError(f"head_dim = {head_dim} is not allowed: a multiple of 8, 16 or more")
+    numbers = {"heads": (heads, 1), "batch": (batch, 1), "context": (context, 0), "seed": (seed, 0)}
+    for name, (value, least) in numbers.items():
+        if value < least:
+            raise ValueError(f"{name} = {value} is not allowed: {least} or more")
+    if not 0 <= video_start <= context:
+        raise ValueError(f"video_start = {video_start} is not allowed: from 0 to {context}")
     device = torch.device(device)
     length = context + math.prod(grid)
     shape = (batch, heads, length, head_dim)
@@ -139,34 +149,6 @@ def synthetic_qkv(
                 rows[video_start : video_start + len(video)].copy_(video)
                 rows[video_start + len(video) :].copy_(text[video_start:])
     return q, k, v
-
-
-def _check(
-    kind: str,
-    grid: tuple[int, int, int],
-    heads: int,
-    head_dim: int,
-    context: int,
-    seed: int,
-    video_start: int,
-    batch: int,
-) -> None:
-    """Raise ValueError for an argument of `synthetic_qkv` that is out of range."""
-    head_kind_of(kind, 0)
-    if len(grid) != 3 or min(grid) < 1:
-        raise ValueError(f"grid = {grid} is not allowed: three sizes (T, H, W) of 1 or more")
-    if head_dim < 16 or head_dim % 8:
-        raise ValueError(f"head_dim = {head_dim} is not allowed: a multiple of 8, 16 or more")
-    for name, value, least in (
-        ("heads", heads, 1),
-        ("batch", batch, 1),
-        ("context", context, 0),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} = {value} is not allowed: {least} or more")
-    if not 0 <= video_start <= context:
-        raise ValueError(f"video_start = {video_start} is not allowed: from 0 to {context}")
 
 
 def _one_head(
@@ -201,18 +183,13 @@ def _one_head(
     directions = torch.nn.functional.normalize(small(kind.clusters, content_dim), dim=-1)
     strength = 1.0 + _CLUSTER_STRENGTH_SPREAD * small(kind.clusters, 1)
 
-    signal_q = torch.cat(
-        [
-            position * math.sqrt(kind.position_logit),
-            directions[cluster] * math.sqrt(kind.content_logit),
-        ],
-        dim=-1,
-    )
+    content = directions[cluster] * math.sqrt(kind.content_logit)
+    signal_q = torch.cat([position * math.sqrt(kind.position_logit), content], dim=-1)
     signal_k = signal_q.clone()
     signal_k[:, position_dim:] *= strength[cluster]
     q = signal_q * root + kind.noise * noise(count, head_dim)
     k = signal_k * root + kind.noise * noise(count, head_dim)
-    del signal_q, signal_k, position
+    del signal_q, signal_k, position, content
 
     slow = small(16, 3) / (3.0 * torch.tensor(kind.position_length, device=device))
     v = small(kind.clusters, head_dim)[cluster] * 0.7
@@ -236,8 +213,7 @@ def _one_head(
 
 def _coordinates(grid: tuple[int, int, int], device: torch.device) -> Tensor:
     """Return the fp32 (t, y, x) coordinates of all tokens in raster order, [T * H * W, 3]."""
-    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in grid]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    return torch.cartesian_prod(*(torch.arange(size, device=device) for size in grid)).float()
 
 
 def _fourier_features(coords: Tensor, frequencies: Tensor) -> Tensor:

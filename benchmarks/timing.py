@@ -3,27 +3,11 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 LEAD_CYCLES = 5_000_000
 """Clock cycles of the work in front of a timed call, about 3 ms."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call of one candidate.
-
-    Attributes:
-        median, low, high: of the timed rounds.
-        rounds: how many there were.
-    """
-
-    median: float
-    low: float
-    high: float
-    rounds: int
 
 
 def measure_interleaved(
@@ -34,8 +18,7 @@ def measure_interleaved(
     warm_up: int = 1,
     host_time: bool = False,
     settle: float = 0.0,
-    after_call: Callable[[str], None] | None = None,
-) -> dict[str, Timing]:
+) -> dict[str, float]:
     """Time `calls` in turn: each round runs every one of them once, every other round backwards.
 
     Clock changes, heat and other load then hit all candidates alike, and the median drops what hits
@@ -51,10 +34,9 @@ def measure_interleaved(
         settle: seconds for which a candidate runs in front of each of its timed calls on a GPU. A
             chip at its power limit lowers its clock by what runs on it: this gives each candidate
             the clock that it would have in a render, not that of the one before.
-        after_call: called with the candidate's name after every call, for progress bars.
 
     Returns:
-        Name to `Timing`, in the order of `calls`.
+        Name to median seconds, in the order of `calls`.
 
     Raises:
         ValueError: fewer than one round.
@@ -69,12 +51,7 @@ def measure_interleaved(
             elapsed = _time_call(call, device, host_time, settle if index >= warm_up else 0.0)
             if index >= warm_up:
                 seconds[name].append(elapsed)
-            if after_call is not None:
-                after_call(name)
-    return {
-        name: Timing(statistics.median(values), min(values), max(values), rounds)
-        for name, values in seconds.items()
-    }
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def _time_call(

@@ -30,8 +30,7 @@ from torch import Tensor
 from workflow_builder.catalogue import SPECS, Spec
 from workflow_builder.thumbnails import FOLDER, load_records, save_records
 
-from rectified_spaattn.adapters import SparseAttention, install
-from rectified_spaattn.benchmarks.clips_model import (
+from rectified_spaattn.benchmarks.clips.model import (
     DENSE,
     Sampled,
     Sampling,
@@ -40,7 +39,8 @@ from rectified_spaattn.benchmarks.clips_model import (
     load_checkpoint,
     sample,
 )
-from rectified_spaattn.benchmarks.picture_metrics import psnr
+from rectified_spaattn.benchmarks.clips.picture_metrics import psnr
+from rectified_spaattn.benchmarks.methods import Method
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, rectified_attention
 from rectified_spaattn.rspa_core.run.probe import ProbeSettings, ProbeTable, parse_probe_steps
 from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
@@ -59,15 +59,9 @@ class StepwiseVariant(Variant):
 
     sparsities: tuple[float | None, ...] = ()
 
-    def install(self, transformer: Any, backend: str) -> SparseAttention:
-        config = SparseConfig(
-            q_block=self.block,
-            kv_block=self.block,
-            rectification=self.rectification,
-            tail_keys=self.tail_keys,
-        )
-        schedule = SparsitySchedule(0.0, 0.0, "constant", steps=self.sparsities)
-        return install(transformer, config, schedule=schedule, min_tokens=0, backend=backend)
+    @property
+    def schedule(self) -> SparsitySchedule:
+        return SparsitySchedule(0.0, 0.0, "constant", steps=self.sparsities)
 
 
 def sparse_config(spec: Spec) -> SparseConfig:
@@ -103,22 +97,21 @@ def render(spec: Spec, clips: Clips) -> dict[str, Any]:
     """Sample dense and sparse, write the frames, return the record."""
     config = sparse_config(spec)
     steps = spec.sparsity_of_steps(STEPS)
-    variant = StepwiseVariant(
-        config.rectification, config.q_block, tail_keys=config.tail_keys, sparsities=tuple(steps)
-    )
+    method = Method(config.rectification, config.tail_keys)
+    variant = StepwiseVariant(method, config.q_block, sparsities=tuple(steps))
     seed, frame = spec.picture.seed, spec.picture.frame
     both = [clips.sampled(seed, each) for each in (DENSE, variant)]
     code, decoder = clips.checkpoint.code, clips.checkpoint.decoder
     likeness = psnr(*(decode(code, each.latents) for each in both))
     frames = [to_images(decode(decoder, each.latents)[0])[frame] for each in both]
     save_pair(frames, FOLDER / f"{spec.stem}.jpg")
-    report = both[1].report
-    assert report is not None
+    record = both[1].record
+    assert record is not None
     return {
         "seed": seed,
         "sampled_steps": STEPS,
         "sparsity_of_steps": steps,
-        "density": round(float(report.density or 1.0), 4),
+        "density": round(float(record.density or 1.0), 4),
         "psnr": round(float(likeness[0]), 2),
         **_settings(config),
     }

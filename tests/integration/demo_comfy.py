@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from rectified_spaattn.benchmarks import clips_model
+from rectified_spaattn.benchmarks.clips import model as clips_model
+from rectified_spaattn.benchmarks.methods import Method
 
 from .comfy_server import PROJECT_ROOT, ComfyServer, Run, find_checkout, install_pack
 from .expectations import relative_error
@@ -78,7 +79,7 @@ def main(words: list[str] | None = None) -> int:
         return 1
     sampling = clips_model.Sampling(tuple(options.size), options.steps, 2.0, 3.0)
     model = clips_model.load_checkpoint(CHECKPOINT, torch.device("cpu"), torch.float32)
-    sparse = clips_model.Variant("precise", 64, 1 - SPARSITY, 0, 4)
+    sparse = clips_model.Variant(Method("precise", 4), 64, 1 - SPARSITY)
     print(f"{sampling.tokens:,} tokens, {options.steps} steps, scene {options.scene}")
     print(f"ComfyUI: {checkout.folder.name}, {WORKFLOW.name}")
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +105,7 @@ def main(words: list[str] | None = None) -> int:
             model, options.scene, [options.seed], sampling, variant, "reference"
         ).latents
         seconds = time.perf_counter() - start
-        run = runs[not variant.is_dense]
+        run = runs[variant != clips_model.DENSE]
         differences.append(relative_error(run.samples, latents))
         print(f"{name:10} {run.seconds:10.1f} {seconds:12.1f} {differences[-1]:20.1e}")
     change = relative_error(runs[True].samples, runs[False].samples)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rectified_spaattn.benchmarks import clips_model
+from rectified_spaattn.benchmarks.clips import model as clips_model
 
 from .comfy_server import PROJECT_ROOT, Checkout, clean_environment
 from .expectations import relative_error

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rectified_spaattn.benchmarks.picture_metrics import psnr
+from rectified_spaattn.benchmarks.clips.picture_metrics import psnr
 
 SIZE = (9, 64, 96)
 

@@ -1,0 +1,110 @@
+"""One attention call: its sizes in real models, its inputs, and what its output is held to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...rspa_core import TokenLayout, metrics
+from ..synthetic import synthetic_qkv
+
+HEAD_DIM = 128
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One attention call of a model: latent grid, heads, context tokens (all behind the video)."""
+
+    grid: tuple[int, int, int]
+    heads: int
+    context: int = 0
+
+    @property
+    def layout(self) -> TokenLayout:
+        return TokenLayout(self.grid, math.prod(self.grid) + self.context)
+
+
+SHAPES = {
+    "wan-480p": Shape((21, 30, 52), 40),
+    "wan-720p": Shape((21, 45, 80), 40),
+    "wan22-5b": Shape((31, 22, 40), 24),
+    "hunyuan-720p": Shape((33, 45, 80), 24, context=256),
+    "hunyuan15-720p": Shape((31, 45, 80), 16, context=256),
+    "odd": Shape((7, 23, 37), 3, context=77),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`q, k, v [B, H, N, D]` and where the video is among the N tokens."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    layout: TokenLayout
+
+    @property
+    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q, self.k, self.v
+
+    @property
+    def dense_flops(self) -> float:
+        batch, heads, length, head_dim = self.q.shape
+        return 4.0 * batch * heads * length**2 * head_dim
+
+    def pair_density(self, video_density: float) -> float:
+        """Share of all query-key pairs if that of the video pairs is this; context is exact."""
+        video, length = self.layout.video_length, self.layout.length
+        return (video_density * video**2 + length**2 - video**2) / length**2
+
+
+def make_problem(
+    shape: Shape, kind: str, dtype: torch.dtype, device: torch.device, storage: str = "bhnd"
+) -> Problem:
+    """Synthetic heads of one kind at this shape, stored with the tokens ("bhnd") or the heads of
+    one token ("bnhd") together."""
+    q, k, v = synthetic_qkv(kind, shape.grid, shape.heads, HEAD_DIM, shape.context, dtype, device)
+    if storage == "bnhd":
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    return Problem(q, k, v, shape.layout)
+
+
+def sdpa(backend: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Torch's scaled dot product attention with this backend and no other."""
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    return call
+
+
+def exact_rows(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """softmax(c q k^T) v in fp32 with all scores in memory, for a few query rows.
+
+    Args:
+        q: `[..., R, D]`.
+        k, v: `[..., N, D]`.
+        allowed: keys that take part, bool, broadcast to `[..., R, N]`; None for all.
+
+    Returns:
+        `[..., R, D]` fp32.
+    """
+    scores = q.shape[-1] ** -0.5 * (q.float() @ k.float().mT)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return scores.softmax(-1) @ v.float()
+
+
+def difference_reason(out: Tensor, expected: Tensor, limit: float, what: str) -> str:
+    """What is wrong with `out`: not finite or too far from `expected`; "" if nothing."""
+    if not out.isfinite().all():
+        return "output is not finite"
+    difference = metrics.relative_l2(out, expected)
+    # Also false for NaN.
+    return "" if difference < limit else f"{difference:.1e} from {what}, allowed is {limit:g}"

@@ -1,0 +1,107 @@
+"""What an artist can pick instead of this pack: dense attention and ComfyUI's own sparse one.
+
+How each output is checked before it is timed:
+
+    cuDNN                against explicit fp32 attention on some query rows and heads, below 1e-2
+    torch's flash        against cuDNN, relative L2 below 1e-2
+    SageAttention, INT8  against cuDNN, relative L2 below 5e-2
+    Sol-Attn             against cuDNN, finite and relative L2 below 0.9: how much it loses depends
+                         on the heads, a broken kernel loses everything
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+from .comparison import BASELINE, Candidate, Prepared, Unavailable
+from .problem import Problem, difference_reason, exact_rows, sdpa
+from .sol_attn import SOL_TAU, offers, require, sol_call, sol_masks
+
+FLASH = "dense flash"
+LIMIT_16_BIT = 1e-2
+LIMIT_INT8 = 5e-2
+LIMIT_SOL = 0.9
+SOL_TOP_K = (0.25, 0.15, 0.10)
+
+
+def torch_candidates(problem: Problem, exact: Tensor, checked_heads: int) -> list[Candidate]:
+    """Dense attention of torch: cuDNN and flash."""
+
+    def prepare_cudnn() -> Prepared:
+        call = sdpa(SDPBackend.CUDNN_ATTENTION)
+        return Prepared(
+            lambda: call(*problem.qkv), lambda out: exact_reason(out, problem, checked_heads)
+        )
+
+    def prepare_flash() -> Prepared:
+        call = sdpa(SDPBackend.FLASH_ATTENTION)
+        return Prepared(lambda: call(*problem.qkv), against(exact, LIMIT_16_BIT))
+
+    return [Candidate(BASELINE, prepare_cudnn), Candidate(FLASH, prepare_flash)]
+
+
+def dense_int8_candidates(problem: Problem, exact: Tensor) -> list[Candidate]:
+    """Dense attention in INT8: SageAttention's Triton kernel and ComfyUI's own."""
+    return [
+        Candidate("dense SageAttention", partial(_prepare_sage, problem, exact)),
+        Candidate("dense comfy-kitchen INT8", partial(_prepare_kitchen, problem, exact)),
+    ]
+
+
+def sol_candidates(problem: Problem, exact: Tensor) -> list[Candidate]:
+    """ComfyUI's "Model Sparse Attention" by share of kept blocks and by threshold."""
+    options: dict[str, dict[str, float]] = {
+        f"Sol-Attn top-k {ratio:g}": {"topk_ratio": ratio} for ratio in SOL_TOP_K
+    }
+    options |= {f"Sol-Attn tau {tau:g}": {"tau": tau} for tau in SOL_TAU}
+    return [
+        Candidate(label, partial(_prepare_sol, problem, exact, option))
+        for label, option in options.items()
+    ]
+
+
+def against(exact: Tensor, limit: float) -> Callable[[Tensor], str]:
+    """The check that an output is within `limit` of dense attention."""
+    return lambda out: difference_reason(out, exact, limit, "dense attention")
+
+
+def exact_reason(out: Tensor, problem: Problem, checked_heads: int, rows: int = 128) -> str:
+    """What is wrong with a dense output, judged by its first, middle and last rows in fp32."""
+    heads, length = slice(0, checked_heads), out.shape[-2]
+    for start in sorted({0, length // 2, max(0, length - rows)}):
+        part = slice(start, start + rows)
+        expected = exact_rows(problem.q[:, heads, part], problem.k[:, heads], problem.v[:, heads])
+        what = f"fp32 attention in the rows from {start}"
+        reason = difference_reason(out[:, heads, part], expected, LIMIT_16_BIT, what)
+        if reason:
+            return reason
+    return ""
+
+
+def _prepare_sage(problem: Problem, exact: Tensor) -> Prepared:
+    sage = require("sageattention", "sageattention")
+
+    def call() -> Tensor:
+        # As ComfyUI calls it. With smoothing, version 1 would change the caller's k in place.
+        return sage.sageattn(
+            *problem.qkv, tensor_layout="HND", is_causal=False, sm_scale=None, smooth_k=False
+        )
+
+    return Prepared(call, against(exact, LIMIT_INT8))
+
+
+def _prepare_kitchen(problem: Problem, exact: Tensor) -> Prepared:
+    kitchen = require("comfy_kitchen", "comfy-kitchen")
+    if not offers(kitchen, "int8_attention", problem.q.device):
+        raise Unavailable("this comfy-kitchen has no INT8 attention for this GPU")
+    return Prepared(lambda: kitchen.int8_attention(*problem.qkv), against(exact, LIMIT_INT8))
+
+
+def _prepare_sol(problem: Problem, exact: Tensor, option: dict[str, float]) -> Prepared:
+    call = sol_call(problem.qkv, option)
+    density = float(sol_masks(problem.q, problem.k, **option).float().mean())
+    return Prepared(call, against(exact, LIMIT_SOL), density)

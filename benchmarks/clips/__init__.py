@@ -1,0 +1,1 @@
+"""Clips of the small trained model: dense and sparse, numbers and pictures."""

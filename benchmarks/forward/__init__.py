@@ -1,0 +1,1 @@
+"""Whole forwards of ComfyUI's own model classes."""
