@@ -96,7 +96,8 @@ class Visit:
         """
         cut: dict[str, int | None] = {}
         texts = {node["id"]: node["text"] for node in self.artist.shown()}
-        for node in self.artist.on_show():
+        # Until the page has laid out a video it lies over everything: those first.
+        for node in sorted(self.artist.on_show(), key=lambda node: node["type"] != "SaveVideo"):
             if node["type"] not in PICTURED or node["mode"]:
                 continue
             is_large = node["type"] in LARGE_NODES
