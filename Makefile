@@ -31,12 +31,13 @@ export OMP_NUM_THREADS ?= 2
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-comfy test comfyui lint format validate clean
+.PHONY: help venv demo demo-comfy test test-all comfyui lint format validate clean
 
 help:
 	@echo "make demo      clips of a small trained model, dense and sparse; table and pictures"
 	@echo "make demo-comfy   the example workflow on ComfyUI's server, beside diffusers"
 	@echo "make test      the test suite (TEST_JOBS=$(TEST_JOBS), PYTEST_ARGS=...)"
+	@echo "make test-all  the same, with every tile compiled for every architecture"
 	@echo "make comfyui   check out and install the ComfyUI versions of tests/integration"
 	@echo "make lint      ruff, mypy and the registry's validation"
 	@echo "make format    rewrite the code in the house format"
@@ -66,6 +67,9 @@ demo-comfy: $(DEMO_STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -rs -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
 
+test-all:
+	$(MAKE) test PYTEST_ARGS="--all-tiles $(PYTEST_ARGS)"
+
 comfyui:
 	$(PYTHON) tools/setup_comfyui.py --versions $(COMFYUI_VERSIONS) --torch-index "$(TORCH_INDEX)" \
 	  --current-folder "$(COMFYUI_DIR)" --oldest-folder "$(COMFYUI_DIR_OLD)" \
@@ -79,7 +83,7 @@ lint: $(STAMP)
 	@mkdir -p $(TYPES) && ln -sfn ../.. $(TYPES)/rectified_spaattn
 	cd $(TYPES) && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
 	  -p rectified_spaattn.rspa_core -p rectified_spaattn.nodes -p rectified_spaattn.benchmarks \
-	  -p rectified_spaattn.adapters
+	  -p rectified_spaattn.adapters -p rectified_spaattn.kernels -p rectified_spaattn.tools
 	$(BIN)/comfy --skip-prompt --no-enable-telemetry node validate
 
 format: $(STAMP)

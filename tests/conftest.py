@@ -19,6 +19,12 @@ if not CUDA:
     torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-tiles", action="store_true", help="compile every tile for every architecture"
+    )
+
+
 @pytest.fixture
 def device() -> torch.device:
     """The device the kernels run on in this test run: CUDA, or the CPU with the interpreter."""

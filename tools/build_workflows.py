@@ -17,10 +17,10 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
-import tomllib
 from workflow_builder import thumbnails
 from workflow_builder.assemble import assemble
 from workflow_builder.blueprint import NAME, build_blueprint

@@ -1,6 +1,6 @@
 """Compiles the tile table of one architecture without a GPU; run by test_compile.py.
 
-    python compile_tiles.py 90
+    python compile_tiles.py 90 [--first]
 
 prints one JSON line per (tile, blocks, rectification): shared memory in bytes, registers per
 thread, bytes spilled, and how many instructions of that are inside the loops. It runs in a process
@@ -40,13 +40,19 @@ UNUSED = {
 }
 
 
-def entries(arch: int) -> Iterator[tuple[Tile, tuple[int, int], str]]:
-    """Every (tile, blocks, rectification) that a GPU of `arch` may be given for bf16 heads."""
+def entries(arch: int, only_first: bool = False) -> Iterator[tuple[Tile, tuple[int, int], str]]:
+    """Every (tile, blocks, rectification) that a GPU of `arch` may be given for bf16 heads.
+
+    With `only_first` those that a GPU gets unless a check fails: the first tile with int8 scores
+    and the first without, of each pair of blocks.
+    """
     for blocks in BLOCKS:
         tiles = tile_candidates(
             (arch // 10, arch % 10), SHARED_MEMORY[arch], torch.bfloat16, HEAD_DIM, *blocks,
             has_descriptors=True, has_gluon=True, int8=True,
         )  # fmt: skip
+        if only_first:
+            tiles = [next(tile for tile in tiles if tile.int8 == int8) for int8 in (True, False)]
         for tile in tiles:
             for rectification in RECTIFICATIONS:
                 yield tile, blocks, rectification
@@ -160,8 +166,8 @@ def spills_in_loops(cubin: bytes) -> int:
     return sum(bool(spill.search(line)) for body in innermost for line in body)
 
 
-def main(arch: int) -> None:
-    for tile, blocks, rectification in entries(arch):
+def main(arch: int, only_first: bool) -> None:
+    for tile, blocks, rectification in entries(arch, only_first):
         kernel = compile_entry(arch, tile, blocks, rectification)
         registers, spilled = registers_and_spills(kernel.asm["ptx"], arch)
         record = {
@@ -178,4 +184,4 @@ def main(arch: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), "--first" in sys.argv)
