@@ -260,6 +260,8 @@ def test_attention_backends_still_reach_the_dense_calls() -> None:
         model.set_attention_backend("_native_math")
         velocity(model, wan_inputs())
     assert {each._attention_backend.value for each in originals} == {"_native_math"}
+    # diffusers keeps it as everybody's default, and it switches flags of all threads.
+    model.set_attention_backend("native")
     model.reset_attention_backend()
 
 
@@ -380,7 +382,5 @@ def test_two_threads_over_one_transformer(make: Any) -> None:
         sparse.reset()
         beside = in_threads((0, 1))
         assert counts(sparse) == expected
-    for number in (0, 1):
-        for one, other in zip(alone[number], beside[number], strict=True):
-            # Not to the bit: torch's own fp32 products vary in the last one under load.
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    pairs = [pair for n in (0, 1) for pair in zip(alone[n], beside[n], strict=True)]
+    assert [torch.equal(*pair) for pair in pairs] == [True] * 2 * rounds

@@ -77,17 +77,19 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
-def dtypes(device: torch.device) -> list[torch.dtype]:
-    # bf16 is silently wrong in Triton's interpreter.
+def dtypes(device: torch.device, name: str) -> list[torch.dtype]:
+    """All on a GPU. In Triton's interpreter, where bf16 is silently wrong, fp32 and fp16 take turns
+    from case to case: it is slow, and what a case is about does not depend on them.
+    """
     if device.type == "cpu":
-        return [torch.float32, torch.float16]
+        return [(torch.float32, torch.float16)[list(CASES).index(name) % 2]]
     return [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_matches_reference(name: str, device: torch.device) -> None:
     case = CASES[name]
-    for seed, dtype in enumerate(dtypes(device)):
+    for seed, dtype in enumerate(dtypes(device, name)):
         q, k, v = case.inputs(dtype, device, seed)
         expected, expected_stats = rectified_attention(
             q, k, v, case.layout, case.config, backend="reference", return_stats=True
@@ -151,11 +153,11 @@ def test_heads_in_chunks(device: torch.device, rectification: str, tail_keys: in
     from rectified_spaattn.kernels.launch import launch
 
     config = SparseConfig(0.5, 64, 64, rectification=rectification, tail_keys=tail_keys)
-    case = Case((3, 9, 25), config, (3, 0), batch=2, heads=3)
+    case = Case((3, 5, 11), config, (3, 0), batch=2, heads=2)
     arguments = (*case.inputs(torch.float32, device, 9), case.layout, case.config)
     tile = Tile(32, 4, 1)
-    together = launch(*arguments, tile, True, chunk_heads=6)
-    for chunk_heads in (1, 4):
+    together = launch(*arguments, tile, True, chunk_heads=4)
+    for chunk_heads in (1, 3):
         chunked = launch(*arguments, tile, True, chunk_heads=chunk_heads)
         assert all(torch.equal(x, y) for x, y in zip(together, chunked, strict=True))
 
