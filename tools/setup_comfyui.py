@@ -130,7 +130,8 @@ def install(version: Version, base_python: str, torch_index: str) -> None:
     index = ("--index-url", torch_index) if torch_index else ()
     run(*pip, *index, torch_pin(), *TORCH_PACKAGES)
     # Named again, so that the requirements cannot move torch to another build.
-    run(*pip, torch_pin(), "--requirement", requirements)
+    # playwright: the tests in the browser run with this Python, too (Chromium is the system's own).
+    run(*pip, torch_pin(), "--requirement", requirements, "playwright")
     repair_media_packages(version)
     stamp.write_text(wanted)
 

@@ -63,7 +63,11 @@ class Recorder:
 
     def wrapper(self, executor, x, t, c_concat, c_crossattn, control, options, **conds):
         model = executor.class_obj.diffusion_model
-        self.layout, self.reason = self._token_layout(model, x, c_crossattn, conds)
+        found = self._token_layout(model, x, c_crossattn, conds)
+        if hasattr(found, "grid"):
+            self.layout = found
+        else:
+            self.reason = found.text
         return executor(x, t, c_concat, c_crossattn, control, options, **conds)
 
     def override(self, func, q, k, v, *args, **kwargs):
