@@ -109,9 +109,11 @@ def test_every_node_of_ours_shows_how_the_run_goes_on(report: Json, stem: str) -
         told = [match for match in map(STATUS.search, texts[node]) if match is not None]
         assert len(told) >= len(texts[node]) - 1, "all but 'waiting for the first model call'"
         counts = [tuple(map(int, match.groups())) for match in told]
-        assert len(set(texts[node])) == len(texts[node]) >= 2
+        assert len(set(texts[node])) == len(texts[node])
         assert counts == sorted(counts, key=sum)
         assert counts[-1][0] > 0
+    # An expert's two model calls may pass between two looks at the page.
+    assert max(len(texts[node]) for node in nodes) >= 2
 
 
 @each_stem
