@@ -2,7 +2,8 @@
 
 Needs a ComfyUI folder (`COMFYUI_DIR`) with a virtual environment that has its requirements and
 playwright, and Chromium; skipped with the reason where one is missing. `browser/check.py` does the
-work in that environment and writes a report; the tests judge the report.
+work in that environment and writes a report; the tests judge the report. What takes no server is
+in `test_page.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from typing import Any
 
 import pytest
 
+from rectified_spaattn.nodes.host import schema_of
+from rectified_spaattn.nodes.inputs import NODES
+from rectified_spaattn.tests.nodes import comfy_api_stub
+
+from .browser import descriptions
 from .browser_run import report_of
 
 Json = dict[str, Any]
@@ -35,6 +41,23 @@ each_stem = pytest.mark.parametrize("stem", STEMS)
 def report(tmp_path_factory: pytest.TempPathFactory) -> Json:
     """What `browser/check.py` found, plus the folder of its files under "folder"."""
     return report_of("check.py", tmp_path_factory, CHECK_SECONDS)
+
+
+def test_page_without_a_server_gets_our_nodes_as_comfyui_describes_them(report: Json) -> None:
+    comfy_api_stub.install()
+    info = json.loads((Path(report["folder"]) / "object_info.json").read_text(encoding="utf-8"))
+    for kind, node in NODES.items():
+        info[kind]["input"].pop("hidden", None)
+        info[kind]["input_order"].pop("hidden", None)
+        expected = descriptions.described(schema_of(node, {"profile_name": []}))
+        assert {name: info[kind][name] for name in expected} == expected
+
+
+def test_page_without_a_server_gets_the_other_nodes_as_recorded(report: Json) -> None:
+    record = json.loads(descriptions.RECORD.read_text(encoding="utf-8"))
+    if report["comfyui"] != record["comfyui"]:
+        pytest.skip(f"recorded with ComfyUI {record['comfyui']}, this is {report['comfyui']}")
+    assert report["core_nodes"] == record["nodes"]
 
 
 def test_template_browser_lists_the_workflows_and_nothing_else(report: Json) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import front_end
 import session_server
 from artist import Artist, Node
-from check import overlaps, write_json
+from check import write_json
 from server import PACK_FOLDER
 from session_plan import (
     LARGE_NODES,
@@ -85,7 +85,7 @@ class Visit:
             artist.leave_subgraph()
         report["shown"] = artist.shown()
         report["overridden"] = self.overridden(hosts)
-        report["overlaps"] = overlaps(artist.nodes())
+        report["overlaps"] = front_end.overlaps(artist.nodes())
         return report
 
     def look_around(self, name: str) -> dict[str, int | None]:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import descriptions
 import front_end
 import server
 
@@ -44,8 +44,13 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     workflows = read_all(ROOT / "workflows")
+    blueprints = read_all(ROOT / "subgraphs")
     with server.running_server(options.comfyui, options.pack) as comfyui:
+        known = [*workflows.values(), *blueprints.values()]
+        object_info = server.get_json(f"{comfyui.address}/object_info")
         report = {
+            "comfyui": server.version(comfyui.address),
+            "core_nodes": descriptions.core_nodes(object_info, known, OUR_NODES),
             "templates": server.get_json(f"{comfyui.address}/api/workflow_templates"),
             "global_subgraphs": server.get_json(f"{comfyui.address}/global_subgraphs"),
             "files": template_files(comfyui.address, list(workflows)),
@@ -66,7 +71,7 @@ def main() -> None:
             # A blueprint is a workflow that holds one instance of its subgraph.
             report["blueprints"] = {
                 stem: inspect(page, workflow, options.out / stem)
-                for stem, workflow in read_all(ROOT / "subgraphs").items()
+                for stem, workflow in blueprints.items()
             }
             report["cards"] = page.template_cards(server.PACK_FOLDER)
             page.page.screenshot(path=options.out / "template_browser.png")
@@ -141,7 +146,7 @@ def model_files(workflow: Json) -> set[tuple[str, str]]:
 def inspect(page: front_end.FrontEnd, workflow: Json, picture: Path) -> Json:
     """Load one workflow and say what the front end made of it; pictures go beside `picture`."""
     page.load(workflow)
-    messages = page.messages()
+    findings = page.findings()
     nodes = page.nodes()
     previews = page.run(schedule_previews(workflow))
     page.screenshot(picture.with_name(picture.name + ".png"))
@@ -149,11 +154,7 @@ def inspect(page: front_end.FrontEnd, workflow: Json, picture: Path) -> Json:
     for number, name in enumerate(sorted({node["graph"] for node in nodes} - {""})):
         page.open_subgraph(name)
         page.screenshot(picture.with_name(f"{picture.name}.subgraph{number}.png"))
-    return {
-        "messages": messages,
-        "unknown": [node["type"] for node in nodes if not node["known"]],
-        "marked": [node["title"] for node in nodes if node["has_errors"]],
-        "overlaps": overlaps(nodes),
+    return findings | {
         "ours": [node for node in nodes if node["type"] in OUR_NODES],
         "previews": previews,
         "prompt": prompt,
@@ -168,24 +169,6 @@ def schedule_previews(workflow: Json) -> list[str]:
         for _, source, _, target, _, _ in workflow["links"]
         if kinds[target] == "PreviewImage" and kinds[source] == "RectifiedSpaAttnSchedule"
     ]
-
-
-def overlaps(nodes: list[Json]) -> list[list[str]]:
-    """Titles of the nodes of one graph whose boxes intersect."""
-    return [
-        [first["title"], second["title"]]
-        for first, second in combinations(nodes, 2)
-        if first["graph"] == second["graph"] and intersect(first["box"], second["box"])
-    ]
-
-
-def intersect(first: list[float], second: list[float]) -> bool:
-    """Whether two boxes `[x, y, width, height]` share more than an edge."""
-    return all(
-        first[axis] < second[axis] + second[axis + 2]
-        and second[axis] < first[axis] + first[axis + 2]
-        for axis in (0, 1)
-    )
 
 
 if __name__ == "__main__":

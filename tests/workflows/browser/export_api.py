@@ -2,8 +2,9 @@
 
     <ComfyUI's Python> tests/workflows/browser/export_api.py --comfyui <folder>
 
-The front end itself does the conversion, so subgraphs are flattened exactly as *Run* does it. That
-Python needs ComfyUI's requirements and playwright.
+The front end itself does the conversion, so subgraphs are flattened exactly as *Run* does it. Also
+written: `core_nodes.json`, how ComfyUI describes its nodes in the workflows, for the tests of the
+page without a server. That Python needs ComfyUI's requirements and playwright.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import json
 import shutil
 from pathlib import Path
 
+import descriptions
 import front_end
 import server
+from check import OUR_NODES, read_all
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -32,10 +35,16 @@ def main() -> None:
         server.running_server(options.comfyui, options.pack) as comfyui,
         front_end.opened(comfyui.address, options.chromium) as page,
     ):
-        for path in sorted((ROOT / "workflows").glob("*.json")):
-            page.load(json.loads(path.read_text(encoding="utf-8")))
+        workflows = read_all(ROOT / "workflows")
+        for stem, workflow in workflows.items():
+            page.load(workflow)
             text = json.dumps(page.prompt(), indent=1, ensure_ascii=False)
-            (target / path.name).write_text(text + "\n", encoding="utf-8")
+            (target / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
+        known = [*workflows.values(), *read_all(ROOT / "subgraphs").values()]
+        info = server.get_json(f"{comfyui.address}/object_info")
+        descriptions.record(
+            server.version(comfyui.address), descriptions.core_nodes(info, known, OUR_NODES)
+        )
 
 
 if __name__ == "__main__":

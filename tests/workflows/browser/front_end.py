@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ CHROMIUM_FLAGS = (
 VIEWPORT = {"width": 1600, "height": 1000}
 # Time for widgets to lay themselves out after a graph has been loaded.
 SETTLE_MS = 2500
+# Without the first-run tour, its template dialog, and what floats over the corner of the canvas.
+USER_SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.OnboardingCoachmarks.Seen": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasMenu": False,
+    "Comfy.Graph.CanvasInfo": False,
+}
 
 # Everything the checks need to know about the graph as the front end understood it.
 INSPECT = """() => {
@@ -34,6 +43,7 @@ INSPECT = """() => {
     box: [node.pos[0], node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT,
           node.size[0], node.size[1] + LiteGraph.NODE_TITLE_HEIGHT],
     widgets: Object.fromEntries((node.widgets ?? []).map(w => [w.name, w.value])),
+    off: (node.widgets ?? []).filter(w => w.disabled).map(w => w.name),
     linked: (node.inputs ?? []).filter(i => i.link != null).map(i => i.name),
   });
   return graphs.flatMap(([name, graph]) => graph.nodes.map(node => describe(name, node)));
@@ -75,9 +85,10 @@ READABLE_SCALE = 0.75
 class FrontEnd:
     """One browser page on a running ComfyUI."""
 
-    def __init__(self, page: Page, address: str) -> None:
+    def __init__(self, page: Page, address: str, settle_ms: int = SETTLE_MS) -> None:
         self.page = page
         self.address = address
+        self.settle_ms = settle_ms
 
     def open(self) -> None:
         """Open the page and wait until graphs can be loaded."""
@@ -87,12 +98,12 @@ class FrontEnd:
             "window.LiteGraph?.registered_node_types?.KSampler)",
             timeout=120_000,
         )
-        self.page.wait_for_timeout(SETTLE_MS)
+        self.page.wait_for_timeout(self.settle_ms)
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Load a UI-format workflow as if its file had been dropped on the page."""
         self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
-        self.page.wait_for_timeout(SETTLE_MS)
+        self.page.wait_for_timeout(self.settle_ms)
 
     def nodes(self) -> list[dict[str, Any]]:
         """Every node of the loaded workflow, subgraphs included."""
@@ -101,6 +112,20 @@ class FrontEnd:
     def messages(self) -> list[str]:
         """What dialogs, toasts and error panels say now."""
         return self.page.evaluate(MESSAGES)
+
+    def findings(self) -> dict[str, Any]:
+        """What is wrong with the loaded workflow, each empty if nothing is."""
+        nodes = self.nodes()
+        return {
+            "messages": self.messages(),
+            "unknown": [node["type"] for node in nodes if not node["known"]],
+            "marked": [node["title"] for node in nodes if node["has_errors"]],
+            "overlaps": overlaps(nodes),
+        }
+
+    def dismiss_toasts(self) -> None:
+        """Close all toasts; what is about a workflow goes with it, those stay."""
+        self.page.evaluate("app.extensionManager.toast.removeAll()")
 
     def prompt(self) -> dict[str, Any]:
         """The API format of the loaded workflow, subgraphs flattened: what *Run* would send."""
@@ -125,7 +150,7 @@ class FrontEnd:
             }""",
             name,
         )
-        self.page.wait_for_timeout(SETTLE_MS)
+        self.page.wait_for_timeout(self.settle_ms)
 
     def screenshot(self, path: Path) -> None:
         """A picture of the whole graph on show, in a window as large as legible text needs."""
@@ -147,19 +172,48 @@ class FrontEnd:
         self.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_text(pack, exact=True).first.click()
-        self.page.wait_for_timeout(SETTLE_MS)
+        self.page.wait_for_timeout(self.settle_ms)
         return dialog.evaluate(CARDS)
 
 
+def overlaps(nodes: list[dict[str, Any]]) -> list[list[str]]:
+    """Titles of the nodes of one graph whose boxes intersect."""
+    return [
+        [first["title"], second["title"]]
+        for first, second in combinations(nodes, 2)
+        if first["graph"] == second["graph"] and intersect(first["box"], second["box"])
+    ]
+
+
+def intersect(first: list[float], second: list[float]) -> bool:
+    """Whether two boxes `[x, y, width, height]` share more than an edge."""
+    return all(
+        first[axis] < second[axis] + second[axis + 2]
+        and second[axis] < first[axis] + first[axis + 2]
+        for axis in (0, 1)
+    )
+
+
 @contextlib.contextmanager
-def opened(address: str, chromium: str) -> Iterator[FrontEnd]:
-    """A `FrontEnd` on `address` in the browser `chromium` (path of its program)."""
+def opened(
+    address: str,
+    chromium: str,
+    serve: Callable[[Page], None] | None = None,
+    settle_ms: int = SETTLE_MS,
+) -> Iterator[FrontEnd]:
+    """A `FrontEnd` on `address` in the browser `chromium` (path of its program).
+
+    With `serve`, which routes the page's requests, no server is needed.
+    """
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
         try:
             page = browser.new_page(viewport=VIEWPORT)
-            page.route("**/*", lambda route: _only_local(route, address))
-            front_end = FrontEnd(page, address)
+            if serve is None:
+                page.route("**/*", lambda route: _only_local(route, address))
+            else:
+                serve(page)
+            front_end = FrontEnd(page, address, settle_ms)
             front_end.open()
             yield front_end
         finally:

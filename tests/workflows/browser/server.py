@@ -18,16 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from front_end import USER_SETTINGS
+
 PACK_FOLDER = "rectified-spaattn"
 START_SECONDS = 180
-# Without the first-run tour, its template dialog, and what floats over the corner of the canvas.
-USER_SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.OnboardingCoachmarks.Seen": True,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Graph.CanvasMenu": False,
-    "Comfy.Graph.CanvasInfo": False,
-}
 
 
 @dataclass(frozen=True)
@@ -96,6 +90,11 @@ def get_json(url: str) -> Any:
     """The JSON that a GET of `url` returns."""
     with urllib.request.urlopen(url, timeout=60) as answer:
         return json.load(answer)
+
+
+def version(address: str) -> str:
+    """The version of the ComfyUI at `address`."""
+    return get_json(f"{address}/system_stats")["system"]["comfyui_version"]
 
 
 def get_status(url: str) -> tuple[int, str, int]:

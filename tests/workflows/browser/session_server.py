@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from check import model_files
+from front_end import USER_SETTINGS
 from safetensors.torch import save_file
-from server import PACK_FOLDER, USER_SETTINGS
+from server import PACK_FOLDER
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.append(str(ROOT / "tests" / "integration"))

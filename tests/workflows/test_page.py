@@ -1,0 +1,208 @@
+"""The example workflows and `web/js` in ComfyUI's real page, without ComfyUI.
+
+The page is that of the installed `comfyui-frontend-package`, in headless Chromium;
+`browser/page_stub.py` answers it. It validates every workflow against its own schema. What takes a
+server is in `test_front_end.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rectified_spaattn.nodes.host import schema_of, send_status
+from rectified_spaattn.nodes.inputs import MAIN, NODES
+from rectified_spaattn.tests.nodes import comfy_api_stub
+
+from .browser import descriptions
+from .browser_run import browser
+from .test_artist_session import OVERRIDDEN
+from .test_workflow_files import FOLDER, ROOT, STEMS, our_nodes, read, read_api, values
+
+for package in ("playwright", "comfyui_frontend_package"):
+    pytest.importorskip(package, reason=f"{package} is not installed (make venv)")
+pytestmark = pytest.mark.skipif(browser() is None, reason="no Chromium on the path")
+
+Json = dict[str, Any]
+
+BROWSER = Path(__file__).parent / "browser"
+FILES = [FOLDER / f"{stem}.json" for stem in STEMS] + sorted((ROOT / "subgraphs").glob("*.json"))
+PRESETS = MAIN.input("preset").extra["rspa_presets"]
+SIMPLE = "wan2.1_text_to_video"
+NESTED = "wan2.2_14B_text_to_video"
+# A new node of the type that gives what the socket takes, and its link.
+CONNECT = """([id, socket]) => {
+  const types = {schedule: 'RectifiedSpaAttnSchedule', profile: 'RectifiedSpaAttnLoadProfile'};
+  const graph = app.canvas.graph, target = graph.getNodeById(id);
+  const source = LiteGraph.createNode(types[socket]);
+  graph.add(source);
+  source.connect(0, target, target.findInputSlot(socket));
+}"""
+DISCONNECT = """([id, socket]) => {
+  const node = app.canvas.graph.getNodeById(id);
+  node.disconnectInput(node.findInputSlot(socket));
+}"""
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Any]:
+    """`(artist, stub)`: somebody at the page, and what answers it."""
+    comfy_api_stub.install()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BROWSER))
+        page_stub = importlib.import_module("page_stub")
+        workflows = [json.loads(path.read_text(encoding="utf-8")) for path in FILES]
+        info = descriptions.with_models(descriptions.recorded(), workflows)
+        for kind, node in NODES.items():
+            info[kind] = descriptions.described(schema_of(node, {"profile_name": []}))
+        with page_stub.opened_page(ROOT, info, browser()) as found:
+            yield found
+
+
+@pytest.fixture
+def artist(opened: Any) -> Iterator[Any]:
+    """Somebody at the page; leaves no message behind."""
+    found, _ = opened
+    yield found
+    found.dismiss_toasts()
+
+
+@pytest.fixture
+def host(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pack sends to ComfyUI's server goes to the page."""
+    server = SimpleNamespace(PromptServer=SimpleNamespace(instance=opened[1]))
+    monkeypatch.setitem(sys.modules, "server", server)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_page_finds_nothing_wrong_and_shows_the_file(artist: Any, path: Path) -> None:
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    artist.load(workflow)
+    assert artist.findings() == {"messages": [], "unknown": [], "marked": [], "overlaps": []}
+    nodes = artist.nodes()
+    stored = {str(node["id"]): values(node) for node in our_nodes(workflow)}
+    assert {node["id"]: node["widgets"] for node in nodes if node["id"] in stored} == stored
+    for node in nodes:
+        if node["type"] == MAIN.node_id:
+            replaced = [OVERRIDDEN.get(name, ()) for name in node["linked"]]
+            assert set(node["off"]) == set().union(*replaced)
+    if path.parent == FOLDER:
+        assert artist.prompt() == read_api(path.stem)
+
+
+def test_page_validates_against_its_schema(artist: Any) -> None:
+    workflow = read(SIMPLE)
+    workflow["nodes"][0]["properties"]["ver"] = "the newest"
+    artist.load(workflow)
+    wait_for_words(artist, artist.messages, "Invalid workflow against zod schema")
+    (message,) = artist.messages()
+    assert 'invalid semantic version: "the newest" at "nodes[0].properties.ver"' in message
+
+
+def test_page_names_what_is_wrong_in_a_graph(artist: Any) -> None:
+    workflow = read(SIMPLE)
+    nodes = {node["type"]: node for node in workflow["nodes"]}
+    link = next(link for link in workflow["links"] if link[1] == nodes["VAEDecode"]["id"])
+    link[1] = 999
+    nodes["SaveVideo"]["type"] = "NoSuchNode"
+    artist.load(workflow)
+    wait_for_words(artist, artist.messages, "Missing node: NoSuchNode")
+    wait_for_words(artist, artist.messages, "origin 999 does not exist")
+    assert artist.findings()["unknown"] == ["NoSuchNode"]
+
+
+def test_page_misses_a_model_that_no_loader_offers(artist: Any) -> None:
+    workflow = read(SIMPLE)
+    (loader,) = (node for node in workflow["nodes"] if node["type"] == "UNETLoader")
+    loader["widgets_values"][0] = "nowhere.safetensors"
+    artist.load(workflow)
+    wait_for_words(artist, artist.messages, "nowhere.safetensors is missing")
+
+
+def test_preset_fills_in_its_values_and_a_change_by_hand_is_custom(artist: Any) -> None:
+    artist.load(read(SIMPLE))
+    node = attention_node(artist)
+    for preset in ("quality", "fast"):
+        artist.choose(node, "preset", preset)
+        assert artist.values(node) == {"enabled": True, "preset": preset} | PRESETS[preset]
+    artist.type_value(node, "sparsity", "0.7")
+    by_hand = PRESETS["fast"] | {"sparsity": 0.7}
+    assert artist.values(node) == {"enabled": True, "preset": "custom"} | by_hand
+
+
+def test_stored_values_give_way_to_their_preset(artist: Any) -> None:
+    workflow = read("tune_with_the_probe")
+    first, second = (node for node in our_nodes(workflow) if node["type"] == MAIN.node_id)
+    place = list(MAIN.defaults).index("sparsity")
+    first["widgets_values"][place] = second["widgets_values"][place] = 0.1
+    second["widgets_values"][list(MAIN.defaults).index("preset")] = "custom"
+    artist.load(workflow)
+    assert artist.value(str(first["id"]), "sparsity") == PRESETS["balanced"]["sparsity"]
+    assert artist.value(str(second["id"]), "sparsity") == 0.1
+
+
+def test_what_a_connected_node_replaces_is_switched_off(artist: Any) -> None:
+    artist.load(read(SIMPLE))
+    node = attention_node(artist)
+    schedule, profile = (set(OVERRIDDEN[socket]) for socket in ("schedule", "profile"))
+    for script, socket, expected in (
+        (CONNECT, "schedule", schedule),
+        (CONNECT, "profile", schedule | profile),
+        (DISCONNECT, "schedule", profile),
+        (DISCONNECT, "profile", set()),
+    ):
+        artist.page.evaluate(script, [node, socket])
+        wait_until(artist, lambda wanted=expected: switched_off(artist, node) == wanted)
+        assert switched_off(artist, node) == expected
+
+
+def test_status_shows_on_the_node_and_on_the_subgraph_around_it(artist: Any, host: None) -> None:
+    artist.load(read(NESTED))
+    (subgraph,) = (each["id"] for each in artist.on_show() if each["is_subgraph"])
+    inner = next(node["id"] for node in artist.nodes() if node["type"] == MAIN.node_id)
+    send_status("sparse 1 / dense 3", f"{subgraph}:{inner}")
+    wait_for_words(artist, lambda: overlaid(artist), "sparse 1 / dense 3")
+    artist.enter_subgraph(subgraph)
+    send_status("sparse 2 / dense 3", f"{subgraph}:{inner}")
+    wait_for_words(artist, lambda: overlaid(artist), "sparse 2 / dense 3")
+    assert {node["id"]: node["text"] for node in artist.shown() if node["text"]} == {
+        inner: "sparse 2 / dense 3"
+    }
+
+
+def attention_node(artist: Any) -> str:
+    """The id of the first attention node in the graph on show."""
+    return next(node["id"] for node in artist.on_show() if node["type"] == MAIN.node_id)
+
+
+def overlaid(artist: Any) -> list[str]:
+    """The texts that lie over the canvas."""
+    return [each["text"] for each in artist.visible_texts()]
+
+
+def switched_off(artist: Any, node: str) -> set[str]:
+    """Names of the widgets of a node that are shown as disabled."""
+    widgets = next(each["widgets"] for each in artist.on_show() if each["id"] == node)
+    return {each["name"] for each in widgets if each["disabled"]}
+
+
+def wait_until(artist: Any, is_so: Callable[[], bool]) -> bool:
+    """Whether something is so on the page, or comes to be within 5 s."""
+    for _ in range(100):
+        if is_so():
+            return True
+        artist.page.wait_for_timeout(50)
+    return False
+
+
+def wait_for_words(artist: Any, texts: Callable[[], list[str]], words: str) -> None:
+    """Until one of the page's `texts` holds `words`; fails after 5 s, with all that it says."""
+    wait_until(artist, lambda: words in "\n".join(texts()))
+    assert words in "\n".join(texts())
