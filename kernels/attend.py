@@ -3,11 +3,12 @@
     none      O_r = softmax_{keys in C_i, context}(c q_r·k) V
     paper     O_r = R_i * softmax_{keys in C_i, context}(c q_r·k) V + compensation_i
     precise   every group g of the keys of the blocks not in C_i is one more key of the same
-              softmax, with value v̄_g and logit c q_r·k̄_g + ln n_g + min(|q_r|² ν_g, cap)
+              softmax, with value v̄_g and logit c q_r·k̄_g + tail_bias_ig (select.py)
 
-Softmax in fp32 with exp2, scale applied to the scores and not rounded into q. Rows are read and
-stored through the token order, so nothing is permuted outside. With int8 keys the queries are
-rounded here, and the sums of their products are exact integers. Specification:
+Softmax in fp32 with exp2, scale applied to the scores and not rounded into q. Rows are stored
+through the token order, so nothing is permuted outside. The sums of int8 products are exact
+integers. With fp16 values, which the tensor cores of graphics cards sum at twice the rate, every
+tile has a softmax of its own: weights up to 1, sums in fp16, added up in fp32. Specification:
 rspa_core/reference.py; arXiv 2511.19835 for R and the compensation.
 """
 
@@ -18,77 +19,174 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rspa_core.quantisation import TAIL_SCALE_GROUPS
 from .devices import Tile
 from .plan import Plan, Pooled, Result, Selection, Tail, strides
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# The bits of 1.5 * 2^23: an integer below 2^22 added to them gives the bits of a float that is as
+# much larger. A sum of int8 products that starts here is a float without any conversion.
+INTEGER_BITS = tl.constexpr(0x4B400000)
+INTEGER_FLOAT = tl.constexpr(12582912.0)
+LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
-def _absorb(acc, highest, total, scores, unit, values, INT8: tl.constexpr, PRECISION: tl.constexpr):
-    """One step of the online softmax: scores [M, N], values [N, DP].
+def _of_head(packed, head, length, DP: tl.constexpr, TMA: tl.constexpr):
+    """A packed tensor of `length` rows a head from the first row of `head` on, but descriptors."""
+    if not TMA:
+        packed += head * length * DP
+    return packed
 
-    `unit` brings scores to log2: a number, with INT8 one per row.
+
+@triton.jit
+def _load_tile(
+    packed, head_row, row, column, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """`[ROWS, COLUMNS]` from `row` of a head and `column` on; `head_row`: its row in descriptors.
+
+    Within a head offsets have 32 bits: half the registers of pointers.
     """
-    # Scaling after the maximum leaves one fused multiply-add per score.
-    new_highest = tl.maximum(highest, tl.max(scores, 1) * unit)
-    if INT8:
-        probs = tl.exp2(scores * unit[:, None] - new_highest[:, None])
+    if TMA:
+        tile = packed.load([head_row + row, column])
     else:
-        probs = tl.exp2(scores * unit - new_highest[:, None])
-    rescale = tl.exp2(highest - new_highest)
-    total = total * rescale + tl.sum(probs, 1)
-    acc = acc * rescale[:, None]
-    acc = tl.dot(probs.to(values.dtype), values, acc, input_precision=PRECISION)
-    return acc, new_highest, total
+        offsets = tl.arange(0, ROWS)[:, None] * DP + tl.arange(0, COLUMNS)[None, :]
+        tile = tl.load(packed + (row * DP + column + offsets))
+    return tile
+
+
+@triton.jit
+def _load_values(
+    packed, head_row, row, DP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """Values `[ROWS, WIDTH]` of the left channels and of the right ones, or all of them twice."""
+    left = _load_tile(packed, head_row, row, 0, DP, ROWS, WIDTH, TMA)
+    right = left
+    if WIDTH < DP:
+        right = _load_tile(packed, head_row, row, WIDTH, DP, ROWS, WIDTH, TMA)
+    return left, right
 
 
 @triton.jit
 def _scores(q, k, INT8: tl.constexpr, PRECISION: tl.constexpr):
-    """Raw scores [M, N] of q [M, DP] with k [N, DP], fp32."""
+    """Raw scores [M, N] of q [M, DP] with k [N, DP], fp32; of int8 above INTEGER_FLOAT."""
     if INT8:
-        scores = tl.dot(q, tl.trans(k), out_dtype=tl.int32).to(tl.float32)
+        start = tl.full([q.shape[0], k.shape[0]], INTEGER_BITS, tl.int32)
+        scores = tl.dot(q, tl.trans(k), start, out_dtype=tl.int32).to(tl.float32, bitcast=True)
     else:
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     return scores
 
 
 @triton.jit
-def _unit(row_unit, key_scale, kv_block, INT8: tl.constexpr):
-    """What brings raw scores with keys of `kv_block` to log2: a number, with INT8 one per row."""
+def _unit(row_unit, key_scale, index, INT8: tl.constexpr):
+    """What brings raw scores to log2: a number, of int8 one per row for keys of scale `index`."""
     unit = row_unit
     if INT8:
-        unit = row_unit * tl.load(key_scale + kv_block)
+        unit = row_unit * tl.load(key_scale + index)
         unit = tl.where(unit == 0.0, 1e-30, unit)  # 0 * -inf would be NaN
     return unit
 
 
 @triton.jit
-def _load_tile(packed, row, DP: tl.constexpr, TILE_N: tl.constexpr, TMA: tl.constexpr):
-    """Rows `row .. row + TILE_N` of a packed tensor, [TILE_N, DP]; `row` is int32."""
-    if TMA:
-        tile = packed.load([row, 0])
+def _absorb(
+    left, right, highest, total, scores, unit, bias, weight, values, right_values, value_scale,
+    HAS_BIAS: tl.constexpr, INT8: tl.constexpr, HALF: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One step of the online softmax over a tile of N keys.
+
+    Args:
+        left, right: sums of weighted values `[M, WIDTH]`; `right` of the right channels if SPLIT.
+        highest, total: maximum of the logits, in log2, and sum of the weights so far, `[M]`.
+        scores: see `_scores`; `unit` times their integers or products are logits.
+        bias: `[N]`, added to these; weight: a number, added to all of them. Read if HAS_BIAS.
+        values, right_values: `[N, WIDTH]`; of HALF to be taken times `value_scale`.
+    """
+    zero = 0.0 * unit
+    column_unit = unit
+    if INT8:
+        zero = INTEGER_FLOAT * unit
+        column_unit = unit[:, None]
+    if HAS_BIAS:
+        scores = scores * column_unit + bias[None, :]
+        zero -= weight
+        # Of a tile that is left out altogether all are -inf.
+        top = tl.maximum(tl.max(scores, 1), LOWEST)
     else:
-        offsets = tl.arange(0, TILE_N)[:, None] * DP + tl.arange(0, DP)[None, :]
-        tile = tl.load(packed + row.to(tl.int64) * DP + offsets)
-    return tile
+        # Scaling after the maximum leaves one fused multiply-add per score.
+        top = tl.max(scores, 1) * unit
+    new_highest = tl.maximum(highest, top - zero)
+    rescale = tl.exp2(highest - new_highest)
+    offset = top
+    if not HALF:
+        offset = new_highest + zero
+    if HAS_BIAS:
+        probs = tl.exp2(scores - offset[:, None])
+    else:
+        probs = tl.exp2(scores * column_unit - offset[:, None])
+    left = left * rescale[:, None]
+    if SPLIT:
+        right = right * rescale[:, None]
+    if HALF:
+        share = tl.exp2(top - zero - new_highest)
+        total = total * rescale + share * tl.sum(probs, 1)
+        share *= value_scale
+        probs = probs.to(tl.float16)
+        left += tl.dot(probs, values, out_dtype=tl.float16).to(tl.float32) * share[:, None]
+        if SPLIT:
+            part = tl.dot(probs, right_values, out_dtype=tl.float16)
+            right += part.to(tl.float32) * share[:, None]
+    else:
+        total = total * rescale + tl.sum(probs, 1)
+        probs = probs.to(values.dtype)
+        left = tl.dot(probs, values, left, input_precision=PRECISION)
+        if SPLIT:
+            right = tl.dot(probs, right_values, right, input_precision=PRECISION)
+    return left, right, new_highest, total
 
 
 @triton.jit
 def _ragged_block(
-    acc, highest, total, q, packed_k, packed_v, first_row, length, unit,
-    DP: tl.constexpr, TILE_N: tl.constexpr, TMA: tl.constexpr, INT8: tl.constexpr,
-    PRECISION: tl.constexpr,
+    left, right, highest, total, q, packed_k, packed_v, head_row, kv_block, length, row_unit,
+    key_scale, value_scale,
+    DP: tl.constexpr, WIDTH: tl.constexpr, KV_BLOCK: tl.constexpr, TILE_N: tl.constexpr,
+    TMA: tl.constexpr, INT8: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend the first `length` keys of the block that starts at packed row `first_row`."""
+    """Attend the first `length` keys of a block."""
     rows = tl.arange(0, TILE_N)
+    unit = _unit(row_unit, key_scale, kv_block, INT8)
+    value_unit = 1.0
+    if HALF:
+        value_unit = tl.load(value_scale + kv_block)
     for start in range(0, length, TILE_N):
-        k = _load_tile(packed_k, first_row + start, DP, TILE_N, TMA)
-        v = _load_tile(packed_v, first_row + start, DP, TILE_N, TMA)
+        row = kv_block * KV_BLOCK + start
+        k = _load_tile(packed_k, head_row, row, 0, DP, TILE_N, DP, TMA)
+        v, right_v = _load_values(packed_v, head_row, row, DP, TILE_N, WIDTH, TMA)
         scores = _scores(q, k, INT8, PRECISION)
         scores = tl.where((start + rows < length)[None, :], scores, float("-inf"))
-        acc, highest, total = _absorb(acc, highest, total, scores, unit, v, INT8, PRECISION)
-    return acc, highest, total
+        left, right, highest, total = _absorb(
+            left, right, highest, total, scores, unit, 0.0, 0.0, v, right_v, value_unit,
+            False, INT8, HALF, WIDTH < DP, PRECISION,
+        )  # fmt: skip
+    return left, right, highest, total
+
+
+@triton.jit
+def _store_rows(
+    out, row_stride, values, token, column, rectify_scale, compensation, row, is_video,
+    WIDTH: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PAPER: tl.constexpr,
+):  # fmt: skip
+    """Rectify and store the channels from `column` on of the rows `token` of a head."""
+    cols = column + tl.arange(0, WIDTH)
+    if PAPER:
+        values *= tl.load(rectify_scale + row, mask=is_video, other=1.0)
+        values += tl.load(compensation + row * DP + cols, mask=is_video, other=0.0)[None, :]
+    offsets = token[:, None] * row_stride + cols[None, :]
+    stored = (token >= 0)[:, None] & (cols < D)[None, :]
+    tl.store(out + offsets, values.to(out.dtype.element_ty), mask=stored)
 
 
 @triton.jit(
@@ -109,21 +207,24 @@ def _ragged_block(
     ]
 )
 def attend_kernel(
-    q,  # [B, H, N, D], any strides
+    q,  # [B, H, N, D], any strides; of INT8 [HC, (NCQ + NQ) * Q_BLOCK, DP] int8 in token order
+    q_scale,  # [HC, (NCQ + NQ) * Q_BLOCK] fp32: what one step of an int8 query is worth, INT8
     q_source,  # [(NCQ + NQ) * Q_BLOCK] int32: token of each row, context rows first, -1 padding
     packed_k,  # [HC, packed_length, DP]: video blocks, then context blocks, zeros behind each;
-    packed_v,  # with TMA a tensor descriptor of [HC * packed_length, DP] in tiles of TILE_N rows
+    packed_v,  # with TMA tensor descriptors of [HC * packed_length, DP] in tiles of TILE_N rows
     k_scale,  # [HC, packed_length / KV_BLOCK] fp32: what one step of int8 keys is worth, INT8
+    v_scale,  # [HC, packed_length / KV_BLOCK] fp32: what fp16 values are to be taken times, HALF
     kv_indices,  # [HC * NQ * width + NK + NCK] int32; the end lists all full blocks
     list_lengths,  # [HC, NQ] int32
     ragged_kept,  # [HC, NQ] int32
     rectify_scale,  # [HC, NQ] fp32, paper
     compensation,  # [HC, NQ, DP] fp32, paper
-    tail_mask,  # [HC, NQ, NK] fp32: 0, or -inf for critical blocks, precise
-    tail_k,  # [HC, tail_length, DP] dtype of q and v: means of groups, precise;
+    tail_k,  # [HC, tail_length, DP] like packed_k: means of groups, precise;
     tail_v,  # zeros behind the last one, with TMA in tiles of TAIL_N rows
-    tail_size,  # [HC, tail_length] fp32: log2 n_g, precise
-    tail_variance,  # [HC, tail_length] fp32: ν_g of rspa_core/key_groups.py, precise
+    tail_k_scale,  # [HC, tail_length / SCALE_GROUPS] fp32, INT8
+    tail_v_scale,  # [HC, tail_length / SCALE_GROUPS] fp32, HALF
+    tail_bias,  # [HC, NQ, tail_length] fp32, precise: -inf for critical blocks and behind the last
+    tail_weight,  # [HC] fp32, precise: log2 of what every group of the head counts for
     out,  # [B, N, H, D] contiguous
     first_head,
     num_heads,
@@ -143,17 +244,19 @@ def attend_kernel(
     stride_n,
     stride_d,
     scale,
-    variance_cap,
     D: tl.constexpr,
     DP: tl.constexpr,
+    WIDTH: tl.constexpr,  # channels of values of one product, DP or half of it
     Q_BLOCK: tl.constexpr,
     KV_BLOCK: tl.constexpr,
     TILE_N: tl.constexpr,
     TAIL_N: tl.constexpr,
     TMA: tl.constexpr,
     INT8: tl.constexpr,
+    HALF: tl.constexpr,
     RECTIFICATION: tl.constexpr,
     TAIL_KEYS: tl.constexpr,
+    SCALE_GROUPS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     # Context blocks first: they are the longest and must not start last.
@@ -165,34 +268,34 @@ def attend_kernel(
     head_in_batch = (first_head + head) % num_heads
     row = head * num_q + tl.maximum(q_block, 0)
     cols = tl.arange(0, DP)
+    rows = block * Q_BLOCK + tl.arange(0, Q_BLOCK)
 
-    token = tl.load(q_source + block * Q_BLOCK + tl.arange(0, Q_BLOCK)).to(tl.int64)
-    stored = (token >= 0)[:, None] & (cols < D)[None, :]
-    q_offsets = token[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
-    q_base = q + batch * stride_b + head_in_batch * stride_h
-    q_tile = tl.load(q_base + q_offsets, mask=stored, other=0.0)  # [Q_BLOCK, DP]
-
-    head_row = (head * packed_length).to(tl.int32)  # of this chunk's heads: far below 2^31
-    unit = scale * LOG2E  # from raw scores to exponents of 2
-    acc = tl.zeros([Q_BLOCK, DP], tl.float32)
-    highest = tl.full([Q_BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([Q_BLOCK], tl.float32)
-    if RECTIFICATION == "precise":
-        squares = q_tile.to(tl.float32)
-        # Not 0, because 0 * -inf would be NaN.
-        squared_length = tl.maximum(tl.sum(squares * squares, 1), 1e-30) * LOG2E
-    key_scale = k_scale
+    row_unit = scale * LOG2E  # from raw scores to exponents of 2
+    key_scale, value_scale = k_scale, v_scale
     if INT8:
-        exact = q_tile.to(tl.float32)
-        # The maximum drops NaN; the sum carries it into the scores, where it is seen.
-        largest = tl.max(tl.abs(exact), 1) + 0.0 * tl.sum(exact, 1)
-        steps = 127.0 / tl.maximum(largest, 1e-30)
-        keys_q = tl.floor(exact * steps[:, None] + 0.5).to(tl.int8)
-        row_unit = unit / 127.0 * largest
+        packed_rows = head * (num_context_q + num_q) * Q_BLOCK + rows
+        q_tile = tl.load(q + packed_rows[:, None] * DP + cols[None, :])  # [Q_BLOCK, DP]
+        row_unit = row_unit * tl.load(q_scale + packed_rows)
         key_scale += head * (packed_length // KV_BLOCK)
     else:
-        keys_q = q_tile
-        row_unit = unit
+        token = tl.load(q_source + rows).to(tl.int64)
+        inside = (token >= 0)[:, None] & (cols < D)[None, :]
+        q_offsets = token[:, None] * stride_n + cols.to(tl.int64)[None, :] * stride_d
+        q_base = q + batch * stride_b + head_in_batch * stride_h
+        q_tile = tl.load(q_base + q_offsets, mask=inside, other=0.0)
+    if HALF:
+        value_scale += head * (packed_length // KV_BLOCK)
+
+    head_row = (head * packed_length).to(tl.int32)  # of this chunk's heads: far below 2^31
+    keys = _of_head(packed_k, head, packed_length, DP, TMA)
+    values = _of_head(packed_v, head, packed_length, DP, TMA)
+    SPLIT: tl.constexpr = WIDTH < DP
+    left = tl.zeros([Q_BLOCK, WIDTH], tl.float32)
+    right = 0.0
+    if SPLIT:
+        right = tl.zeros([Q_BLOCK, WIDTH], tl.float32)
+    highest = tl.full([Q_BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([Q_BLOCK], tl.float32)
 
     # Full blocks: no mask. The next entry is loaded one step ahead, so that the address of the
     # next tile is known when its prefetch is issued.
@@ -202,67 +305,78 @@ def attend_kernel(
     num_tiles = num_entries * TILES
     entry = tl.load(entries, mask=num_entries > 0, other=0)
     for i in range(0, num_tiles):
-        first_row = head_row + entry * KV_BLOCK + (i % TILES) * TILE_N
-        tile_unit = _unit(row_unit, key_scale, entry, INT8)
+        first_row = entry * KV_BLOCK + (i % TILES) * TILE_N
+        unit = _unit(row_unit, key_scale, entry, INT8)
+        value_unit = 1.0
+        if HALF:
+            value_unit = tl.load(value_scale + entry)
         entry = tl.load(entries + (i + 1) // TILES, mask=i + 1 < num_tiles, other=0)
-        k = _load_tile(packed_k, first_row, DP, TILE_N, TMA)
-        v = _load_tile(packed_v, first_row, DP, TILE_N, TMA)
-        scores = _scores(keys_q, k, INT8, PRECISION)
-        acc, highest, total = _absorb(acc, highest, total, scores, tile_unit, v, INT8, PRECISION)
+        k = _load_tile(keys, head_row, first_row, 0, DP, TILE_N, DP, TMA)
+        v, right_v = _load_values(values, head_row, first_row, DP, TILE_N, WIDTH, TMA)
+        scores = _scores(q_tile, k, INT8, PRECISION)
+        left, right, highest, total = _absorb(
+            left, right, highest, total, scores, unit, 0.0, 0.0, v, right_v, value_unit,
+            False, INT8, HALF, SPLIT, PRECISION,
+        )  # fmt: skip
 
     # At most two ragged blocks: the end of the video and the end of the context.
     # A length of 0 skips one.
     kept = (is_video == 0) | (tl.load(ragged_kept + row) > 0)
-    last_context = num_k + context_length // KV_BLOCK
-    acc, highest, total = _ragged_block(
-        acc, highest, total, keys_q, packed_k, packed_v, head_row + (num_k - 1) * KV_BLOCK,
-        tl.where(kept, video_length % KV_BLOCK, 0), _unit(row_unit, key_scale, num_k - 1, INT8),
-        DP, TILE_N, TMA, INT8, PRECISION,
+    left, right, highest, total = _ragged_block(
+        left, right, highest, total, q_tile, keys, values, head_row, num_k - 1,
+        tl.where(kept, video_length % KV_BLOCK, 0), row_unit, key_scale, value_scale,
+        DP, WIDTH, KV_BLOCK, TILE_N, TMA, INT8, HALF, PRECISION,
     )  # fmt: skip
     length_of_last = context_length % KV_BLOCK
+    last_context = num_k + context_length // KV_BLOCK
     last_context = tl.where(length_of_last > 0, last_context, 0)  # of no block there is no scale
-    acc, highest, total = _ragged_block(
-        acc, highest, total, keys_q, packed_k, packed_v, head_row + last_context * KV_BLOCK,
-        length_of_last, _unit(row_unit, key_scale, last_context, INT8),
-        DP, TILE_N, TMA, INT8, PRECISION,
+    left, right, highest, total = _ragged_block(
+        left, right, highest, total, q_tile, keys, values, head_row, last_context,
+        length_of_last, row_unit, key_scale, value_scale,
+        DP, WIDTH, KV_BLOCK, TILE_N, TMA, INT8, HALF, PRECISION,
     )  # fmt: skip
 
     if RECTIFICATION == "precise":
-        if INT8:
-            # Read again rather than kept in registers through the loop.
-            q_tile = tl.load(
-                q_base + q_offsets, mask=stored, other=0.0, eviction_policy="evict_first"
-            )
-        cap = variance_cap * LOG2E
-        mask_row = tail_mask + row * num_k
-        tail_row = (head * tail_length).to(tl.int32)
         num_tail = tl.where(is_video, num_k * TAIL_KEYS, 0)
-        column = head * tail_length
-        for start in tl.range(0, num_tail, TAIL_N, num_stages=2):
-            index = start + tl.arange(0, TAIL_N)
-            inside = index < num_k * TAIL_KEYS
-            mark = tl.load(mask_row + index // TAIL_KEYS, mask=inside, other=float("-inf"))
-            k = _load_tile(tail_k, tail_row + start, DP, TAIL_N, TMA)
-            v = _load_tile(tail_v, tail_row + start, DP, TAIL_N, TMA)
-            size = tl.load(tail_size + column + index, mask=inside, other=0.0)
-            size = tl.where(mark == float("-inf"), mark, size)
-            variance = tl.load(tail_variance + column + index, mask=inside, other=0.0)
-            bias = squared_length[:, None] * variance[None, :] + size[None, :]
-            bias = tl.minimum(bias, (size + cap)[None, :])
-            scores = _scores(q_tile, k, False, PRECISION) * unit + bias
-            acc, highest, total = _absorb(acc, highest, total, scores, 1.0, v, False, PRECISION)
+        tail_row = (head * tail_length).to(tl.int32)
+        tail_keys = _of_head(tail_k, head, tail_length, DP, TMA)
+        tail_values = _of_head(tail_v, head, tail_length, DP, TMA)
+        scale_row = head * (tail_length // SCALE_GROUPS)
+        bias_row = tail_bias + row * tail_length
+        weight = tl.load(tail_weight + head)
+        for start in range(0, num_tail, TAIL_N):
+            unit = _unit(row_unit, tail_k_scale, scale_row + start // SCALE_GROUPS, INT8)
+            value_unit = 1.0
+            if HALF:
+                value_unit = tl.load(tail_v_scale + scale_row + start // SCALE_GROUPS)
+            bias = tl.load(bias_row + start + tl.arange(0, TAIL_N))
+            k = _load_tile(tail_keys, tail_row, start, 0, DP, TAIL_N, DP, TMA)
+            v, right_v = _load_values(tail_values, tail_row, start, DP, TAIL_N, WIDTH, TMA)
+            scores = _scores(q_tile, k, INT8, PRECISION)
+            left, right, highest, total = _absorb(
+                left, right, highest, total, scores, unit, bias, weight, v, right_v, value_unit,
+                True, INT8, HALF, SPLIT, PRECISION,
+            )  # fmt: skip
 
-    result = acc / total[:, None]
-    if RECTIFICATION == "paper":
-        result *= tl.load(rectify_scale + row, mask=is_video, other=1.0)
-        result += tl.load(compensation + row * DP + cols, mask=is_video, other=0.0)[None, :]
-    out_rows = (batch * length + token) * num_heads + head_in_batch
-    out_offsets = out_rows[:, None] * D + cols[None, :]
-    tl.store(out + out_offsets, result.to(out.dtype.element_ty), mask=stored)
+    # Loaded here, not kept in registers through the loops.
+    token = tl.load(q_source + rows).to(tl.int64)
+    out_row = out + (batch * length * num_heads + head_in_batch) * D
+    share = 1.0 / total
+    PAPER: tl.constexpr = RECTIFICATION == "paper"
+    _store_rows(
+        out_row, num_heads * D, left * share[:, None], token, 0, rectify_scale, compensation, row,
+        is_video, WIDTH, D, DP, PAPER,
+    )  # fmt: skip
+    if SPLIT:
+        _store_rows(
+            out_row, num_heads * D, right * share[:, None], token, WIDTH, rectify_scale,
+            compensation, row, is_video, WIDTH, D, DP, PAPER,
+        )  # fmt: skip
 
 
 def attend(
     q: Tensor,
+    q_pool: Pooled,
     k_pool: Pooled,
     v_pool: Pooled,
     tail: Tail | None,
@@ -275,22 +389,24 @@ def attend(
     compensation = None
     if selection.weights is not None:
         compensation = torch.bmm(selection.weights, v_pool.mean.high)  # C = W v̄
+    width = value_width(sizes.padded_dim, config.q_block, tile)
     arguments: dict[str, Any] = {
-        "q": q,
+        "q": q_pool.packed if tile.int8 else q,
+        "q_scale": q_pool.scale,
         "q_source": tables.q_source,
-        "packed_k": _tiles(k_pool.packed, tile.tile_n, tile),
-        "packed_v": _tiles(v_pool.packed, tile.tile_n, tile),
-        "k_scale": k_pool.packed_scale,
+        "packed_k": _tiles(k_pool.packed, tile.tile_n, sizes.padded_dim, tile),
+        "packed_v": _tiles(v_pool.packed, tile.tile_n, width, tile),
+        "k_scale": k_pool.scale,
         "kv_indices": selection.kv_indices,
         "list_lengths": selection.list_lengths,
         "ragged_kept": selection.ragged_kept,
         "rectify_scale": selection.rectify_scale,
         "compensation": compensation,
-        "tail_mask": selection.tail_mask,
-        "tail_k": tail and _tiles(tail.keys, tile.tail_n, tile),
-        "tail_v": tail and _tiles(tail.values, tile.tail_n, tile),
-        "tail_size": tail and tail.size,
-        "tail_variance": tail and tail.variance,
+        "tail_k": tail and _tiles(tail.keys, tile.tail_n, sizes.padded_dim, tile),
+        "tail_v": tail and _tiles(tail.values, tile.tail_n, width, tile),
+        "tail_k_scale": tail and tail.key_scale,
+        "tail_bias": selection.tail_bias,
+        "tail_weight": tail and tail.weight,
         "out": result.out,
         "first_head": plan.first_head,
         "num_heads": plan.num_heads,
@@ -307,7 +423,6 @@ def attend(
         "num_all_blocks": len(tables.all_blocks),
         **strides(q),
         "scale": plan.scale,
-        "variance_cap": plan.variance_cap,
         "D": sizes.head_dim,
         "DP": sizes.padded_dim,
         "Q_BLOCK": config.q_block,
@@ -316,6 +431,7 @@ def attend(
         "INT8": tile.int8,
         "RECTIFICATION": config.rectification,
         "TAIL_KEYS": config.tail_keys,
+        "SCALE_GROUPS": TAIL_SCALE_GROUPS,
         "num_warps": tile.num_warps,
     }
     if tile.max_registers:
@@ -329,6 +445,10 @@ def attend(
         )
         return
     attend_kernel[grid](
+        v_scale=v_pool.scale,
+        tail_v_scale=tail and tail.value_scale,
+        WIDTH=width,
+        HALF=tile.half_sums,
         TAIL_N=tile.tail_n,
         TMA=tile.tma,
         # Full fp32 products where the input is fp32; 16-bit inputs have one precision only.
@@ -338,15 +458,26 @@ def attend(
     )
 
 
-def _tiles(packed: Tensor | None, rows: int, tile: Tile) -> Any:
+def value_width(padded_dim: int, q_block: int, tile: Tile) -> int:
+    """Channels of values that one product takes.
+
+    Before Hopper, Triton gives every warp 16 whole rows of a product only if it has no more columns
+    than rows; otherwise warps exchange weights and maxima through shared memory. And sums in fp16
+    of one half become fp32 while the other half is multiplied.
+    """
+    is_wide = padded_dim > (64 if tile.half_sums else q_block) and not tile.specialised
+    return padded_dim // 2 if is_wide else padded_dim
+
+
+def _tiles(packed: Tensor | None, rows: int, columns: int, tile: Tile) -> Any:
     """`packed [HC, L, DP]` as the kernel reads it: itself, or a descriptor of `[HC * L, DP]` in
-    tiles of `rows` rows.
+    tiles of `rows` rows and `columns` channels.
     """
     assert packed is not None
     if not (tile.tma or tile.specialised):
         return packed
     flat = packed.flatten(0, 1)
-    shape = [rows, flat.shape[-1]]
+    shape = [rows, columns]
     if not tile.specialised:
         from triton.tools.tensor_descriptor import TensorDescriptor
 

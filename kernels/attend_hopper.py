@@ -90,7 +90,7 @@ class Shape:
     INT8: gl.constexpr
     PAPER: gl.constexpr
     PRECISE: gl.constexpr
-    TAIL_KEYS: gl.constexpr
+    SCALE_GROUPS: gl.constexpr
 
 
 @record
@@ -132,11 +132,11 @@ class Ring:
 class Queries:
     """Rows of one program: where they come from and where they go."""
 
-    q: Value  # of the head
+    q: Value  # of the head; of INT8 of the block, in token order
+    scale: Value  # fp32: what one step of each int8 row of the block is worth, INT8
     source: Value  # int32: token of each row of the block, -1 for padding
     out: Value  # of the head
     tiles: gl.shared_memory_descriptor  # [GROUPS, GROUP_ROWS, DP], as products read them
-    exact_tiles: gl.shared_memory_descriptor  # the same, never rounded
     num_heads: Value
     stride_n: Value
     stride_d: Value
@@ -170,11 +170,9 @@ class Work:
 class Tail:
     """What is known of the groups of keys behind the tail, "precise"."""
 
-    mask: Value  # [NK] fp32 of the q-block: 0, or -inf for critical blocks
-    size: Value  # [NK * TAIL_KEYS] fp32: log2 n_g
-    variance: Value  # [NK * TAIL_KEYS] fp32: ν_g
-    num_keys: Value  # NK * TAIL_KEYS
-    variance_cap: Value
+    bias: Value  # [tail_length] fp32 of the q-block, added to logits
+    weight: Value  # fp32, added to all logits of the head
+    key_scale: Value  # [tail_length / SCALE_GROUPS] fp32: what one step of int8 keys is worth, INT8
 
 
 @record
@@ -194,19 +192,19 @@ class Compensation:
     ]
 )  # fmt: skip
 def attend_hopper_kernel(
-    q, q_source, packed_k, packed_v, k_scale, kv_indices, list_lengths, ragged_kept,
-    rectify_scale, compensation, tail_mask, tail_k, tail_v, tail_size, tail_variance, out,
+    q, q_scale, q_source, packed_k, packed_v, k_scale, kv_indices, list_lengths, ragged_kept,
+    rectify_scale, compensation, tail_k, tail_v, tail_k_scale, tail_bias, tail_weight, out,
     first_head, num_heads, length, packed_length, tail_length, num_q, num_context_q, num_k,
     video_length, context_length, width, all_blocks_start, num_all_blocks,
-    stride_b, stride_h, stride_n, stride_d, scale, variance_cap, k_centre, k_radius,
+    stride_b, stride_h, stride_n, stride_d, scale, k_centre, k_radius,
     D: gl.constexpr, DP: gl.constexpr, Q_BLOCK: gl.constexpr, KV_BLOCK: gl.constexpr,
     TILE_N: gl.constexpr, STAGES: gl.constexpr, INT8: gl.constexpr, RECTIFICATION: gl.constexpr,
-    TAIL_KEYS: gl.constexpr,
+    TAIL_KEYS: gl.constexpr, SCALE_GROUPS: gl.constexpr,
 ):  # fmt: skip
     """Arguments of attend.py, but keys and values are always descriptors of TILE_N rows.
 
-    Besides them k_centre `[B * H, D]` and k_radius `[HC]`, both fp32: a vector, and the length of
-    the longest key from there.
+    Besides them k_centre `[B * H, D]` and k_radius `[HC]`, both fp32: a vector, which int8 keys
+    have lost, and the length of the longest key from there.
     """
     GROUPS: gl.constexpr = Q_BLOCK // GROUP_ROWS
     PAPER: gl.constexpr = RECTIFICATION == "paper"
@@ -236,19 +234,20 @@ def attend_hopper_kernel(
     )
 
     K_DTYPE: gl.constexpr = packed_k.dtype
-    V_DTYPE: gl.constexpr = packed_v.dtype
     K_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([GROUP_ROWS, DP], K_DTYPE)
-    V_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([GROUP_ROWS, DP], V_DTYPE)
     q_tiles = gl.allocate_shared_memory(K_DTYPE, [GROUPS, GROUP_ROWS, DP], K_TILE)
-    exact_tiles = q_tiles
-    if INT8 and PRECISE:
-        exact_tiles = gl.allocate_shared_memory(V_DTYPE, [GROUPS, GROUP_ROWS, DP], V_TILE)
+    first_q = q + batch * stride_b + head_in_batch * stride_h
+    row_scale = None
+    if INT8:
+        packed_rows = (head * (num_context_q + num_q) + block) * Q_BLOCK
+        first_q = q + packed_rows * DP
+        row_scale = q_scale + packed_rows
     queries = Queries(
-        q=q + batch * stride_b + head_in_batch * stride_h,
+        q=first_q,
+        scale=row_scale,
         source=q_source + block * Q_BLOCK,
         out=out + (batch * length * num_heads + head_in_batch) * D,
         tiles=q_tiles,
-        exact_tiles=exact_tiles,
         num_heads=num_heads,
         stride_n=stride_n,
         stride_d=stride_d,
@@ -270,19 +269,18 @@ def attend_hopper_kernel(
         factor = rectify_scale + row
         addition = compensation + row * DP
     paper = Compensation(scale=factor, addition=addition, is_video=is_video)
-    mask = None
-    size = None
-    variance = None
+    bias = None
+    weight = None
+    tail_scale = None
     if PRECISE:
-        mask = tail_mask + row * num_k
-        size = tail_size + head * tail_length
-        variance = tail_variance + head * tail_length
-    tail = Tail(
-        mask=mask, size=size, variance=variance, num_keys=num_keys, variance_cap=variance_cap
-    )
+        bias = tail_bias + row * tail_length
+        weight = gl.load(tail_weight + head)
+        if INT8:
+            tail_scale = tail_k_scale + head * (tail_length // SCALE_GROUPS)
+    tail = Tail(bias=bias, weight=weight, key_scale=tail_scale)
     shape = Shape(
         D=D, DP=DP, Q_BLOCK=Q_BLOCK, KV_BLOCK=KV_BLOCK, TILE_N=TILE_N, INT8=INT8, PAPER=PAPER,
-        PRECISE=PRECISE, TAIL_KEYS=TAIL_KEYS,
+        PRECISE=PRECISE, SCALE_GROUPS=SCALE_GROUPS,
     )  # fmt: skip
     fetched = (packed_k, packed_v, tail_k, tail_v, work, k_ring, v_ring, shape)
     if GROUPS == 2:
@@ -345,15 +343,8 @@ def fetch_tiles(packed_k, packed_v, tail_k, tail_v, work, k_ring, v_ring, shape)
     if shape.PRECISE:
         for tile in range(0, work.num_tail):
             row = work.tail_row + tile * TILE_N
-            if shape.INT8:
-                # Means of keys are not rounded: they go through the ring of the values.
-                index = num_attended + 2 * tile
-                v_ring.fetch(tail_k, row, index)
-                v_ring.fetch(tail_v, row, index + 1)
-            else:
-                index = num_attended + tile
-                k_ring.fetch(tail_k, row, index)
-                v_ring.fetch(tail_v, row, index)
+            k_ring.fetch(tail_k, row, num_attended + tile)
+            v_ring.fetch(tail_v, row, num_attended + tile)
 
 
 @gluon.jit
@@ -368,44 +359,38 @@ def attend_rows(group, queries, keys, work, tail, paper, k_ring, v_ring, scale, 
     WIDE: gl.constexpr = v_ring.tiles.dtype == gl.bfloat16
     K_STEP: gl.constexpr = 32 if INT8 else 16  # channels of one instruction
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_N, K_STEP])
-    T_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DP, 16])
     W_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     Q_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (DP // 8), DP // 8], [4, 1], [1, 0])
     ROW_S: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
-    ROW_T: gl.constexpr = gl.SliceLayout(1, T_LAYOUT)
     ROW_O: gl.constexpr = gl.SliceLayout(1, O_LAYOUT)
 
     source = queries.source + group * GROUP_ROWS
+    q_rows = gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, Q_LAYOUT))
     q_cols = gl.arange(0, DP, gl.SliceLayout(0, Q_LAYOUT))
-    token = gl.load(source + gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, Q_LAYOUT))).to(gl.int64)
-    stored = (token >= 0)[:, None] & (q_cols < D)[None, :]
-    q_offsets = token[:, None] * queries.stride_n
-    q_offsets += q_cols.to(gl.int64)[None, :] * queries.stride_d
-    q_tile = gl.load(queries.q + q_offsets, mask=stored, other=0.0)
-
     unit = scale * LOG2E  # from raw scores to exponents of 2
     row_unit = unit
-    exact = q_tile.to(gl.float32)
-    squared_length = gl.sum(exact * exact, 1)
-    # Rounding to int8 lengthens a vector by less than a twentieth.
-    bound = gl.sqrt(squared_length) * gl.load(keys.radius) * (1.1 if INT8 else 1.0)
-    if not INT8:  # int8 keys have lost their centre
+    radius = gl.load(keys.radius)
+    if INT8:
+        q_rows += group * GROUP_ROWS
+        q_tile = gl.load(queries.q + q_rows[:, None] * DP + q_cols[None, :])
+        exact = q_tile.to(gl.float32)
+        step = gl.load(queries.scale + q_rows)
+        # The keys have lost their centre; rounding lengthens a vector by less than a twentieth.
+        bound = gl.sqrt(gl.sum(exact * exact, 1)) * step * radius * 1.1
+        row_unit = gl.convert_layout(unit * step, ROW_S)
+    else:
+        token = gl.load(source + q_rows).to(gl.int64)
+        q_offsets = token[:, None] * queries.stride_n
+        q_offsets += q_cols.to(gl.int64)[None, :] * queries.stride_d
+        inside = (token >= 0)[:, None] & (q_cols < D)[None, :]
+        q_tile = gl.load(queries.q + q_offsets, mask=inside, other=0.0)
+        exact = q_tile.to(gl.float32)
         centre = gl.load(keys.centre + q_cols, mask=q_cols < D, other=0.0)
-        bound += gl.sum(exact * centre[None, :], 1)
+        bound = gl.sqrt(gl.sum(exact * exact, 1)) * radius + gl.sum(exact * centre[None, :], 1)
     bound = gl.convert_layout(bound * unit, ROW_S)
     q_shared = queries.tiles.index(group)
-    exact_shared = queries.exact_tiles.index(group)
-    if INT8:
-        # The maximum drops NaN; the sum carries it into the scores, where it is seen.
-        largest = gl.max(gl.abs(exact), 1) + 0.0 * gl.sum(exact, 1)
-        steps = 127.0 / gl.maximum(largest, 1e-30)
-        row_unit = gl.convert_layout(unit / 127.0 * largest, ROW_S)
-        q_shared.store(gl.floor(exact * steps[:, None] + 0.5).to(gl.int8))
-        if shape.PRECISE:
-            exact_shared.store(q_tile)
-    else:
-        q_shared.store(q_tile)
+    q_shared.store(q_tile)
     # Products read the queries of all four warps past the cache of each: every warp makes its own
     # visible before any warp goes on.
     fence_async_shared()
@@ -480,20 +465,15 @@ def attend_rows(group, queries, keys, work, tail, paper, k_ring, v_ring, scale, 
             index += 1
 
     if shape.PRECISE:
-        # Not 0, because 0 * -inf would be NaN.
-        squared_length = gl.maximum(squared_length, 1e-30) * LOG2E
-        squared_length = gl.convert_layout(squared_length, ROW_T)
-        highest = gl.convert_layout(highest, ROW_T)
-        total = gl.convert_layout(total, ROW_T)
         # The bound holds for means of keys, too, but for their bias: up to 2^13, too much for fp16.
         if bounded and WIDE:
             acc, total = tail_keys(
-                acc, highest, total, exact_shared, squared_length, index, unit,
+                acc, highest, total, q_shared, start, row_unit, index,
                 work, tail, k_ring, v_ring, shape, True,
             )  # fmt: skip
         else:
             acc, total = tail_keys(
-                acc, highest, total, exact_shared, squared_length, index, unit,
+                acc, highest, total, q_shared, start, row_unit, index,
                 work, tail, k_ring, v_ring, shape, False,
             )  # fmt: skip
 
@@ -564,17 +544,17 @@ def full_blocks(
 
 @gluon.jit
 def tail_keys(
-    acc, highest, total, exact_shared, squared_length, first, unit,
+    acc, highest, total, q_shared, start, row_unit, first,
     work, tail, k_ring, v_ring, shape, BOUNDED: gl.constexpr,
 ):  # fmt: skip
     """The groups of keys of `precise`, with the bias of attend.py.
 
     Args:
         acc, highest, total: of the online softmax; BOUNDED rows keep the maximum they have.
-        exact_shared: queries, not rounded.
-        squared_length: |q|² of each row, in units of log2.
+        q_shared: queries.
+        start: where sums of products begin.
+        row_unit: see `scaling`.
         first: number of the first tile in the rings.
-        unit: from raw scores to exponents of 2.
         work, tail, k_ring, v_ring, shape: see there.
 
     Returns:
@@ -582,61 +562,54 @@ def tail_keys(
     """
     INT8: gl.constexpr = shape.INT8
     TILE_N: gl.constexpr = shape.TILE_N
-    DTYPE: gl.constexpr = v_ring.tiles.dtype
-    ROWS: gl.constexpr = squared_length.shape[0]
-    T_LAYOUT: gl.constexpr = squared_length.type.layout.parent
+    TILES: gl.constexpr = shape.SCALE_GROUPS // TILE_N
+    S_LAYOUT: gl.constexpr = start.type.layout
     O_LAYOUT: gl.constexpr = acc.type.layout
-    # Where tile j of the tail is in its rings, see `fetch_tiles`.
-    PACE: gl.constexpr = 2 if INT8 else 1
-    AFTER: gl.constexpr = 1 if INT8 else 0
-    ring = v_ring
-    if not INT8:
-        ring = k_ring
-    cap = tail.variance_cap * LOG2E
-    COLUMN_T: gl.constexpr = gl.SliceLayout(0, T_LAYOUT)
-    zeros = gl.zeros([ROWS, TILE_N], gl.float32, T_LAYOUT)
-    parts = partial_sums(zeros)
-    # One value per thread, a tile ahead; in COLUMN_T each thread would load a quarter of the tile.
-    loaded = gl.arange(0, TILE_N, gl.BlockedLayout([1], [32], [4], [0]))
-    next_variance, next_size = _stand_ins(tail, loaded, shape.TAIL_KEYS)
-    for tile in range(0, work.num_tail):
-        variance = next_variance
-        size = next_size
-        k_slot = ring.wait(first + PACE * tile)
-        k_tile = ring.tiles.index(k_slot).permute((1, 0))
-        scores = warpgroup_mma(exact_shared, k_tile, zeros, use_acc=False, is_async=True)
-        ahead = (tile + 1) * TILE_N + loaded
-        next_variance, next_size = _stand_ins(tail, ahead, shape.TAIL_KEYS)
+    num_tiles = work.num_tail
+    parts = partial_sums(gl.zeros(start.shape, gl.float32, S_LAYOUT))
+    # One value per thread, a tile ahead; in the layout of the scores each thread would load a
+    # quarter of the tile.
+    column = gl.arange(0, TILE_N, gl.BlockedLayout([1], [32], [4], [0]))
+    next_bias = gl.load(tail.bias + column)
+    scale_next = 1.0
+    if INT8:
+        scale_next = gl.load(tail.key_scale)
+    for tile in range(0, num_tiles):
+        bias = next_bias
+        unit = scaling(row_unit, scale_next, INT8)
+        k_slot = k_ring.wait(first + tile)
+        k_tile = k_ring.tiles.index(k_slot).permute((1, 0))
+        scores = warpgroup_mma(q_shared, k_tile, start, use_acc=INT8, is_async=True)
+        is_next = tile + 1 < num_tiles
+        next_bias = gl.load(tail.bias + (tile + 1) * TILE_N + column, mask=is_next, other=0.0)
+        if INT8:
+            scale_next = gl.load(tail.key_scale + (tile + 1) // TILES, mask=is_next, other=1.0)
         scores = warpgroup_mma_wait(0, deps=(scores,))
-        ring.leave(k_slot)
-        variance = gl.convert_layout(variance, COLUMN_T)
-        log_size = gl.convert_layout(size, COLUMN_T)
-        bias = squared_length[:, None] * variance[None, :] + log_size[None, :]
-        bias = gl.minimum(bias, (log_size + cap)[None, :])
-        scores = scores * unit + bias
+        k_ring.leave(k_slot)
+        bias = gl.convert_layout(bias, gl.SliceLayout(0, S_LAYOUT))[None, :]
+        if INT8:
+            scores = scores.to(gl.float32, bitcast=True) * unit[:, None] + bias
+            zero = INTEGER_FLOAT * unit - tail.weight
+        else:
+            scores = scores * unit + bias
+            zero = 0.0 * highest - tail.weight
         if BOUNDED:
-            weights = exponentials(scores, highest, 1.0, False)
+            weights = gl.exp2(scores - (highest + zero)[:, None])
             parts += partial_sums(weights)
         else:
-            weights, highest, total, rescale = online_step(scores, highest, total, 1.0, False)
+            new_highest = gl.maximum(highest, gl.max(scores, 1) - zero)
+            weights = gl.exp2(scores - (new_highest + zero)[:, None])
+            rescale = gl.exp2(highest - new_highest)
+            total = total * rescale + gl.sum(weights, 1)
             acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, O_LAYOUT))[:, None]
-        w = gl.convert_layout(weights.to(DTYPE), gl.DotOperandLayout(0, O_LAYOUT, 2))
-        v_slot = v_ring.wait(first + PACE * tile + AFTER)
+            highest = new_highest
+        w = gl.convert_layout(weights.to(v_ring.tiles.dtype), gl.DotOperandLayout(0, O_LAYOUT, 2))
+        v_slot = v_ring.wait(first + tile)
         acc = warpgroup_mma(w, v_ring.tiles.index(v_slot), acc)
         v_ring.leave(v_slot)
     if BOUNDED:
         total += gl.convert_layout(gl.sum(parts, 1), total.type.layout)
     return acc, total
-
-
-@gluon.jit
-def _stand_ins(tail, number, TAIL_KEYS: gl.constexpr):
-    """ν and log2 of the tokens of some groups; -inf where they are left out of the tail."""
-    inside = number < tail.num_keys
-    mark = gl.load(tail.mask + number // TAIL_KEYS, mask=inside, other=float("-inf"))
-    size = gl.load(tail.size + number, mask=inside, other=0.0)
-    size = gl.where(mark == float("-inf"), mark, size)
-    return gl.load(tail.variance + number, mask=inside, other=0.0), size
 
 
 @gluon.jit

@@ -99,6 +99,7 @@ class Tile(NamedTuple):
         max_registers: registers per thread at most, so that two programs share a multiprocessor;
             0 leaves it to the compiler.
         int8: queries and keys are rounded to int8, see rspa_core/quantisation.py.
+        half_sums: values are scaled to fp16 and summed in fp16 over one tile, in fp32 over tiles.
         specialised: the kernel of attend_hopper.py, which fetches with one warp more and always
             through descriptors; `num_warps` are those of one group.
     """
@@ -110,17 +111,24 @@ class Tile(NamedTuple):
     max_registers: int = 0
     int8: bool = False
     specialised: bool = False
+    half_sums: bool = False
 
     @property
     def tail_n(self) -> int:
         """Pooled keys per step of the tail, whose bias takes registers beside the scores."""
-        if self.specialised:
+        if self.specialised or self.half_sums:
             return self.tile_n
         return min(self.tile_n, 64 if self.tma else 32)
 
 
 _POINTERS = (Tile(64, 8, 3), Tile(64, 8, 2), Tile(32, 8, 2), Tile(32, 8, 1))
 _POINTERS_64 = tuple(tile._replace(num_warps=4) for tile in _POINTERS)
+# Tensor cores of graphics cards sum in fp16 at twice the rate of fp32. A tile of 128 keys becomes
+# fp32 half as often as two of 64; with 16-bit keys it would spill.
+_CARDS_128 = (Tile(64, 8, 2, half_sums=True),)
+_CARDS_128_INT8 = (Tile(128, 8, 2, half_sums=True), Tile(64, 8, 3, half_sums=True))
+_CARDS_64 = (Tile(64, 4, 2, half_sums=True),)
+_CARDS_64_INT8 = (Tile(64, 4, 3, half_sums=True), *_CARDS_64)
 _FULL_PRECISION = (Tile(32, 8, 2), Tile(32, 8, 1), Tile(16, 8, 1))
 
 # Two groups of four warps, or one with half of the registers so that two programs share a
@@ -168,6 +176,9 @@ def tile_candidates(
     else:
         rows = _POINTERS_64 if small else _POINTERS
     rounded = rows
+    if is_graphics_card(capability) and dtype.itemsize == 2:
+        rounded = (_CARDS_64_INT8 if small else _CARDS_128_INT8) + rows
+        rows = (_CARDS_64 if small else _CARDS_128) + rows
     if has_gluon and capability[0] == 9 and dtype.itemsize == 2:
         if head_dim >= _SPECIALISED_HEAD_DIM:
             first = _SPECIALISED_128 if q_block == 128 else _SPECIALISED_64
@@ -186,10 +197,15 @@ def tile_candidates(
 
 
 def tile_bytes(tile: Tile, dtype: torch.dtype, head_dim: int, q_block: int) -> int:
-    """Shared memory that a tile needs: q once, k and v once per pipeline stage."""
+    """Shared memory that a tile needs: q once, k and v once per pipeline stage.
+
+    The generic kernel, for graphics cards, copies the next tile over one that has been read: it
+    holds one tile less than it has stages.
+    """
     key_bytes = 1 if tile.int8 else dtype.itemsize
-    keys = tile.tile_n * tile.num_stages
-    return (q_block * dtype.itemsize + keys * (key_bytes + dtype.itemsize)) * head_dim
+    keys = tile.tile_n * (tile.num_stages - 1 if tile.half_sums else tile.num_stages)
+    q_bytes = key_bytes if tile.half_sums else dtype.itemsize
+    return (q_block * q_bytes + keys * (key_bytes + dtype.itemsize)) * head_dim
 
 
 def resolved_precision(precision: str, capability: tuple[int, int]) -> str:
@@ -201,7 +217,12 @@ def resolved_precision(precision: str, capability: tuple[int, int]) -> str:
     """
     if precision != "auto":
         return precision
-    return "int8" if capability in ((8, 6), (8, 9)) or capability[0] == 12 else "16-bit"
+    return "int8" if is_graphics_card(capability) else "16-bit"
+
+
+def is_graphics_card(capability: tuple[int, int]) -> bool:
+    """Whether tensor cores of this compute capability sum 16-bit products in fp32 at half rate."""
+    return capability in ((8, 6), (8, 9)) or capability[0] == 12
 
 
 class RankTile(NamedTuple):
@@ -233,11 +254,21 @@ def group_rank_tile(dtype: torch.dtype) -> RankTile:
     return RankTile(128, 128, 32, 4, 3)
 
 
-def pool_warps(block: int, int8: bool) -> int:
+def pool_warps(block: int) -> int:
     """Warps of the pool kernel: as few as hold a block, so that many blocks are under way."""
-    if block < 64:
-        return 1
-    return 2 if block == 64 and not int8 else 4
+    return max(1, block // 32)
+
+
+def label_registers(device: torch.device, block: int) -> int | None:
+    """Registers per thread of the label kernel at most, None for what the compiler takes.
+
+    Half of them let twice as many programs hide each other's reductions, which on Hopper does not
+    outweigh the spills of a block of 128.
+    """
+    if device.type == "cpu":
+        return None
+    hopper = torch.cuda.get_device_capability(device)[0] == 9
+    return None if hopper and block == 128 else 128
 
 
 def select_warps(block: int) -> int:

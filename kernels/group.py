@@ -5,8 +5,9 @@
     k̄_g, v̄_g, log2 n_g                  over the tokens of group g
     ν_g = √(½ c² v_g r_g)               v_g: mean variance of k
 
-Two kernels, one program per kv-block: labels and what comes of f; means of keys or of values. A
-group without tokens has log2 n_g = -inf. Specification: rspa_core/key_groups.py.
+Three kernels: labels and what comes of f, and means of keys or of values, a kv-block per program;
+then the means in narrow types. A group without tokens has log2 n_g = -inf. Specification:
+rspa_core/key_groups.py and rspa_core/quantisation.py.
 """
 
 from typing import Any
@@ -17,8 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES
+from ..rspa_core.quantisation import ROTATED_CHANNELS, TAIL_SCALE_GROUPS
+from .devices import label_registers
 from .plan import Plan, Statistic, Tail, strides
-from .pool import load_block
+from .pool import HALF_RANGE, load_block, rotate, round_half
 
 GROUP_ROWS = tl.constexpr(16)  # of products over the members of groups: no smaller one exists
 
@@ -134,10 +137,8 @@ def group_mean_kernel(
     x,  # [B, H, N, D], any strides: k or v
     source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding
     labels,  # [HC, NB * BLOCK] int8
-    shift,  # [B * H, D] fp32, read if SHIFTED
     mean,  # [HC, tail_length, DP] dtype of x: mean of group g of block j at j G + g, written
     mean_low,  # what mean lacks, written, or None
-    shifted,  # [HC, tail_length, DP] dtype of x: the mean less the shift, written if SHIFTED
     tail_variance,  # [HC, tail_length] fp32: r_g, overwritten by ν_g if VARIANCE
     first_head,
     num_heads,
@@ -152,7 +153,6 @@ def group_mean_kernel(
     BLOCK: tl.constexpr,
     GROUPS: tl.constexpr,
     VARIANCE: tl.constexpr,
-    SHIFTED: tl.constexpr,
     MEAN_LOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -195,9 +195,51 @@ def group_mean_kernel(
     if MEAN_LOW:
         rest = averages - rounded.to(tl.float32)
         tl.store(mean_low + out, rest.to(mean_low.dtype.element_ty), mask=written)
-    if SHIFTED:
-        averages -= tl.load(shift + batch_head * D + cols, mask=cols < D, other=0.0)[None, :]
-        tl.store(shifted + out, averages.to(shifted.dtype.element_ty), mask=written)
+
+
+@triton.jit(do_not_specialize=["first_head", "num_rows", "tail_length"])
+def narrow_kernel(
+    mean,  # [HC, tail_length, DP]: means of groups of keys, read if INT8
+    mean_low,  # or None
+    values,  # [HC, tail_length, DP]: means of their values, read if HALF
+    shift,  # [B * H, DP] fp32: rotated, taken off the rotated keys
+    rotation,  # [RUN, RUN] dtype of mean
+    keys,  # [HC, tail_length, DP] int8, written if INT8
+    key_scale,  # [HC, tail_length / ROWS] fp32, written if INT8
+    half_values,  # [HC, tail_length, DP] fp16, written if HALF
+    value_scale,  # [HC, tail_length / ROWS] fp32, written if HALF
+    first_head,
+    num_rows,  # groups of a head
+    tail_length,
+    DP: tl.constexpr,
+    ROWS: tl.constexpr,  # groups that share a scale
+    INT8: tl.constexpr,
+    HALF: tl.constexpr,
+    HALF_RANGE: tl.constexpr,
+    RUN: tl.constexpr,
+    LOW: tl.constexpr,
+):
+    head = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    rows = part * ROWS + tl.arange(0, ROWS)
+    cols = tl.arange(0, DP)
+    offsets = (head * tail_length + rows)[:, None] * DP + cols[None, :]
+    place = head * (tail_length // ROWS) + part
+    if INT8:
+        turned = rotate(tl.load(mean + offsets), rotation, RUN)
+        if LOW:
+            turned += rotate(tl.load(mean_low + offsets), rotation, RUN)
+        turned -= tl.load(shift + (first_head + head) * DP + cols)[None, :]
+        turned = tl.where((rows < num_rows)[:, None], turned, 0.0)
+        # The maximum drops NaN; the sum carries it into the scale, where it is seen.
+        largest = tl.max(tl.max(tl.abs(turned), 1), 0) + 0.0 * tl.sum(tl.sum(turned, 1), 0)
+        steps = 127.0 / tl.maximum(largest, 1e-30)
+        tl.store(keys + offsets, tl.floor(turned * steps + 0.5).to(tl.int8))
+        tl.store(key_scale + place, largest / 127.0)
+    if HALF:
+        rounded, unit = round_half(tl.load(values + offsets).to(tl.float32), HALF_RANGE)
+        tl.store(half_values + offsets, rounded)
+        tl.store(value_scale + place, unit)
 
 
 def group_keys(k: Tensor, v: Tensor, plan: Plan) -> Tail:
@@ -221,6 +263,8 @@ def group_keys(k: Tensor, v: Tensor, plan: Plan) -> Tail:
         "PRECISION": "ieee" if k.dtype == torch.float32 else "tf32",
     }
     grid = (plan.chunk_heads, sizes.num_k)
+    registers = label_registers(k.device, config.kv_block)
+    limits = {} if registers is None else {"maxnreg": registers}
     label_kernel[grid](
         k=k,
         queries=plan.queries,
@@ -231,41 +275,69 @@ def group_keys(k: Tensor, v: Tensor, plan: Plan) -> Tail:
         R=SAMPLED_QUERIES,
         ROUNDS=ROUNDS,
         num_warps=config.kv_block // 32,
+        **limits,
         **common,
     )
 
     values = k.new_zeros((*shape, sizes.padded_dim))
     low = None if k.dtype == torch.float32 else torch.zeros_like(values)
     mean = Statistic(torch.zeros_like(values), low)
-    # Only int8 keys have lost the shift.
-    shift = plan.shift if plan.tile.int8 else None
-    keys = mean.high if shift is None else torch.zeros_like(values)
     group_mean_kernel[grid](
         x=k,
-        shift=shift,
         mean=mean.high,
         mean_low=mean.low,
-        shifted=keys,
         tail_variance=variance,
         **strides(k),
         VARIANCE=True,
-        SHIFTED=shift is not None,
         MEAN_LOW=mean.low is not None,
-        num_warps=config.kv_block // 16,
+        num_warps=config.kv_block // 32,
         **common,
     )
     group_mean_kernel[grid](
         x=v,
-        shift=None,
         mean=values,
         mean_low=None,
-        shifted=None,
         tail_variance=None,
         **strides(v),
         VARIANCE=False,
-        SHIFTED=False,
         MEAN_LOW=False,
-        num_warps=config.kv_block // 16,
+        num_warps=config.kv_block // 32,
         **common,
     )
-    return Tail(keys, values, size, variance, mean)
+    return _narrow(mean, values, size, variance, plan)
+
+
+def _narrow(mean: Statistic, values: Tensor, size: Tensor, variance: Tensor, plan: Plan) -> Tail:
+    """The tail in the types in which the attention reads it."""
+    tile, sizes = plan.tile, plan.sizes
+    keys, half_values, key_scale, value_scale = mean.high, values, None, None
+    grid = (plan.chunk_heads, sizes.tail_length // TAIL_SCALE_GROUPS)
+    if tile.int8:
+        keys, key_scale = torch.empty_like(keys, dtype=torch.int8), size.new_empty(grid)
+    if tile.half_sums:
+        half_values = torch.empty_like(values, dtype=torch.float16)
+        value_scale = size.new_empty(grid)
+    if tile.int8 or tile.half_sums:
+        narrow_kernel[grid](
+            mean=mean.high,
+            mean_low=mean.low,
+            values=values,
+            shift=plan.shift,
+            rotation=plan.rotation,
+            keys=keys,
+            key_scale=key_scale,
+            half_values=half_values,
+            value_scale=value_scale,
+            first_head=plan.first_head,
+            num_rows=sizes.num_k * plan.config.tail_keys,
+            tail_length=sizes.tail_length,
+            DP=sizes.padded_dim,
+            ROWS=TAIL_SCALE_GROUPS,
+            INT8=tile.int8,
+            HALF=tile.half_sums,
+            HALF_RANGE=HALF_RANGE,
+            RUN=ROTATED_CHANNELS,
+            LOW=mean.low is not None,
+            num_warps=8,
+        )
+    return Tail(keys, half_values, key_scale, value_scale, size, variance, mean, None)

@@ -53,8 +53,8 @@ def launch(
         q_pool, k_pool, v_pool = pool_queries(q, plan), pool_keys(k, plan), pool_values(v, plan)
         tail = group_keys(k, v, plan) if config.rectification == "precise" else None
         scores = rank(q_pool, k_pool, tail, k, plan)
-        selection = select(scores, plan, result)
+        selection = select(scores, q_pool, tail, plan, result)
         if tail is not None:
             tail = weigh_tail(tail, k_pool, v_pool, selection, plan)
-        attend(q, k_pool, v_pool, tail, selection, plan, result)
+        attend(q, q_pool, k_pool, v_pool, tail, selection, plan, result)
     return result.out.transpose(1, 2), result.kv_counts, result.mask

@@ -19,7 +19,13 @@ from ..rspa_core.config import SparseConfig
 from ..rspa_core.key_groups import SAMPLED_QUERIES, sampled_places
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.order import block_neighbours, token_order
-from ..rspa_core.quantisation import smoothing_shift
+from ..rspa_core.quantisation import (
+    ROTATED_CHANNELS,
+    TAIL_SCALE_GROUPS,
+    rotated,
+    rotation,
+    smoothing_shift,
+)
 from ..rspa_core.ranking import Q_PARTS
 from ..rspa_core.rectification import TAIL_VARIANCE_CAP
 from .devices import Tile
@@ -40,9 +46,11 @@ class Plan:
         tile: launch configuration of the attention kernel.
         tables: where the tokens go.
         sizes: numbers of blocks and lengths of rows.
-        shift: `[B, H, D]` fp32, a mean of the keys; int8 keys lose it, and the kernel for Hopper
-            measures from there. None where neither is used.
+        shift: a mean of the keys, fp32: `[B, H, D]`, from where bounds are measured, or with int8
+            rotated, `[B, H, DP]`, which the keys lose. None where neither is used.
+        rotation: `[32, 32]` dtype of q, of runs of channels, "int8".
         queries: `[B * H, R, DP]` dtype of q, the sampled queries, "precise".
+        rotated_queries: the same, rotated, "int8"; else they.
         variance_cap: most that the spread of a group may add to its logit, in nats.
         num_heads: H.
         first_head, chunk_heads: heads `first_head ...` of the flattened (batch, head) index.
@@ -53,7 +61,9 @@ class Plan:
     tables: IndexTables
     sizes: Sizes
     shift: Tensor | None
+    rotation: Tensor | None
     queries: Tensor | None
+    rotated_queries: Tensor | None
     variance_cap: float
     num_heads: int
     first_head: int
@@ -66,18 +76,29 @@ class Plan:
             layout, config.order, config.q_block, config.kv_block, config.neighbours, q.device
         )
         sizes = Sizes.of(q.shape[-1], layout, config, tables, tile)
-        queries = None
+
+        def padded(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(x, (0, sizes.padded_dim - sizes.head_dim))
+
+        shift = smoothing_shift(k) if tile.int8 or tile.specialised else None
+        turn = None
+        if tile.int8:
+            assert shift is not None
+            shift, turn = rotated(padded(shift)), rotation(q.device).to(q.dtype)
+        queries = rotated_queries = None
         if config.rectification == "precise":
-            queries = q[:, :, tables.sampled].flatten(0, 1)
-            padding = sizes.padded_dim - sizes.head_dim
-            queries = torch.nn.functional.pad(queries, (0, padding)).contiguous()
+            queries = rotated_queries = padded(q[:, :, tables.sampled].flatten(0, 1)).contiguous()
+            if tile.int8:
+                rotated_queries = rotated(queries.float()).to(q.dtype)
         return Plan(
             config=config,
             tile=tile,
             tables=tables,
             sizes=sizes,
-            shift=smoothing_shift(k) if tile.int8 or tile.specialised else None,
+            shift=shift,
+            rotation=turn,
             queries=queries,
+            rotated_queries=rotated_queries,
             variance_cap=TAIL_VARIANCE_CAP,
             num_heads=q.shape[1],
             first_head=0,
@@ -86,7 +107,9 @@ class Plan:
 
     def in_chunks(self, heads: int | None, element_size: int) -> Iterator[Plan]:
         """The same for `heads` heads at a time, None for as many as the workspace holds."""
-        step = heads or self.sizes.heads_per_chunk(self.chunk_heads, element_size, WORKSPACE_BYTES)
+        # Values in 16 bits, and either keys or int8 keys and queries.
+        packed = element_size + (2 if self.tile.int8 else element_size)
+        step = heads or self.sizes.heads_per_chunk(self.chunk_heads, packed, WORKSPACE_BYTES)
         for first in range(0, self.chunk_heads, step):
             yield replace(self, first_head=first, chunk_heads=min(step, self.chunk_heads - first))
 
@@ -94,6 +117,11 @@ class Plan:
     def scale(self) -> float:
         """D^-1/2, c in the formulas."""
         return self.sizes.head_dim**-0.5
+
+
+def padded_dim(head_dim: int, tile: Tile) -> int:
+    """Channels of packed rows: a power of two, of int8 whole runs that are rotated together."""
+    return max(triton.next_power_of_2(head_dim), ROTATED_CHANNELS if tile.int8 else 0)
 
 
 @dataclass(frozen=True)
@@ -111,7 +139,7 @@ class Sizes:
     num_full_k: int
     num_full_context: int
     packed_length: int
-    tail_length: int  # pooled keys of one head, a whole number of tiles; 0 without a tail
+    tail_length: int  # pooled keys of one head, filled up to whole tiles; 0 without a tail
     width: int  # entries of one row of kv_indices
     q_parts: int  # rows of logits for one q-block
     context_start: int  # first packed key of the context
@@ -125,10 +153,10 @@ class Sizes:
         num_full_context = layout.context_length // config.kv_block
         kept = num_k if config.top_p > 0 else max(config.top_k(num_k), tables.max_forced)
         precise = config.rectification == "precise"
-        tail_tiles = triton.cdiv(num_k * config.tail_keys, tile.tail_n) if precise else 0
+        tail_parts = triton.cdiv(num_k * config.tail_keys, TAIL_SCALE_GROUPS) if precise else 0
         return Sizes(
             head_dim=head_dim,
-            padded_dim=triton.next_power_of_2(head_dim),
+            padded_dim=padded_dim(head_dim, tile),
             length=layout.length,
             video_length=layout.video_length,
             context_length=layout.context_length,
@@ -138,7 +166,7 @@ class Sizes:
             num_full_k=num_full_k,
             num_full_context=num_full_context,
             packed_length=len(tables.kv_source),
-            tail_length=tail_tiles * tile.tail_n,
+            tail_length=tail_parts * TAIL_SCALE_GROUPS,
             width=min(kept, num_full_k) + num_full_context,
             q_parts=Q_PARTS if precise else 1,
             context_start=num_k * config.kv_block,
@@ -153,16 +181,23 @@ class Sizes:
         most = min(MAX_WEIGH_SPLITS, self.packed_length // WEIGH_SPLIT_KEYS)
         return 1 << max(0, most.bit_length() - 1)
 
-    def heads_per_chunk(self, num_heads: int, element_size: int, workspace: int) -> int:
-        """Heads that fit into the workspace together, spread evenly over the chunks."""
-        packed = 2 * self.packed_length * self.padded_dim * element_size
-        # Logits, and GAPR bit or marks of the tail; statistics in fp32, their copies for the tail.
-        pairs = self.num_q * (self.num_k * 4 * (1 + self.q_parts) + self.width * 4)
-        means = 2 * self.num_q * self.q_parts + 3 * self.num_k + 2 * self.tail_length
+    def heads_per_chunk(self, num_heads: int, packed_bytes: int, workspace: int) -> int:
+        """Heads that fit into the workspace together, spread evenly over the chunks.
+
+        Args:
+            num_heads: of the call.
+            packed_bytes: of one channel of one token in its packed copies.
+            workspace: bytes.
+        """
+        packed = self.packed_length * self.padded_dim * packed_bytes
+        # Logits, lists, critical set or GAPR bit, bias of the tail.
+        columns = self.num_k * (1 + 4 * self.q_parts) + 4 * self.width + 4 * self.tail_length
+        means = 2 * self.num_q * self.q_parts + 3 * self.num_k + 3 * self.tail_length
         if self.q_parts > 1:
             means += self.weigh_splits * 3 * SAMPLED_QUERIES
         pooled = means * self.padded_dim * 4
-        chunks = triton.cdiv(num_heads, max(1, workspace // (packed + pairs + pooled)))
+        needed = packed + self.num_q * columns + pooled
+        chunks = triton.cdiv(num_heads, max(1, workspace // needed))
         return triton.cdiv(num_heads, chunks)
 
 
@@ -280,23 +315,27 @@ class Pooled:
 
     mean: Statistic
     mean_abs_dev: Statistic | None
-    packed: Tensor | None  # [HC, packed_length, DP] dtype of the input or int8
-    packed_scale: Tensor | None  # [HC, packed_length / block] fp32, int8
+    packed: Tensor | None  # [HC, packed_length, DP] dtype of the input, int8 or fp16
+    scale: Tensor | None  # of packed, fp32: int8 queries [HC, length], else [HC, blocks]
     radius: Tensor | None  # [HC] fp32: largest |x_t - shift|
+    squares: Tensor | None  # [HC, blocks] fp32: sum of |x_t|²
 
 
 @dataclass(frozen=True)
 class Tail:
     """One weighted key and value for every group of keys of a block, group g of block j at j G + g.
 
-    Rows behind the last group are zero, -inf in `size`.
+    Rows behind the last group are zero, -inf in `size`. Scales are of `TAIL_SCALE_GROUPS` rows.
     """
 
-    keys: Tensor  # [HC, tail_length, DP] dtype of the input, less the shift of int8 keys
-    values: Tensor  # [HC, tail_length, DP] dtype of the input
+    keys: Tensor  # [HC, tail_length, DP] dtype of the input, or int8: rotated, less the shift
+    values: Tensor  # [HC, tail_length, DP] dtype of the input, or fp16
+    key_scale: Tensor | None  # [HC, tail parts] fp32, of int8 keys
+    value_scale: Tensor | None  # [HC, tail parts] fp32, of fp16 values
     size: Tensor  # [HC, tail_length] fp32: log2 of the tokens of the group
     variance: Tensor  # [HC, tail_length] fp32: ν of rspa_core/key_groups.py
-    mean: Statistic  # [HC, tail_length, DP]: keys with all digits, no shift taken off
+    mean: Statistic  # [HC, tail_length, DP]: keys with all digits, as they came
+    weight: Tensor | None  # [HC] fp32: log2 of the factor of rspa_core/tail_weight.py
 
 
 @dataclass(frozen=True)
@@ -317,4 +356,5 @@ class Selection:
     ragged_kept: Tensor  # [HC, NQ] int32
     rectify_scale: Tensor | None  # [HC, NQ] fp32, paper
     weights: Tensor | None  # [HC, NQ, NK] W in the dtype of the inputs, paper
-    tail_mask: Tensor | None  # [HC, NQ, NK] fp32: 0 where left out, -inf where critical, precise
+    critical: Tensor | None  # [HC, NQ, NK] int8, precise or where it is kept
+    tail_bias: Tensor | None  # [HC, NQ, tail_length] fp32, precise: what makes c q·k̄ a logit, log2

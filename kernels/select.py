@@ -3,6 +3,7 @@
 P_i. = softmax over [logits_ij for all j, context_lse_i], or the mean of one such softmax for each
 part of the q-block by its tokens;  n_i = max(top_k, blocks until the mass
 exceeds top_p);  C_i = forced blocks, then the largest P_ij up to n_i, of equals the first.
+tail_bias_ig = log2 n_g + min(|q|²_i ν_g, cap) log2 e, of "precise", without critical blocks
 
 A non-negative float orders like the integer with the same bits, so the n-th largest of a row is
 found by bisecting on 31 bits. Specification: rspa_core/selection.py.
@@ -13,9 +14,12 @@ import triton
 import triton.language as tl
 
 from .devices import select_warps
-from .plan import Plan, Result, Scores, Selection
+from .plan import Plan, Pooled, Result, Scores, Selection, Tail
 
+LOG2E = tl.constexpr(1.4426950408889634)
 HIGHEST_LOGIT = tl.constexpr(1e30)
+BIAS_ROWS, BIAS_COLUMNS = 8, 256
+"""Of a program of `tail_bias_kernel`."""
 FORCED_BITS = tl.constexpr(0x7F800000)  # bits of +inf: above every probability
 
 
@@ -70,8 +74,6 @@ def select_kernel(
     accepted,  # [HC, NQ, NK] int8, read if RECTIFICATION == "paper"
     forced,  # [NQ, NK] int8: blocks that are critical whatever their score
     critical,  # [HC, NQ, NK] int8, written if WRITE_MASK
-    tail_mask,  # [HC, NQ, NK] fp32, written if RECTIFICATION == "precise": 0, or -inf, which takes
-    # a critical block out of the tail
     kv_indices,  # [HC, NQ, width] int32, written: full video blocks ascending, full context blocks
     list_lengths,  # [HC, NQ] int32, written: entries of kv_indices
     ragged_kept,  # [HC, NQ] int32, written: 1 if the ragged last video block is critical
@@ -152,9 +154,6 @@ def select_kernel(
     tl.store(kv_counts + first_head * num_q + row, count)
     if WRITE_MASK:
         tl.store(critical + row * num_k + column, keep.to(tl.int8), mask=inside)
-    if RECTIFICATION == "precise":
-        mark = tl.where(keep, float("-inf"), 0.0)
-        tl.store(tail_mask + row * num_k + column, mark, mask=inside)
     if RECTIFICATION == "paper":
         gain = tl.load(accepted + row * num_k + column, mask=inside, other=0) != 0
         weight = tl.where(gain & ~keep, probs, 0.0)
@@ -163,17 +162,54 @@ def select_kernel(
         tl.store(rectify_scale + row, 1.0 - tl.sum(weight, 0))
 
 
-def select(scores: Scores, plan: Plan, result: Result) -> Selection:
+@triton.jit(do_not_specialize=["num_q", "num_k", "video_length", "tail_length"])
+def tail_bias_kernel(
+    critical,  # [HC, NQ, NK] int8
+    tail_size,  # [HC, tail_length] fp32: log2 n_g
+    tail_variance,  # [HC, tail_length] fp32: ν_g
+    squares,  # [HC, NQ] fp32: sum of |q_r|² over each q-block
+    tail_bias,  # [HC, NQ, tail_length] fp32, written: -inf for critical blocks and behind the last
+    num_q,
+    num_k,
+    video_length,
+    tail_length,
+    variance_cap,
+    Q_BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ROWS: tl.constexpr,  # q-blocks of a program, which share what is read of the groups
+    COLUMNS: tl.constexpr,
+):
+    head = tl.program_id(2).to(tl.int64)
+    q_block = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    group = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    is_row = q_block < num_q
+    is_group = group < num_k * GROUPS
+    row = head * num_q + q_block
+    tokens = tl.maximum(tl.minimum(video_length - q_block * Q_BLOCK, Q_BLOCK), 1)
+    squared_length = tl.load(squares + row, mask=is_row, other=0.0) / tokens.to(tl.float32)
+    size = tl.load(tail_size + head * tail_length + group, mask=is_group, other=float("-inf"))
+    variance = tl.load(tail_variance + head * tail_length + group, mask=is_group, other=0.0)
+    spread = tl.minimum(squared_length[:, None] * variance[None, :], variance_cap)
+    bias = size[None, :] + LOG2E * spread
+    marks = row[:, None] * num_k + (group // GROUPS)[None, :]
+    marks = tl.load(critical + marks, mask=is_row[:, None] & is_group[None, :], other=1)
+    bias = tl.where(marks != 0, float("-inf"), bias)
+    out = row[:, None] * tail_length + group[None, :]
+    tl.store(tail_bias + out, bias, mask=is_row[:, None] & (group < tail_length)[None, :])
+
+
+def select(
+    scores: Scores, q_pool: Pooled, tail: Tail | None, plan: Plan, result: Result
+) -> Selection:
     """Choose the critical blocks of every q-block; their numbers, and the mask if it is kept, go
     into `result`.
     """
     config, tables, sizes = plan.config, plan.tables, plan.sizes
     logits, paper = scores.logits, config.rectification == "paper"
-    precise = config.rectification == "precise"
     rows = (plan.chunk_heads, sizes.num_q)
     pairs = (*rows, sizes.num_k)
     keep_mask = result.mask.numel() > 0
-    critical = logits.new_empty(pairs, dtype=torch.int8) if keep_mask else None
+    keeps_critical = keep_mask or tail is not None
     # Behind the lists of all q-blocks stands the one of context queries: every full block.
     listed = plan.chunk_heads * sizes.num_q * sizes.width
     kv_indices = logits.new_empty(listed + len(tables.all_blocks), dtype=torch.int32)
@@ -184,7 +220,8 @@ def select(scores: Scores, plan: Plan, result: Result) -> Selection:
         ragged_kept=logits.new_empty(rows, dtype=torch.int32),
         rectify_scale=logits.new_empty(rows) if paper else None,
         weights=logits.new_empty(pairs, dtype=result.out.dtype) if paper else None,
-        tail_mask=logits.new_empty(pairs) if precise else None,
+        critical=logits.new_empty(pairs, dtype=torch.int8) if keeps_critical else None,
+        tail_bias=logits.new_empty((*rows, sizes.tail_length)) if tail else None,
     )
     block = triton.next_power_of_2(sizes.num_k)
     select_kernel[(sizes.num_q, plan.chunk_heads)](
@@ -192,8 +229,7 @@ def select(scores: Scores, plan: Plan, result: Result) -> Selection:
         context_lse=scores.context_lse,
         accepted=scores.accepted,
         forced=tables.forced,
-        critical=critical,
-        tail_mask=selection.tail_mask,
+        critical=selection.critical,
         kv_indices=kv_indices,
         list_lengths=selection.list_lengths,
         ragged_kept=selection.ragged_kept,
@@ -213,12 +249,33 @@ def select(scores: Scores, plan: Plan, result: Result) -> Selection:
         PARTS=sizes.q_parts,
         HAS_CONTEXT=scores.context_lse is not None,
         USE_TOP_P=config.top_p > 0,
-        WRITE_MASK=keep_mask,
+        WRITE_MASK=keeps_critical,
         RECTIFICATION=config.rectification,
         BLOCK=block,
         num_warps=select_warps(block),
     )
-    if critical is not None:
+    if tail is not None:
+        row_tiles = triton.cdiv(sizes.num_q, BIAS_ROWS)
+        column_tiles = triton.cdiv(sizes.tail_length, BIAS_COLUMNS)
+        tail_bias_kernel[(column_tiles, row_tiles, plan.chunk_heads)](
+            critical=selection.critical,
+            tail_size=tail.size,
+            tail_variance=tail.variance,
+            squares=q_pool.squares,
+            tail_bias=selection.tail_bias,
+            num_q=sizes.num_q,
+            num_k=sizes.num_k,
+            video_length=sizes.video_length,
+            tail_length=sizes.tail_length,
+            variance_cap=plan.variance_cap,
+            Q_BLOCK=config.q_block,
+            GROUPS=config.tail_keys,
+            ROWS=BIAS_ROWS,
+            COLUMNS=BIAS_COLUMNS,
+            num_warps=4,
+        )
+    if keep_mask:
+        assert selection.critical is not None
         heads = slice(plan.first_head, plan.first_head + plan.chunk_heads)
-        result.mask.view(-1, sizes.num_q, sizes.num_k)[heads] = critical
+        result.mask.view(-1, sizes.num_q, sizes.num_k)[heads] = selection.critical
     return selection

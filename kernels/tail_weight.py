@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from ..rspa_core.key_groups import SAMPLED_QUERIES
+from ..rspa_core.quantisation import TAIL_SCALE_GROUPS
 from ..rspa_core.tail_weight import LARGEST, SMALLEST, STEPS, TINY, WORSE
 from .plan import Plan, Pooled, Selection, Tail
 
@@ -40,14 +41,16 @@ def _sampled_rows(head, num_q, video_length, Q_BLOCK: tl.constexpr, R: tl.conste
 def sums_kernel(
     k,  # [HC, NB * BLOCK, DP] packed keys, dtype of the input or int8
     k_scale,  # [HC, NB] fp32, read if INT8
-    v,  # [HC, NB * BLOCK, DP] packed values
+    v,  # [HC, NB * BLOCK, DP] packed values, dtype of the input or fp16
+    v_scale,  # [HC, NB] fp32, read if HALF
     source,  # [NB * BLOCK] int32: token at each packed position, -1 for padding
-    queries,  # [B * H, R, DP] dtype of the input: the sampled queries, zeros behind D
-    tail_k,  # [HC, tail_length, DP] dtype of the input
-    tail_v,
-    tail_size,  # [HC, tail_length] fp32: log2 n_g
-    tail_variance,  # [HC, tail_length] fp32: ν_g
-    tail_mask,  # [HC, NQ, NK] fp32: -inf for critical blocks
+    queries,  # [B * H, R, DP] dtype of the input: the sampled queries, rotated if INT8
+    tail_k,  # [HC, tail_length, DP] like k
+    tail_v,  # [HC, tail_length, DP] like v
+    tail_k_scale,  # [HC, tail_length / SCALE_GROUPS] fp32, read if INT8
+    tail_v_scale,  # [HC, tail_length / SCALE_GROUPS] fp32, read if HALF
+    tail_bias,  # [HC, NQ, tail_length] fp32: see select.py
+    critical,  # [HC, NQ, NK] int8
     highest,  # [HC, SPLITS, 3, R] fp32, written: largest score of each kind: kept, left out, tail
     mass,  # [HC, SPLITS, 3, R] fp32, written: Z, Y and W, relative to these
     sums,  # [HC, SPLITS, 3, R, DP] fp32, written: N, L and M
@@ -58,14 +61,15 @@ def sums_kernel(
     tail_length,
     video_length,
     scale,
-    variance_cap,
     DP: tl.constexpr,
     Q_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUPS: tl.constexpr,
     TILE: tl.constexpr,  # keys per step, divides BLOCK
     R: tl.constexpr,
+    SCALE_GROUPS: tl.constexpr,
     INT8: tl.constexpr,
+    HALF: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     head = tl.program_id(0).to(tl.int64)
@@ -95,8 +99,7 @@ def sums_kernel(
         is_token = tl.load(source + index * TILE + keys) >= 0
         scores = tl.where(is_token[None, :], scores, float("-inf"))
         # Context blocks, behind the video's, are attended by all.
-        marks = tl.load(tail_mask + q_row * num_k + block, mask=block < num_k, other=LOWEST)
-        is_kept = marks <= LOWEST
+        is_kept = tl.load(critical + q_row * num_k + block, mask=block < num_k, other=1) != 0
         top = tl.max(scores, 1)
         new_kept = tl.maximum(kept_top, tl.where(is_kept, top, LOWEST))
         new_left = tl.maximum(left_top, tl.where(is_kept, LOWEST, top))
@@ -110,8 +113,14 @@ def sums_kernel(
         left_mass = left_mass * left_shrink + tl.sum(left, 1)
         kept_sum *= kept_shrink[:, None]
         left_sum *= left_shrink[:, None]
-        kept_sum += tl.dot(kept.to(values.dtype), values, input_precision=PRECISION)
-        left_sum += tl.dot(left.to(values.dtype), values, input_precision=PRECISION)
+        kept_part = tl.dot(kept.to(values.dtype), values, input_precision=PRECISION)
+        left_part = tl.dot(left.to(values.dtype), values, input_precision=PRECISION)
+        if HALF:
+            unit = tl.load(v_scale + head * num_blocks + block)
+            kept_part *= unit
+            left_part *= unit
+        kept_sum += kept_part
+        left_sum += left_part
         kept_top = new_kept
         left_top = new_left
 
@@ -124,8 +133,6 @@ def sums_kernel(
     tl.store(sums + out * R * DP + written, kept_sum)
     tl.store(sums + (out + 1) * R * DP + written, left_sum)
 
-    query = q.to(tl.float32)
-    squared_length = tl.sum(query * query, 1)
     top = tl.full([R], LOWEST, tl.float32)
     total = tl.zeros([R], tl.float32)
     acc = tl.zeros([R, DP], tl.float32)
@@ -136,21 +143,24 @@ def sums_kernel(
         inside = column < groups
         place = head * tail_length + column
         at = place[:, None] * DP + cols[None, :]
-        tile = tl.load(tail_k + at, mask=inside[:, None], other=0.0)
+        tile = tl.load(tail_k + at, mask=inside[:, None], other=0.0).to(q.dtype)
         logits = scale * tl.dot(q, tl.trans(tile), input_precision=PRECISION)
-        size = tl.load(tail_size + place, mask=inside, other=float("-inf"))
-        spread = tl.load(tail_variance + place, mask=inside, other=0.0)
-        spread = tl.minimum(squared_length[:, None] * spread[None, :], variance_cap)
-        marks = q_row[:, None] * num_k + (column // GROUPS)[None, :]
-        marks = tl.load(tail_mask + marks, mask=inside[None, :], other=float("-inf"))
-        logits += size[None, :] * LN2 + spread + marks
+        part = head * (tail_length // SCALE_GROUPS) + index * TILE // SCALE_GROUPS
+        if INT8:
+            logits *= tl.load(tail_k_scale + part)
+        bias = q_row[:, None] * tail_length + column[None, :]
+        bias = tl.load(tail_bias + bias, mask=inside[None, :], other=float("-inf"))
+        logits += bias * LN2
         new_top = tl.maximum(top, tl.max(logits, 1))
         weights = tl.exp(logits - new_top[:, None])
         values = tl.load(tail_v + at, mask=inside[:, None], other=0.0)
         shrink = tl.exp(top - new_top)
         total = total * shrink + tl.sum(weights, 1)
         acc *= shrink[:, None]
-        acc += tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+        tail_part = tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+        if HALF:
+            tail_part *= tl.load(tail_v_scale + part)
+        acc += tail_part
         top = new_top
 
     tl.store(highest + (out + 2) * R + rows, top)
@@ -255,15 +265,17 @@ def weigh_tail(
     common: dict[str, Any] = {"DP": sizes.padded_dim, "R": SAMPLED_QUERIES}
     sums_kernel[(heads, splits)](
         k=k_pool.packed,
-        k_scale=k_pool.packed_scale,
+        k_scale=k_pool.scale,
         v=v_pool.packed,
+        v_scale=v_pool.scale,
         source=plan.tables.kv_source,
-        queries=plan.queries,
+        queries=plan.rotated_queries,
         tail_k=tail.keys,
         tail_v=tail.values,
-        tail_size=tail.size,
-        tail_variance=tail.variance,
-        tail_mask=selection.tail_mask,
+        tail_k_scale=tail.key_scale,
+        tail_v_scale=tail.value_scale,
+        tail_bias=selection.tail_bias,
+        critical=selection.critical,
         highest=highest,
         mass=mass,
         sums=sums,
@@ -274,12 +286,13 @@ def weigh_tail(
         tail_length=sizes.tail_length,
         video_length=sizes.video_length,
         scale=plan.scale,
-        variance_cap=plan.variance_cap,
         Q_BLOCK=config.q_block,
         BLOCK=config.kv_block,
         GROUPS=config.tail_keys,
         TILE=KEYS_PER_STEP,
-        INT8=k_pool.packed_scale is not None,
+        SCALE_GROUPS=TAIL_SCALE_GROUPS,
+        INT8=plan.tile.int8,
+        HALF=plan.tile.half_sums,
         PRECISION="tf32x3" if exact else "tf32",
         num_warps=4,
         num_stages=1 if exact else 3,
@@ -308,4 +321,4 @@ def weigh_tail(
         num_warps=8,
         **common,
     )
-    return replace(tail, size=tail.size + weight.log2()[:, None])
+    return replace(tail, weight=weight.log2())

@@ -11,9 +11,10 @@ so the groups are those of k-means on f: farthest-first seeds (Gonzalez 1985), w
 another outlier a group of its own, then `ROUNDS` rounds of Lloyd's algorithm.
 
 A group's keys together count for more than their number times what their mean does, the more the
-wider they lie and the longer the query: ln n_g + |q|² ν_g for n_g keys. To second order, as if they
-lay alike in all channels, that is a_g; the sampled queries say r_g. The first gives the tail too
-little weight, the second too much where a key matters to few queries; their geometric mean neither:
+wider they lie and the longer the query: ln n_g + |q|² ν_g for n_g keys, with the mean |q|² of a
+q-block. To second order, as if they lay alike in all channels, that is a_g; the sampled queries say
+r_g. The first gives the tail too little weight, the second too much where a key matters to few
+queries; their geometric mean neither:
 
     a_g = 1/2 c² v_g      v_g: mean variance of the channels
     r_g = 1/R Σ_s ln( 1/n_g Σ_{t in g} exp(f_ts - f̄_gs) ) / (1/R Σ_s |q_s|²)

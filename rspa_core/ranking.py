@@ -68,7 +68,7 @@ def group_probs(video_q: Tensor, groups: KeyGroups, context_k: Tensor, q_block: 
     part = q_block // Q_PARTS
     q = pool_blocks(video_q, part).mean
     logits = q.shape[-1] ** -0.5 * (q @ groups.keys.mT) + groups.counts.log()
-    logits = logits + capped(group_spread_term(q, groups.spread))
+    logits = logits + capped(group_spread_term(q.square().sum(-1), groups.spread))
     probs = _softmax_with_context(logits, q, context_k)
     probs = reduce(probs, "part (block group) -> part block", "sum", block=len(groups.labels))
     weights = block_lengths(len(video_q), part, q.device)

@@ -7,7 +7,7 @@ scaled by R and the accepted non-critical blocks add their pooled mass times the
 its keys (see key_groups.py), each with an estimate of its keys' log-sum-exp, so that nothing about
 the critical part has to be estimated:
 
-    t_rg = c q_r·k̄_g + ln n_g + min(|q_r|² ν_g, cap)
+    t_rg = c q_r·k̄_g + ln n_g + min(|q|²_i ν_g, cap)        |q|²_i: mean of |q_r|² over q-block i
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pooling import PooledBlocks
+from .pooling import PooledBlocks, block_lengths, split_blocks
 
 TAIL_VARIANCE_CAP = 4.0
 """Most that the spread of a group's keys may add to its logit, in nats.
@@ -26,17 +26,23 @@ linearly.
 """
 
 
-def group_spread_term(rows: Tensor, spread: Tensor) -> Tensor:
-    """What the spread of a group's keys adds to its logit in every row: |q_r|² ν_g.
+def squared_lengths(video_q: Tensor, q_block: int) -> Tensor:
+    """Mean |q_r|² over the tokens of every q-block of `video_q [n, D]` fp32: `[NQ]`."""
+    squares = split_blocks(video_q.square().sum(-1, keepdim=True), q_block).sum((-2, -1))
+    return squares / block_lengths(len(video_q), q_block, video_q.device)
+
+
+def group_spread_term(squared_length: Tensor, spread: Tensor) -> Tensor:
+    """What the spread of a group's keys adds to its logit: |q|² ν_g.
 
     Args:
-        rows: `[..., D]` fp32.
+        squared_length: `[...]` fp32.
         spread: ν, `[K]` fp32, see `key_groups.KeyGroups`.
 
     Returns:
         `[..., K]` fp32, in nats, not yet capped.
     """
-    return rows.square().sum(-1, keepdim=True) * spread
+    return squared_length[..., None] * spread
 
 
 def capped(spread: Tensor) -> Tensor:

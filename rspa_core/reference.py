@@ -17,9 +17,15 @@ from .key_groups import KeyGroups, group_means, sampled_places
 from .layout import TokenLayout
 from .order import join_sequence, split_sequence
 from .pooling import block_lengths, join_blocks, pool_blocks, split_blocks
-from .quantisation import round_keys, round_queries, smoothing_shift
+from .quantisation import TAIL_SCALE_GROUPS, rotated, round_keys, round_queries, smoothing_shift
 from .ranking import block_probs
-from .rectification import capped, gain_accepted, group_spread_term, paper_rectification
+from .rectification import (
+    capped,
+    gain_accepted,
+    group_spread_term,
+    paper_rectification,
+    squared_lengths,
+)
 from .selection import forced_blocks, select_blocks
 from .tail_weight import fitted_weight
 
@@ -71,31 +77,35 @@ def _attend_head(
     critical = select_blocks(probs, forced_blocks(layout, config, q.device), config)
 
     q_blocks = split_blocks(video_q, config.q_block)
-    keys, context_keys = video_k, context_k
-    shift = torch.zeros_like(k[0])
-    rounded_q = q_blocks
+    places = sampled_places(len(video_q)).to(q.device)
+    operands = _Operands(q_blocks, video_q[places], context_q, video_k, context_k)
+    shift = None
     if config.precision == "int8":
         shift = smoothing_shift(k)
-        rounded_q, context_q = round_queries(q_blocks), round_queries(context_q)
-        keys = round_keys(video_k, shift, config.kv_block)
-        context_keys = round_keys(context_k, shift, config.kv_block)
-    all_k, all_v = torch.cat([keys, context_keys]), torch.cat([video_v, context_v])
+        operands = operands.rounded(shift, config.kv_block)
+    all_k = torch.cat([operands.keys, operands.context_keys])
+    all_v = torch.cat([video_v, context_v])
     tail = None
     if groups is not None:
         lengths = block_lengths(len(video_k), config.kv_block, k.device)
+        keys = groups.keys
+        if shift is not None:
+            keys = operands.scaled(round_keys(keys, shift, TAIL_SCALE_GROUPS))
         tail = _Tail(
-            rows=q_blocks,
+            squared_lengths=squared_lengths(video_q, config.q_block),
             groups=groups,
-            keys=groups.keys - shift,
+            keys=keys,
             values=group_means(split_blocks(video_v, config.kv_block), groups, lengths),
-            rounded=config.precision == "int8",
         )
-        places = sampled_places(len(video_q)).to(q.device)
         kept = critical[places // config.q_block]
-        factor = _tail_weight(video_q[places], kept, all_k, all_v, tail)
+        factor = _tail_weight(
+            operands.sampled, kept, all_k, all_v, tail.part(places // config.q_block)
+        )
         tail = replace(tail, groups=groups.weighted(factor))
-    attend_critical = _CriticalAttention(keys, video_v, context_keys, context_v, config)
-    video_out = attend_critical(rounded_q, critical, tail)
+    attend_critical = _CriticalAttention(
+        operands.keys, video_v, operands.context_keys, context_v, config
+    )
+    video_out = attend_critical(operands.q_blocks, critical, tail)
     if config.rectification == "paper":
         pooled_q = pool_blocks(video_q, config.q_block)
         pooled_k = pool_blocks(video_k, config.kv_block)
@@ -108,31 +118,59 @@ def _attend_head(
 
     context_out = context_q
     if layout.context_length:
-        context_out = attend(context_q[None], all_k[None], all_v[None])[0]
+        context_out = attend(operands.context_q[None], all_k[None], all_v[None])[0]
     video_out = join_blocks(video_out, layout.video_length)
     return join_sequence(video_out, context_out, layout, config.order), critical
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Queries and keys of the products of one head, fp32; of "int8" rounded, with D' channels.
+
+    Attributes:
+        q_blocks: `[NQ, b_q, D]`.
+        sampled: the sampled queries `[R, D]`, never rounded.
+        context_q, keys, context_keys: `[..., D]`.
+    """
+
+    q_blocks: Tensor
+    sampled: Tensor
+    context_q: Tensor
+    keys: Tensor
+    context_keys: Tensor
+
+    def rounded(self, shift: Tensor, kv_block: int) -> _Operands:
+        """The same in int8 steps, see quantisation.py."""
+        return _Operands(
+            q_blocks=round_queries(self.q_blocks),
+            sampled=rotated(self.sampled),
+            context_q=round_queries(self.context_q),
+            keys=self.scaled(round_keys(self.keys, shift, kv_block)),
+            context_keys=self.scaled(round_keys(self.context_keys, shift, kv_block)),
+        )
+
+    def scaled(self, rounded_keys: Tensor) -> Tensor:
+        """Keys of D' channels whose products, scaled by D'^-1/2, are those scaled by D^-1/2."""
+        return rounded_keys * (rounded_keys.shape[-1] / self.keys.shape[-1]) ** 0.5
 
 
 def _tail_weight(rows: Tensor, kept: Tensor, k: Tensor, v: Tensor, tail: _Tail) -> Tensor:
     """The factor of tail_weight.py from the sampled queries `rows [R, D]`.
 
     Args:
-        rows: as they came, not rounded.
+        rows: not rounded.
         kept: blocks that their q-blocks attend exactly, `[R, NK]` bool.
         k, v: of the video, in token order, then of the context, `[N, D]`.
-        tail: what stands for the other blocks.
+        tail: what stands for the other blocks, with the squared lengths `[R]` of the q-blocks.
     """
-    groups = tail.groups
-    num_video, kv_block = int(groups.counts.sum()), groups.labels.shape[1]
+    num_video, kv_block = int(tail.groups.counts.sum()), tail.groups.labels.shape[1]
     scale = rows.shape[-1] ** -0.5
     scores = scale * (rows @ k.mT)
     left_out = torch.zeros_like(scores, dtype=torch.bool)
     in_kept = repeat(kept, "row block -> row (block key)", key=kv_block)
     left_out[:, :num_video] = ~in_kept[:, :num_video]
     held = scores.masked_fill(left_out, float("-inf"))
-    logits = scale * (rows @ tail.keys.mT) + groups.counts.log()
-    logits = logits + capped(group_spread_term(rows, groups.spread))
-    logits = logits.masked_fill(groups.of_blocks(kept), float("-inf"))
+    logits = scale * (rows @ tail.keys.mT) + tail.bias(kept)
     # Without what is left out, which may outweigh both so far that nothing of them would remain.
     highest = torch.cat([held, logits], -1).max(-1, keepdim=True).values
     held, logits = (held - highest).exp(), (logits - highest).exp()
@@ -166,30 +204,25 @@ class _Tail:
     """Weighted keys and values in place of the blocks left out, see rectification.py; all fp32.
 
     Attributes:
-        rows: `[NQ, b_q, D]`, queries as they came: only the critical part is rounded to int8.
+        squared_lengths: mean |q_r|² of every q-block, `[NQ]`.
         groups: of the keys of every block.
-        keys, values: means of the groups, `[NK * G, D]`; the keys less the shift that int8 keys
-            have lost.
-        rounded: the scores come from rounded queries; the tail makes up for that.
+        keys, values: means of the groups, `[NK * G, D]`; of "int8" rounded keys.
     """
 
-    rows: Tensor
+    squared_lengths: Tensor
     groups: KeyGroups
     keys: Tensor
     values: Tensor
-    rounded: bool
 
-    def part(self, chosen: slice) -> _Tail:
+    def part(self, chosen: slice | Tensor) -> _Tail:
         """The same for some q-blocks."""
-        return replace(self, rows=self.rows[chosen])
+        return replace(self, squared_lengths=self.squared_lengths[chosen])
 
-    def bias(self, q: Tensor, critical: Tensor) -> Tensor:
-        """What makes c q·k̄ the logit, `[NQ, b_q, NK * G]`; -inf for those of critical blocks."""
-        spread = group_spread_term(self.rows, self.groups.spread)
-        bias = self.groups.counts.log() + capped(spread)
-        if self.rounded:
-            bias = bias + q.shape[-1] ** -0.5 * (self.rows - q) @ self.keys.mT
-        return bias.masked_fill(self.groups.of_blocks(critical)[:, None, :], float("-inf"))
+    def bias(self, critical: Tensor) -> Tensor:
+        """What makes c q·k̄ the logit, `[NQ, NK * G]`; -inf for groups of critical blocks."""
+        spread = capped(group_spread_term(self.squared_lengths, self.groups.spread))
+        bias = self.groups.counts.log() + spread
+        return bias.masked_fill(self.groups.of_blocks(critical), float("-inf"))
 
 
 class _CriticalAttention:
@@ -239,8 +272,7 @@ class _CriticalAttention:
         if tail is not None:
             keys.append(self._each(tail.keys, q))
             values.append(self._each(tail.values, q))
-            bias = [part.expand(-1, q.shape[1], -1) for part in bias]
-            bias.append(tail.bias(q, critical))
+            bias.append(tail.bias(critical)[:, None])
         return attend(q, self._joined(keys, 1), self._joined(values, 1), self._joined(bias, 2))
 
     @staticmethod

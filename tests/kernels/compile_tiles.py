@@ -1,15 +1,16 @@
 """Compiles the tile table of one architecture without a GPU; run by test_compile.py.
 
-    python compile_tiles.py 90 [--first]
+    python compile_tiles.py 90 [--first] [--save DIR]
 
 prints one JSON line per (tile, blocks, rectification): shared memory in bytes, registers per
-thread, bytes spilled, and how many instructions of that are inside the loops. It runs in a process
-of its own, because the other tests turn Triton's interpreter on. ptxas is the one that Triton
-brings.
+thread, bytes spilled, and how many instructions of that are inside the loops; with --save the
+machine code goes into a folder. It runs in a process of its own, because the other tests turn
+Triton's interpreter on. ptxas is the one that Triton brings.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -25,17 +26,22 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from rectified_spaattn.kernels.attend import attend_kernel
+from rectified_spaattn.kernels.attend import attend_kernel, value_width
 from rectified_spaattn.kernels.attend_hopper import attend_hopper_kernel
 from rectified_spaattn.kernels.devices import Tile, tile_candidates
+from rectified_spaattn.rspa_core.quantisation import TAIL_SCALE_GROUPS
 
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 HEAD_DIM = 128
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 BLOCKS = ((128, 128), (128, 64), (64, 64))
 RECTIFICATIONS = ("paper", "precise")
+FLOATS = (
+    "q_scale", "k_scale", "v_scale", "tail_k_scale", "tail_v_scale", "tail_bias", "tail_weight",
+    "rectify_scale", "k_centre", "k_radius",
+)  # fmt: skip
 UNUSED = {
-    "paper": ("tail_mask", "tail_k", "tail_v", "tail_size", "tail_variance"),
+    "paper": ("tail_k", "tail_v", "tail_k_scale", "tail_v_scale", "tail_bias", "tail_weight"),
     "precise": ("rectify_scale", "compensation"),
 }
 
@@ -71,6 +77,7 @@ def compile_entry(
         "KV_BLOCK": kv_block,
         "TILE_N": tile.tile_n,
         "TAIL_KEYS": tail_keys,
+        "SCALE_GROUPS": TAIL_SCALE_GROUPS,
         "INT8": tile.int8,
         "RECTIFICATION": rectification,
     }
@@ -80,23 +87,33 @@ def compile_entry(
         constants["STAGES"] = tile.num_stages
     else:
         kernel, make_source = attend_kernel, ASTSource
-        constants |= {"TAIL_N": tile.tail_n, "TMA": tile.tma, "PRECISION": "tf32"}
+        constants |= {
+            "TAIL_N": tile.tail_n,
+            "TMA": tile.tma,
+            "HALF": tile.half_sums,
+            "WIDTH": value_width(HEAD_DIM, q_block, tile),
+            "PRECISION": "tf32",
+        }
         options["num_stages"] = tile.num_stages
     if tile.max_registers:
         options["maxnreg"] = tile.max_registers
     constants |= dict.fromkeys(UNUSED[rectification])
     if not tile.int8:
-        constants["k_scale"] = None
-    types = {
-        "scale": "fp32", "variance_cap": "fp32", "k_scale": "*fp32",
-        "tail_mask": "*fp32", "tail_size": "*fp32", "tail_variance": "*fp32",
-        "rectify_scale": "*fp32", "k_centre": "*fp32", "k_radius": "*fp32",
-        "compensation": "*bf16", "q": "*bf16", "out": "*bf16",
-    }  # fmt: skip
+        constants |= dict.fromkeys(("q_scale", "k_scale", "tail_k_scale"))
+    if not tile.half_sums:
+        constants |= dict.fromkeys(("v_scale", "tail_v_scale"))
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    types = dict.fromkeys(FLOATS, "*fp32") | {"scale": "fp32", "out": "*bf16"}
+    types |= {"compensation": "*bf16", "q": "*i8" if tile.int8 else "*bf16"}
     for name in ("packed_k", "packed_v", "tail_k", "tail_v"):
-        dtype = "i8" if tile.int8 and name == "packed_k" else "bf16"
+        dtype = "bf16"
+        if name.endswith("k") and tile.int8:
+            dtype = "i8"
+        elif name.endswith("v") and tile.half_sums:
+            dtype = "fp16"
         rows = tile.tail_n if name.startswith("tail") else tile.tile_n
-        types[name] = tile_type(dtype, rows, tile)
+        columns = HEAD_DIM if name.endswith("k") else value_width(HEAD_DIM, q_block, tile)
+        types[name] = tile_type(dtype, rows, columns, tile)
     types |= dict.fromkeys(("q_source", "kv_indices", "list_lengths", "ragged_kept"), "*i32")
     signature = {}
     attributes = {}
@@ -108,12 +125,12 @@ def compile_entry(
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def tile_type(dtype: str, rows: int, tile: Tile) -> str:
+def tile_type(dtype: str, rows: int, columns: int, tile: Tile) -> str:
     """How a tensor that is read in tiles appears in a kernel's signature."""
-    block = f"{dtype}[{rows}, {HEAD_DIM}]"
+    block = f"{dtype}[{rows}, {columns}]"
     if tile.specialised:
         element = gl.int8 if dtype == "i8" else gl.bfloat16
-        layout = gl.NVMMASharedLayout.get_default_for([rows, HEAD_DIM], element)
+        layout = gl.NVMMASharedLayout.get_default_for([rows, columns], element)
         return f"tensordesc<{block},{layout!r}>"
     return f"tensordesc<{block}>" if tile.tma else f"*{dtype}"
 
@@ -166,7 +183,7 @@ def spills_in_loops(cubin: bytes) -> int:
     return sum(bool(spill.search(line)) for body in innermost for line in body)
 
 
-def main(arch: int, only_first: bool) -> None:
+def main(arch: int, only_first: bool, folder: Path | None) -> None:
     for tile, blocks, rectification in entries(arch, only_first):
         kernel = compile_entry(arch, tile, blocks, rectification)
         registers, spilled = registers_and_spills(kernel.asm["ptx"], arch)
@@ -181,7 +198,20 @@ def main(arch: int, only_first: bool) -> None:
             "spills_in_loops": spills_in_loops(kernel.asm["cubin"]) if spilled else 0,
         }
         sys.stdout.write(json.dumps(record) + "\n")
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            words = [f"sm{arch}", f"{blocks[0]}x{blocks[1]}", rectification, *map(str, tile[:3])]
+            words += [
+                name for name in ("tma", "int8", "specialised", "half_sums") if getattr(tile, name)
+            ]
+            name = "-".join(words)
+            (folder / f"{name}.cubin").write_bytes(kernel.asm["cubin"])
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), "--first" in sys.argv)
+    options = argparse.ArgumentParser()
+    options.add_argument("arch", type=int)
+    options.add_argument("--first", action="store_true")
+    options.add_argument("--save", type=Path)
+    given = options.parse_args()
+    main(given.arch, given.first, given.save)

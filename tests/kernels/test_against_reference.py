@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
 
@@ -198,7 +199,7 @@ def test_workspace_stays_in_32_bit_offsets() -> None:
         config = SparseConfig(0.75, blocks, blocks, rectification="precise")
         tables = index_tables(layout, "raster", blocks, blocks, False, torch.device("cpu"))
         sizes = Sizes.of(128, layout, config, tables, Tile(64, 4, 1))
-        heads = sizes.heads_per_chunk(80, 2, WORKSPACE_BYTES)
+        heads = sizes.heads_per_chunk(80, 4, WORKSPACE_BYTES)
         assert heads * sizes.packed_length * sizes.padded_dim < 2**31
         assert heads * 2 * sizes.packed_length * sizes.padded_dim * 2 < WORKSPACE_BYTES
 
@@ -217,3 +218,44 @@ def test_tiles_and_descriptors_give_one_result(tile_n: int, device: torch.device
     for tma in (False, True):
         out, _, _ = launch(q, k, v, case.layout, case.config, Tile(tile_n, 4, 1, tma), False)
         assert metrics.relative_l2(out, expected) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("name", ["paper", "precise-128x64", "int8-precise", "strided, 4 keys"])
+def test_sums_in_fp16(name: str, device: torch.device) -> None:
+    """Tiles of graphics cards: values in fp16 with a scale for every block, sums in fp16."""
+    case = CASES[name]
+    q, k, v = case.inputs(torch.float16, device, 11)
+    expected = rectified_attention(q, k, v, case.layout, case.config, backend="reference")
+    out = launched_with_half_sums(case, q, k, v)
+    assert metrics.relative_l2(out, expected) < 3e-3
+
+
+@pytest.mark.parametrize("rectification", ["paper", "precise"])
+@pytest.mark.parametrize("outlier", ["channel", "token", "tiny"])
+def test_values_beyond_fp16(outlier: str, rectification: str, device: torch.device) -> None:
+    """A channel 100 times the rest, values of 60,000, and blocks of hardly any: none is lost."""
+    config = SparseConfig(0.6, 64, 64, rectification=rectification)
+    case = Case((3, 5, 11), config, context=(0, 9))
+    q, k, v = case.inputs(torch.float16, device, 13)
+    if outlier == "channel":
+        v[..., 5] *= 100
+    elif outlier == "token":
+        v[..., 17, :8] = 60_000
+    else:
+        v[..., :64, :] *= 1e-4
+    expected = rectified_attention(q, k, v, case.layout, case.config, backend="reference")
+    out = launched_with_half_sums(case, q, k, v)
+    assert out.isfinite().all()
+    error = (out - expected).float().norm(dim=-2) / expected.float().norm(dim=-2)
+    assert error.max() < 5e-3, "of each channel by itself"
+
+
+def launched_with_half_sums(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The output of the tile that graphics cards get for these blocks, on a CPU with one stage."""
+    from rectified_spaattn.kernels.devices import Tile
+    from rectified_spaattn.kernels.launch import launch
+
+    int8 = case.config.precision == "int8"
+    warps = 4 if case.config.q_block == 64 else 8
+    tile = Tile(64, warps, 2, int8=int8, half_sums=True)
+    return launch(q, k, v, case.layout, case.config, tile, keep_mask=False)[0]

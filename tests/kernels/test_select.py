@@ -40,7 +40,6 @@ def run_select(logits: Tensor, forced: Tensor, top_k: int, top_p: float) -> tupl
         accepted=None,
         forced=forced.to(torch.int8),
         critical=mask,
-        tail_mask=None,
         kv_indices=kv_indices,
         list_lengths=lengths,
         ragged_kept=ragged,

@@ -160,9 +160,11 @@ def _one_head(
         critical_of.append(_select(result, probs, forced[i], config))
     result.block_mask[b, h] = torch.stack(critical_of)
 
-    def tail_logits(rows: Tensor, critical: Tensor) -> Tensor:
-        """Of what is left out, in units of nats; counts the rows and blocks at the cap."""
-        raised = (rows**2).sum(1, keepdim=True) * spread[~critical]
+    def tail_logits(rows: Tensor, block: int) -> Tensor:
+        """Of what rows of q-block `block` leave out, in nats; counts the blocks at the cap."""
+        q0, q1 = blocks_q[block]
+        critical = critical_of[block]
+        raised = (q_video[q0:q1] ** 2).sum(1).mean() * spread[~critical]
         result.capped += int((raised > TAIL_VARIANCE_CAP).sum())
         logits = c * (rows @ mean_k[~critical].mT) + torch.log(length[~critical])
         return logits + raised.clamp(max=TAIL_VARIANCE_CAP)
@@ -178,7 +180,7 @@ def _one_head(
         for place in asked:
             row, critical = q_video[place : place + 1], critical_of[place // config.q_block]
             keys, values = kept(critical)
-            scores, logits = c * (row @ keys.mT)[0], tail_logits(row, critical)[0]
+            scores, logits = c * (row @ keys.mT)[0], tail_logits(row, place // config.q_block)[0]
             top = torch.cat([scores, logits]).max()
             mass, tail_mass = (scores - top).exp(), (logits - top).exp()
             exact = torch.softmax(c * (k @ row[0]), 0) @ v
@@ -207,7 +209,7 @@ def _one_head(
         else:
             # Critical keys and pooled blocks in one softmax: the formula, with e^lse_C * O_C
             # written out as the sum over the critical keys.
-            logits = tail_logits(rows, critical) + weight.log()
+            logits = tail_logits(rows, i) + weight.log()
             together = torch.softmax(torch.cat([scores, logits], dim=1), dim=1)
             out = together @ torch.cat([values, mean_v[~critical]])
         result.out[b, h, video[q0:q1]] = out

@@ -236,8 +236,10 @@ def rows_by_hand(
 
     def row_parts(row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits and values of what the row attends exactly, and of its tail."""
-        query = video_q[row]
-        mine = critical[row // config.q_block]
+        query, q_block = video_q[row], row // config.q_block
+        neighbours = video_q[q_block * config.q_block : (q_block + 1) * config.q_block]
+        squared_length = float((neighbours**2).sum(1).mean())
+        mine = critical[q_block]
         keys, values = [k[context]], [v[context]]
         tail_logits, tail_values = [], []
         for block, here in enumerate(stand_ins):
@@ -247,7 +249,7 @@ def rows_by_hand(
                 values.append(video_v[part])
                 continue
             for mean, value, count, slope in here:
-                spread = min(float(query @ query) * slope, TAIL_VARIANCE_CAP)
+                spread = min(squared_length * slope, TAIL_VARIANCE_CAP)
                 tail_logits.append(scale * mean @ query + math.log(count) + spread)
                 tail_values.append(value)
         kept = scale * torch.cat(keys) @ query
