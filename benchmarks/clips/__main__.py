@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...rspa_core.attention import BACKENDS
-from ...rspa_core.config import BLOCK_SIZES, MAX_SPARSITY, TAIL_KEYS
+from ...rspa_core.config import BLOCK_SIZES, MAX_SPARSITY, PRECISIONS, TAIL_KEYS
 from ..methods import METHODS, POOLED, methods
 from ..output import device_name, table_lines, write_json
 from ..trained_model import CHECKPOINT, tiny_wan
@@ -51,10 +51,12 @@ MIN_KEPT = round(1.0 - MAX_SPARSITY, 6)
 
 def variants_of(options: argparse.Namespace) -> list[Variant]:
     """All combinations that were asked for; tail keys are for "precise" alone."""
-    settings = itertools.product(options.dense_steps, options.kept, options.blocks)
+    settings = itertools.product(
+        options.dense_steps, options.kept, options.blocks, options.precision
+    )
     return [
-        Variant(method, block, kept, dense_steps)
-        for dense_steps, kept, block in settings
+        Variant(method, block, kept, dense_steps, precision)
+        for dense_steps, kept, block, precision in settings
         for method in methods(options.rectification, options.tail_keys)
     ]
 
@@ -93,19 +95,20 @@ def measure(
 def save_pictures(
     checkpoint: Checkpoint, shown: dict[Variant, Tensor], what: str, options: argparse.Namespace
 ) -> list[Path]:
-    """A GIF and a picture of differences for every kept share, number of dense steps and block."""
-    settings: dict[tuple[float, int, int], list[Variant]] = {}
+    """A GIF and a picture of differences for every setting but the method."""
+    settings: dict[tuple[float, int, int, str], list[Variant]] = {}
     for variant in shown:
         if variant != DENSE:
-            key = (variant.kept, variant.dense_steps, variant.block)
+            key = (variant.kept, variant.dense_steps, variant.block, variant.precision)
             settings.setdefault(key, []).append(variant)
     paths = []
-    for (kept, dense_steps, block), variants in settings.items():
+    for (kept, dense_steps, block, precision), variants in settings.items():
         clips = {
             variant.name: decode(checkpoint.decoder, shown[variant][None])[0]
             for variant in (DENSE, *variants)
         }
         stem = f"kept{kept:g}_dense{dense_steps}_block{block}"
+        stem += "" if precision == "auto" else f"_{precision}"
         title = f"{what}, kept {kept:g}, first {dense_steps} steps dense, blocks of {block}"
         paths += [options.out / f"{stem}.gif", options.out / f"{stem}.png"]
         save_side_by_side(clips, paths[-2], options.panel_width)
@@ -134,6 +137,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help=f'"{POOLED}": means of left-out blocks, as in ComfyUI\'s Sol-Attn')  # fmt: skip
     add("--blocks", type=int, choices=BLOCK_SIZES, nargs="+", default=[64])
     add("--tail-keys", type=int, choices=TAIL_KEYS, nargs="+", default=[4], help='for "precise"')
+    add("--precision", choices=PRECISIONS, nargs="+", default=["auto"])
     add("--steps", type=int, help="of the sampler (default: 20 on a GPU, 8 on a CPU)")
     add("--cfg", type=float, default=2.0, help="guidance, 1 for none (default: %(default)s)")
     add("--shift", type=float, default=tiny_wan("model_flow").FLOW_SHIFT)

@@ -120,12 +120,14 @@ class Variant:
         block: tokens of a q-block and a kv-block.
         kept: share of the kv-blocks that is kept, asked for.
         dense_steps: first steps that stay dense.
+        precision: of `SparseConfig`.
     """
 
     method: Method | None
     block: int = 64
     kept: float = 1.0
     dense_steps: int = 0
+    precision: str = "auto"
 
     @property
     def name(self) -> str:
@@ -134,8 +136,11 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """Such as "precise 4 keys, 64"."""
-        return self.name if self.method is None else f"{self.name}, {self.block}"
+        """Such as "precise 4 keys, 64", with the precision unless it is "auto"."""
+        if self.method is None:
+            return self.name
+        label = f"{self.name}, {self.block}"
+        return label if self.precision == "auto" else f"{label}, {self.precision}"
 
     @property
     def schedule(self) -> SparsitySchedule:
@@ -150,7 +155,9 @@ class Variant:
         if self.method is None:
             yield None
             return
-        config = self.method.config(self.kept, self.block, self.block)
+        config = self.method.config(
+            self.kept, self.block, self.block, precision=self.precision
+        )
         with self.method.arithmetic():
             sparse = install(
                 transformer, config, schedule=self.schedule, min_tokens=0, backend=backend

@@ -56,6 +56,7 @@ def describe(variant: Variant) -> dict[str, Any]:
         "block": variant.block,
         "kept": variant.kept,
         "dense_steps": variant.dense_steps,
+        "precision": variant.precision,
     }
 
 
