@@ -124,7 +124,7 @@ class Tile(NamedTuple):
 _POINTERS = (Tile(64, 8, 3), Tile(64, 8, 2), Tile(32, 8, 2), Tile(32, 8, 1))
 _POINTERS_64 = tuple(tile._replace(num_warps=4) for tile in _POINTERS)
 # Tensor cores of graphics cards sum in fp16 at twice the rate of fp32. A tile of 128 keys becomes
-# fp32 half as often as two of 64; with 16-bit keys it would spill.
+# fp32 half as often as two of 64; with 16-bit keys, and compiled for 12.x, its loops spill.
 _CARDS_128 = (Tile(64, 8, 2, half_sums=True),)
 _CARDS_128_INT8 = (Tile(128, 8, 2, half_sums=True), Tile(64, 8, 3, half_sums=True))
 _CARDS_64 = (Tile(64, 4, 2, half_sums=True),)
@@ -177,7 +177,10 @@ def tile_candidates(
         rows = _POINTERS_64 if small else _POINTERS
     rounded = rows
     if is_graphics_card(capability) and dtype.itemsize == 2:
-        rounded = (_CARDS_64_INT8 if small else _CARDS_128_INT8) + rows
+        first = _CARDS_64_INT8 if small else _CARDS_128_INT8
+        if capability[0] == 12 and not small:
+            first = first[1:]
+        rounded = first + rows
         rows = (_CARDS_64 if small else _CARDS_128) + rows
     if has_gluon and capability[0] == 9 and dtype.itemsize == 2:
         if head_dim >= _SPECIALISED_HEAD_DIM:
