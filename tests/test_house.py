@@ -126,7 +126,13 @@ def test_only_nodes_know_comfyui() -> None:
 
 def test_only_kernels_know_triton() -> None:
     others = all_imports("", "nodes", "rspa_core", "benchmarks")
-    wrong = [each for each in others if each.top == "triton"]
+    wrong = [
+        each
+        for each in others
+        if each.top == "triton"
+        # Compiles kernels for GPUs that are not there.
+        and each.file != "benchmarks/cards/compiled.py"
+    ]
     assert not wrong, failures(wrong)
 
 
