@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rspa_core.quantisation import TAIL_SCALE_GROUPS
+from .compile import run
 from .devices import Tile
 from .plan import Plan, Pooled, Result, Selection, Tail, strides
 
@@ -440,11 +441,18 @@ def attend(
     if tile.specialised:
         from .attend_hopper import attend_hopper_kernel
 
-        attend_hopper_kernel[grid](
-            k_centre=plan.shift, k_radius=k_pool.radius, STAGES=tile.num_stages, **arguments
+        run(
+            attend_hopper_kernel,
+            grid,
+            k_centre=plan.shift,
+            k_radius=k_pool.radius,
+            STAGES=tile.num_stages,
+            **arguments,
         )
         return
-    attend_kernel[grid](
+    run(
+        attend_kernel,
+        grid,
         v_scale=v_pool.scale,
         tail_v_scale=tail and tail.value_scale,
         WIDTH=width,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES
 from ..rspa_core.quantisation import ROTATED_CHANNELS, TAIL_SCALE_GROUPS
+from .compile import run
 from .devices import label_registers
 from .plan import Plan, Statistic, Tail, strides
 from .pool import HALF_RANGE, load_block, rotate, round_half
@@ -265,7 +266,9 @@ def group_keys(k: Tensor, v: Tensor, plan: Plan) -> Tail:
     grid = (plan.chunk_heads, sizes.num_k)
     registers = label_registers(k.device, config.kv_block)
     limits = {} if registers is None else {"maxnreg": registers}
-    label_kernel[grid](
+    run(
+        label_kernel,
+        grid,
         k=k,
         queries=plan.queries,
         tail_size=size,
@@ -282,7 +285,9 @@ def group_keys(k: Tensor, v: Tensor, plan: Plan) -> Tail:
     values = k.new_zeros((*shape, sizes.padded_dim))
     low = None if k.dtype == torch.float32 else torch.zeros_like(values)
     mean = Statistic(torch.zeros_like(values), low)
-    group_mean_kernel[grid](
+    run(
+        group_mean_kernel,
+        grid,
         x=k,
         mean=mean.high,
         mean_low=mean.low,
@@ -293,7 +298,9 @@ def group_keys(k: Tensor, v: Tensor, plan: Plan) -> Tail:
         num_warps=config.kv_block // 32,
         **common,
     )
-    group_mean_kernel[grid](
+    run(
+        group_mean_kernel,
+        grid,
         x=v,
         mean=values,
         mean_low=None,
@@ -318,7 +325,9 @@ def _narrow(mean: Statistic, values: Tensor, size: Tensor, variance: Tensor, pla
         half_values = torch.empty_like(values, dtype=torch.float16)
         value_scale = size.new_empty(grid)
     if tile.int8 or tile.half_sums:
-        narrow_kernel[grid](
+        run(
+            narrow_kernel,
+            grid,
             mean=mean.high,
             mean_low=mean.low,
             values=values,

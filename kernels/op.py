@@ -47,7 +47,9 @@ def _op(
         tile = Tile(64, 4, 1, int8=config.precision == "int8")
         return launch(q, k, v, layout, config, tile, keep_mask)
     with torch.cuda.device(q.device):
-        tile = trusted_tile(q.device, q.dtype, q.shape[-1], checked_config(config))
+        tile = trusted_tile(
+            q.device, q.dtype, q.shape[-1], checked_config(config), layout.context_length > 0
+        )
         return launch(q, k, v, layout, config, tile, keep_mask)
 
 

@@ -32,9 +32,9 @@ from .devices import Tile
 
 WORKSPACE_BYTES = 512 * 1024**2
 """Scratch memory one call may take: heads are processed in as many chunks as that needs."""
-MAX_WEIGH_SPLITS = 32
-WEIGH_SPLIT_KEYS = 256
-"""A program of tail_weight.py's `sums_kernel` has at least so many of the keys of its head."""
+WEIGH_SPLITS = 32
+"""Programs of tail_weight.py's `sums_kernel` that share the keys of a head, whatever their number
+and that of the heads: a head's result does not depend on its chunk, and one variant serves all."""
 
 
 @dataclass(frozen=True)
@@ -172,15 +172,6 @@ class Sizes:
             context_start=num_k * config.kv_block,
         )
 
-    @property
-    def weigh_splits(self) -> int:
-        """Programs of tail_weight.py's `sums_kernel` that share the keys of a head, a power of two.
-
-        Not by the number of heads, so that a head's result does not depend on its chunk.
-        """
-        most = min(MAX_WEIGH_SPLITS, self.packed_length // WEIGH_SPLIT_KEYS)
-        return 1 << max(0, most.bit_length() - 1)
-
     def heads_per_chunk(self, num_heads: int, packed_bytes: int, workspace: int) -> int:
         """Heads that fit into the workspace together, spread evenly over the chunks.
 
@@ -194,7 +185,7 @@ class Sizes:
         columns = self.num_k * (1 + 4 * self.q_parts) + 4 * self.width + 4 * self.tail_length
         means = 2 * self.num_q * self.q_parts + 3 * self.num_k + 3 * self.tail_length
         if self.q_parts > 1:
-            means += self.weigh_splits * 3 * SAMPLED_QUERIES
+            means += WEIGH_SPLITS * 3 * SAMPLED_QUERIES
         pooled = means * self.padded_dim * 4
         needed = packed + self.num_q * columns + pooled
         chunks = triton.cdiv(num_heads, max(1, workspace // needed))

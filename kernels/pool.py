@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rspa_core.quantisation import ROTATED_CHANNELS
+from .compile import run
 from .devices import pool_warps
 from .plan import Plan, Pooled, Statistic, strides
 
@@ -281,7 +282,9 @@ def _pool(
             scale = x.new_empty((heads, scales), dtype=torch.float32)
     distances = x.new_empty((heads, num_blocks), dtype=torch.float32) if radius else None
     lengths = x.new_empty((heads, num_pooled), dtype=torch.float32) if squares else None
-    pool_kernel[(heads, num_blocks)](
+    run(
+        pool_kernel,
+        (heads, num_blocks),
         x=x,
         source=source,
         shift=plan.shift if radius or pack == "blocks" else None,

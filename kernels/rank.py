@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .compile import run
 from .devices import group_rank_tile, pooled_rank_tile
 from .plan import Plan, Pooled, Scores, Statistic, Tail, strides
 
@@ -52,7 +53,9 @@ def _rank_means(q_pool: Pooled, k_pool: Pooled, plan: Plan) -> tuple[Tensor, Ten
     accepted = torch.empty_like(logits, dtype=torch.int8) if paper else None
     tile = pooled_rank_tile(q_mean.high.dtype)
     tiles = triton.cdiv(sizes.num_q, tile.tile_q), triton.cdiv(sizes.num_k, tile.tile_k)
-    rank_means_kernel[(*tiles, plan.chunk_heads)](
+    run(
+        rank_means_kernel,
+        (*tiles, plan.chunk_heads),
         q_mean=q_mean.high,
         q_mean_low=q_mean.low,
         q_mad=q_mad and q_mad.high,
@@ -88,7 +91,9 @@ def _rank_groups(q_mean: Statistic, tail: Tail, plan: Plan) -> Tensor:
     logits = q_mean.high.new_empty(shape, dtype=torch.float32)
     tile = group_rank_tile(q_mean.high.dtype)
     tiles = triton.cdiv(num_parts, tile.tile_q), triton.cdiv(sizes.num_k * groups, tile.tile_k)
-    rank_groups_kernel[(*tiles, plan.chunk_heads)](
+    run(
+        rank_groups_kernel,
+        (*tiles, plan.chunk_heads),
         q_mean=q_mean.high,
         q_mean_low=q_mean.low,
         k_mean=tail.mean.high,
@@ -121,7 +126,9 @@ def _context_scores(q_mean: Statistic, k: Tensor, plan: Plan) -> Tensor | None:
     num_rows = q_mean.high.shape[1]
     context_lse = k.new_empty((plan.chunk_heads, num_rows), dtype=torch.float32)
     tile = pooled_rank_tile(q_mean.high.dtype)
-    context_lse_kernel[(triton.cdiv(num_rows, tile.tile_q), plan.chunk_heads)](
+    run(
+        context_lse_kernel,
+        (triton.cdiv(num_rows, tile.tile_q), plan.chunk_heads),
         q_mean=q_mean.high,
         q_mean_low=q_mean.low,
         k=k,

@@ -13,11 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
+from .compile import run
 from .devices import select_warps
 from .plan import Plan, Pooled, Result, Scores, Selection, Tail
 
 LOG2E = tl.constexpr(1.4426950408889634)
 HIGHEST_LOGIT = tl.constexpr(1e30)
+SMALLEST_ROW = 1024
+"""Shorter rows are filled up to this: fewer variants to compile."""
 BIAS_ROWS, BIAS_COLUMNS = 8, 256
 """Of a program of `tail_bias_kernel`."""
 FORCED_BITS = tl.constexpr(0x7F800000)  # bits of +inf: above every probability
@@ -223,8 +226,10 @@ def select(
         critical=logits.new_empty(pairs, dtype=torch.int8) if keeps_critical else None,
         tail_bias=logits.new_empty((*rows, sizes.tail_length)) if tail else None,
     )
-    block = triton.next_power_of_2(sizes.num_k)
-    select_kernel[(sizes.num_q, plan.chunk_heads)](
+    block = max(SMALLEST_ROW, triton.next_power_of_2(sizes.num_k))
+    run(
+        select_kernel,
+        (sizes.num_q, plan.chunk_heads),
         logits=logits,
         context_lse=scores.context_lse,
         accepted=scores.accepted,
@@ -257,7 +262,9 @@ def select(
     if tail is not None:
         row_tiles = triton.cdiv(sizes.num_q, BIAS_ROWS)
         column_tiles = triton.cdiv(sizes.tail_length, BIAS_COLUMNS)
-        tail_bias_kernel[(column_tiles, row_tiles, plan.chunk_heads)](
+        run(
+            tail_bias_kernel,
+            (column_tiles, row_tiles, plan.chunk_heads),
             critical=selection.critical,
             tail_size=tail.size,
             tail_variance=tail.variance,

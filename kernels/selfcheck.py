@@ -15,9 +15,11 @@ import torch
 import triton
 
 from ..rspa_core.config import SparseConfig
+from ..rspa_core.dispatch import compile_progress
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.metrics import relative_l2
 from ..rspa_core.reference import reference_attention
+from .compile import compile_all, recorded
 from .devices import Tile, has_descriptors, has_gluon, resolved_precision, tile_candidates
 from .launch import launch
 
@@ -51,13 +53,18 @@ def checked_config(config: SparseConfig) -> SparseConfig:
 # for its run, and the next run may find more memory.
 @lru_cache(maxsize=64)
 def trusted_tile(
-    device: torch.device, dtype: torch.dtype, head_dim: int, config: SparseConfig
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    config: SparseConfig,
+    has_context: bool = True,
 ) -> Tile:
     """First tile of the table that gives the reference's output on `device`.
 
     Args:
         device, dtype, head_dim: of q, k and v.
         config: see `checked_config`.
+        has_context: whether there are tokens beside the video, which have kernels of their own.
 
     Raises:
         NoKernelError: no tile does.
@@ -80,7 +87,7 @@ def trusted_tile(
     logger.info("Rectified SpaAttn: compiling kernels once for %s, scores in %s", name, precision)
     return first_correct(
         candidates,
-        lambda tile: error_of(tile, device, dtype, head_dim, config),
+        lambda tile: error_of(tile, device, dtype, head_dim, config, has_context),
         max(TOLERANCE[dtype], INT8_TOLERANCE) if precision == "int8" else TOLERANCE[dtype],
         name,
     )
@@ -118,16 +125,29 @@ def first_correct(
 
 
 def error_of(
-    tile: Tile, device: torch.device, dtype: torch.dtype, head_dim: int, config: SparseConfig
+    tile: Tile,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    config: SparseConfig,
+    has_context: bool = True,
 ) -> float:
-    """Relative L2 error of `tile` on a small random problem with ragged blocks and context."""
+    """Relative L2 error of `tile` on a small random problem with ragged blocks and context.
+
+    On a GPU the kernels are compiled side by side first; `dispatch.compile_progress` hears of it.
+    """
+    layout = _LAYOUT if has_context else TokenLayout(_LAYOUT.grid, _LAYOUT.video_length)
     generator = torch.Generator(device).manual_seed(0)
     q, k, v = (
-        torch.randn(1, 2, _LAYOUT.length, head_dim, generator=generator, device=device).to(dtype)
+        torch.randn(1, 2, layout.length, head_dim, generator=generator, device=device).to(dtype)
         for _ in range(3)
     )
     config = replace(config, precision="int8" if tile.int8 else "16-bit")
-    expected, _ = reference_attention(q, k, v, _LAYOUT, config)
     # One head at a time: later chunks start at other offsets than the first.
-    out, _, _ = launch(q, k, v, _LAYOUT, config, tile, keep_mask=False, chunk_heads=1)
-    return relative_l2(out, expected)
+    arguments = (q, k, v, layout, config, tile, False, 1)
+    if device.type == "cuda":
+        with recorded() as launches:
+            launch(*arguments)
+        compile_all(launches, device, compile_progress.get())
+    expected, _ = reference_attention(q, k, v, layout, config)
+    return relative_l2(launch(*arguments)[0], expected)

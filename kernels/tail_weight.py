@@ -20,7 +20,8 @@ import triton.language as tl
 from ..rspa_core.key_groups import SAMPLED_QUERIES
 from ..rspa_core.quantisation import TAIL_SCALE_GROUPS
 from ..rspa_core.tail_weight import LARGEST, SMALLEST, STEPS, TINY, WORSE
-from .plan import Plan, Pooled, Selection, Tail
+from .compile import run
+from .plan import WEIGH_SPLITS, Plan, Pooled, Selection, Tail
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1e30)
@@ -254,7 +255,7 @@ def weigh_tail(
     """The same tail, counting in every head for what its sampled queries say."""
     assert plan.queries is not None
     sizes, config = plan.sizes, plan.config
-    heads, splits = plan.chunk_heads, sizes.weigh_splits
+    heads, splits = plan.chunk_heads, WEIGH_SPLITS
     parts = (heads, splits, 3, SAMPLED_QUERIES)
     mass, sums = tail.size.new_empty(parts), tail.size.new_empty((*parts, sizes.padded_dim))
     highest = torch.empty_like(mass)
@@ -263,7 +264,9 @@ def weigh_tail(
     weight = torch.empty_like(tail.size[:, 0])
     exact = plan.queries.dtype == torch.float32
     common: dict[str, Any] = {"DP": sizes.padded_dim, "R": SAMPLED_QUERIES}
-    sums_kernel[(heads, splits)](
+    run(
+        sums_kernel,
+        (heads, splits),
         k=k_pool.packed,
         k_scale=k_pool.scale,
         v=v_pool.packed,
@@ -298,7 +301,9 @@ def weigh_tail(
         num_stages=1 if exact else 3,
         **common,
     )
-    join_kernel[(heads, 3 * SAMPLED_QUERIES)](
+    run(
+        join_kernel,
+        (heads, 3 * SAMPLED_QUERIES),
         highest=highest,
         mass=mass,
         sums=sums,
@@ -308,7 +313,9 @@ def weigh_tail(
         SPLITS=splits,
         **common,
     )
-    weigh_kernel[(heads,)](
+    run(
+        weigh_kernel,
+        (heads,),
         top=joined_highest,
         mass=joined_mass,
         sums=joined,

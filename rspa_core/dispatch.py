@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,11 @@ from torch import Tensor
 from .config import SparseConfig
 from .layout import TokenLayout
 from .reference import reference_attention
+
+compile_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar(
+    "compile_progress", default=None
+)
+"""Hears, while kernels are compiled for a first call, how many are ready and how many there are."""
 
 BackendResult = tuple[Tensor, Tensor, Callable[[], Tensor]]
 """Output `[B, H, N, D]`, kv_counts `[B, H, NQ]` int32, and a function giving the block mask."""

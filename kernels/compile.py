@@ -1,0 +1,110 @@
+"""Compile: the kernels of a call side by side, so that a first call waits for the slowest one only.
+
+Launchers call `run`. While `recorded` is open in their context, launches are written down instead,
+and nothing reaches the GPU; `compile_all` then compiles what was written down in several threads.
+Compilers work outside Python's lock. The binaries stay with the kernels, and on disk, as usual.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MAX_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with its grid and arguments."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+
+    @property
+    def variant(self) -> tuple[Any, ...]:
+        """Equal for launches that share a binary: the kernel, its constants, types of the rest."""
+        constants = {param.name for param in self.kernel.params if param.is_constexpr}
+        described = [
+            (name, value if name in constants else _type_of(value))
+            for name, value in sorted(self.arguments.items())
+        ]
+        return (self.kernel, *described)
+
+    def compile(self, device: torch.device) -> None:
+        """Compile without launching, for the GPU `device`."""
+        with torch.cuda.device(device):
+            self.kernel.warmup(grid=self.grid, **self.arguments)
+
+
+def _type_of(value: Any) -> Any:
+    """What of an argument decides about the binary: of tensors dtype, of numbers the type."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    if hasattr(value, "block_shape"):  # a tensor descriptor
+        return value.base.dtype, tuple(value.block_shape)
+    return type(value).__name__
+
+
+_launches: ContextVar[list[Launch] | None] = ContextVar("launches", default=None)
+
+
+def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+    """`kernel[grid](**arguments)`, or a note of it while `recorded` is open."""
+    launches = _launches.get()
+    if launches is None:
+        kernel[grid](**arguments)
+    else:
+        launches.append(Launch(kernel, grid, arguments))
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """While it is open in this context nothing is launched; yields the list of what would be."""
+    launches: list[Launch] = []
+    token = _launches.set(launches)
+    try:
+        yield launches
+    finally:
+        _launches.reset(token)
+
+
+def compile_all(
+    launches: list[Launch],
+    device: torch.device,
+    on_progress: Callable[[int, int], None] | None = None,
+    threads: int | None = None,
+) -> int:
+    """Compile every variant among the launches.
+
+    Args:
+        launches: see `recorded`.
+        device: GPU they are for.
+        on_progress: called in this thread with the number of variants that are ready and of all.
+        threads: at a time; None for one per processor, up to `MAX_THREADS`.
+
+    Returns:
+        The number of variants.
+
+    Raises:
+        Exception: what the first variant that does not compile raised, when all have ended.
+    """
+    variants = list({launch.variant: launch for launch in launches}.values())
+    count = threads or min(MAX_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(count, thread_name_prefix="compile") as pool:
+        futures = [pool.submit(launch.compile, device) for launch in variants]
+        for done, _ in enumerate(as_completed(futures), 1):
+            if on_progress is not None:
+                on_progress(done, len(variants))
+    for future in futures:
+        future.result()
+    return len(variants)
