@@ -272,7 +272,8 @@ def attend_kernel(
     rows = block * Q_BLOCK + tl.arange(0, Q_BLOCK)
 
     row_unit = scale * LOG2E  # from raw scores to exponents of 2
-    key_scale, value_scale = k_scale, v_scale
+    key_scale = k_scale
+    value_scale = v_scale
     if INT8:
         packed_rows = head * (num_context_q + num_q) * Q_BLOCK + rows
         q_tile = tl.load(q + packed_rows[:, None] * DP + cols[None, :])  # [Q_BLOCK, DP]

@@ -56,6 +56,8 @@ def _type_of(value: Any) -> Any:
 
 
 _launches: ContextVar[list[Launch] | None] = ContextVar("launches", default=None)
+progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("progress", default=None)
+"""Hears, during a first call of this context, how many variants are ready, and of how many."""
 
 
 def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:

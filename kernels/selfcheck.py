@@ -15,11 +15,10 @@ import torch
 import triton
 
 from ..rspa_core.config import SparseConfig
-from ..rspa_core.dispatch import compile_progress
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.metrics import relative_l2
 from ..rspa_core.reference import reference_attention
-from .compile import compile_all, recorded
+from .compile import compile_all, progress, recorded
 from .devices import Tile, has_descriptors, has_gluon, resolved_precision, tile_candidates
 from .launch import launch
 
@@ -134,7 +133,7 @@ def error_of(
 ) -> float:
     """Relative L2 error of `tile` on a small random problem with ragged blocks and context.
 
-    On a GPU the kernels are compiled side by side first; `dispatch.compile_progress` hears of it.
+    On a GPU the kernels are compiled side by side first; `compile.progress` hears of it.
     """
     layout = _LAYOUT if has_context else TokenLayout(_LAYOUT.grid, _LAYOUT.video_length)
     generator = torch.Generator(device).manual_seed(0)
@@ -148,6 +147,6 @@ def error_of(
     if device.type == "cuda":
         with recorded() as launches:
             launch(*arguments)
-        compile_all(launches, device, compile_progress.get())
+        compile_all(launches, device, progress.get())
     expected, _ = reference_attention(q, k, v, layout, config)
     return relative_l2(launch(*arguments)[0], expected)

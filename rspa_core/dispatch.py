@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +15,6 @@ from torch import Tensor
 from .config import SparseConfig
 from .layout import TokenLayout
 from .reference import reference_attention
-
-compile_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar(
-    "compile_progress", default=None
-)
-"""Hears, while kernels are compiled for a first call, how many are ready and how many there are."""
 
 BackendResult = tuple[Tensor, Tensor, Callable[[], Tensor]]
 """Output `[B, H, N, D]`, kv_counts `[B, H, NQ]` int32, and a function giving the block mask."""
@@ -71,6 +66,23 @@ def triton_missing_reason() -> str | None:
         "Triton is not installed: 'pip install triton' on Linux, 'pip install triton-windows' on "
         "Windows (portable: python_embeded\\python.exe -m pip install triton-windows)"
     )
+
+
+@contextmanager
+def compile_progress(listener: Callable[[int, int], None]) -> Iterator[None]:
+    """While it is open, `listener` hears how many kernels of a first call are compiled, and of how
+    many; called in the thread of the call.
+    """
+    if triton_missing_reason() is not None:
+        yield
+        return
+    from ..kernels.compile import progress
+
+    token = progress.set(listener)
+    try:
+        yield
+    finally:
+        progress.reset(token)
 
 
 def release_tables() -> None:

@@ -155,9 +155,7 @@ class Variant:
         if self.method is None:
             yield None
             return
-        config = self.method.config(
-            self.kept, self.block, self.block, precision=self.precision
-        )
+        config = self.method.config(self.kept, self.block, self.block, precision=self.precision)
         with self.method.arithmetic():
             sparse = install(
                 transformer, config, schedule=self.schedule, min_tokens=0, backend=backend

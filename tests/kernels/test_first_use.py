@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import os
-import subprocess
-import sys
 import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
