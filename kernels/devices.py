@@ -176,6 +176,7 @@ def tile_candidates(
     else:
         rows = _POINTERS_64 if small else _POINTERS
     rounded = rows
+    first: tuple[Tile, ...]
     if is_graphics_card(capability) and dtype.itemsize == 2:
         first = _CARDS_64_INT8 if small else _CARDS_128_INT8
         if capability[0] == 12 and not small:
