@@ -47,6 +47,8 @@ else:
 
 # The barrier of the four warps of a group; its name has changed between releases.
 group_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
+# So has that of the bulk copy.
+copy_to_shared = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 
 # Rows of one group: what four warps multiply at once.
 GROUP_ROWS = gl.constexpr(64)
@@ -113,7 +115,7 @@ class Ring:
         full = self.full.index(slot)
         mbarrier.wait(self.empty.index(slot), ((index // self.STAGES) & 1) ^ 1)
         mbarrier.expect(full, tensor.block_type.nbytes)
-        tma.async_copy_global_to_shared(tensor, [row, 0], full, self.tiles.index(slot))
+        copy_to_shared(tensor, [row, 0], full, self.tiles.index(slot))
 
     @gluon.jit
     def wait(self, index):
