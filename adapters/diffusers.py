@@ -68,8 +68,8 @@ class StepCounter:
     2. The scheduler's timesteps: the step whose timestep the model is given. Several steps may have
        that timestep (rounded to bf16, or samplers of second order): `scheduler.step_index`, which
        schedulers of diffusers count up in `step`, is one of them, or else the first.
-    3. Changes of the timestep from forward to forward: a lower one is the next step, a higher one
-       the first step of a new run.
+    3. Changes of the timestep from forward to forward: one in the direction of the run, falling or
+       rising (inversion), is the next step, one against it the first step of a new run.
 
     Args:
         scheduler: a scheduler of diffusers, or None.
@@ -119,14 +119,17 @@ class _Count(threading.local):
 
     def __init__(self) -> None:
         self.told: tuple[int, int | None] | None = None
-        self._counted = -1
-        self._last = float("-inf")
+        self._counted = 0
+        self._last: float | None = None
+        self._rises: bool | None = None
 
     def next(self, timestep: float) -> int:
-        if timestep > self._last:
-            self._counted = 0
-        elif timestep < self._last:
-            self._counted += 1
+        if self._last is not None and timestep != self._last:
+            rises = timestep > self._last
+            if self._rises in (None, rises):
+                self._counted, self._rises = self._counted + 1, rises
+            else:
+                self._counted, self._rises = 0, None
         self._last = timestep
         return self._counted
 

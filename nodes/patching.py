@@ -36,10 +36,10 @@ from ..rspa_core.run.report import RunReport, logger
 from ..rspa_core.run.report_text import why_nothing_measured
 from ..rspa_core.run.schedule import (
     Position,
+    SigmaSteps,
     SparsitySchedule,
     parse_dense_blocks,
     percent_of_sigma,
-    step_of_sigma,
 )
 from .host import ProbeProgress, pause_allocation_recording, send_status
 from .inputs import AUTO, MAIN, MAX_ERROR, MIN_ERROR, OPTIONS_NODE
@@ -250,7 +250,8 @@ class SparseAttentionPatch:
 
     def _reset(self) -> None:
         self._override_was_called = False
-        self._sample_sigmas: tuple[Any, list[float]] = (None, [])
+        self._sample_sigmas: Any = None
+        self._steps = SigmaSteps(())
 
     def on_pre_run(self, patcher: Any) -> None:
         """ON_PRE_RUN: a new sampling run begins."""
@@ -280,7 +281,7 @@ class SparseAttentionPatch:
         layout = token_layout(model.diffusion_model, x, c_crossattn, conds)
         # The one wait for the device before the model runs.
         sigma = float(options.get("sigmas", t).flatten()[0])
-        position = self._position(sigma, options.get("sample_sigmas"))
+        position = self._position(sigma, options, x.shape)
         if isinstance(layout, TokenLayout):  # of any other model the sampling may be, too
             percent = percent_of_sigma(sigma, model.model_sampling.percent_to_sigma)
             position = replace(position, percent=percent)
@@ -309,15 +310,22 @@ class SparseAttentionPatch:
             run.report.warn_once(_never_called(forward))
         return output
 
-    def _position(self, sigma: float, sample_sigmas: Any) -> Position:
-        """The step that `sigma` belongs to; the sampler's list is read once per run."""
-        seen, values = self._sample_sigmas
-        if sample_sigmas is not seen:
-            values = [] if sample_sigmas is None else sample_sigmas.tolist()
-            self._sample_sigmas = (sample_sigmas, values)
-        if len(values) < 2:
+    def _position(self, sigma: float, options: Mapping[str, Any], shape: torch.Size) -> Position:
+        """The step of a call at `sigma`; the sampler's list is read once per run."""
+        sample_sigmas = options.get("sample_sigmas")
+        if sample_sigmas is not self._sample_sigmas:
+            values = () if sample_sigmas is None else tuple(sample_sigmas.tolist())
+            # The same list on another device is no other sampling.
+            if values != self._steps.sample_sigmas:
+                self._steps = SigmaSteps(values)
+            self._sample_sigmas = sample_sigmas
+        steps = self._steps
+        if not steps.num_steps:
             return Position()
-        return Position(step_of_sigma(sigma, values), len(values) - 1)
+        window = getattr(options.get("context_window"), "index_list", ())
+        conds = (options.get("cond_or_uncond", ()), options.get("uuids", ()))
+        part = (shape, tuple(window), *map(tuple, conds))
+        return Position(steps.step_at(sigma, part), steps.num_steps)
 
     def _is_bypassed_by_compiled_code(
         self, forward: Forward, model: Any, options: Mapping[str, Any]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ..config import MAX_SPARSITY, ConfigError, check_choice, check_number
@@ -238,16 +240,78 @@ def percent_of_sigma(sigma: float, percent_to_sigma: Callable[[float], Any]) -> 
     return high
 
 
-def step_of_sigma(sigma: float, sample_sigmas: Sequence[float]) -> int:
-    """Index of the interval of the falling `sample_sigmas` that starts at or above `sigma`.
+def step_of_sigma(sigma: float, sample_sigmas: Sequence[float], current: int = 0) -> int:
+    """Index of the interval of `sample_sigmas` that starts at `sigma`, else the one around it.
 
-    Samplers that evaluate between two entries stay in the interval; one that evaluates above the
-    first entry is in step 0.
+    Samplers that evaluate between two entries stay in the interval; one that evaluates outside of
+    all of them is in the nearest. The entries may fall, rise (inversion) or do both (restarts):
+    of several intervals the one nearest to `current` counts, of two as near the later.
+
+    Args:
+        sigma: of a model call.
+        sample_sigmas: the sampler's list; the last entry is where it ends.
+        current: step of the call before.
     """
-    limit = sigma * (1.0 - SIGMA_TOLERANCE)
-    reached = [index for index, entry in enumerate(sample_sigmas) if entry >= limit]
-    last_step = max(len(sample_sigmas) - 2, 0)
-    return min(reached[-1], last_step) if reached else 0
+    pairs = list(pairwise(sample_sigmas))
+    if not pairs:
+        return 0
+    found = [step for step, (start, _) in enumerate(pairs) if _is_same_sigma(start, sigma)]
+    if not found:
+        outside = [max(min(pair) - sigma, sigma - max(pair), 0.0) for pair in pairs]
+        found = [step for step, distance in enumerate(outside) if distance == min(outside)]
+    return min(found, key=lambda step: (abs(step - current), -step))
+
+
+class SigmaSteps:
+    """The steps of one sampling, counted along its model calls.
+
+    Sigma alone does not tell steps apart that begin at the same one: there a part of the batch that
+    is called again makes the next step. Several threads may ask; a deep copy is this same object.
+
+    Args:
+        sample_sigmas: the sampler's list, falling or not.
+    """
+
+    def __init__(self, sample_sigmas: Sequence[float]) -> None:
+        self.sample_sigmas = tuple(sample_sigmas)
+        self._lock = threading.Lock()
+        self._step = 0
+        self._seen: set[Hashable] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SigmaSteps:
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """That the sampler takes."""
+        return max(len(self.sample_sigmas) - 1, 0)
+
+    def step_at(self, sigma: float, part: Hashable = None) -> int:
+        """The step of the next model call.
+
+        Args:
+            sigma: of the call.
+            part: of the batch that it computes, where one evaluation takes several calls.
+        """
+        with self._lock:
+            step = step_of_sigma(sigma, self.sample_sigmas, self._step)
+            if step == self._step and part in self._seen and self._is_repeated(step, sigma):
+                step += 1
+            if step != self._step:
+                self._step = step
+                self._seen.clear()
+            self._seen.add(part)
+            return step
+
+    def _is_repeated(self, step: int, sigma: float) -> bool:
+        """Whether the step behind `step` begins at the same `sigma`."""
+        following = self.sample_sigmas[step : step + 2]
+        is_last = step + 1 >= self.num_steps
+        return not is_last and all(_is_same_sigma(each, sigma) for each in following)
+
+
+def _is_same_sigma(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=SIGMA_TOLERANCE)
 
 
 def _items(field: str, text: str) -> list[tuple[int, str]]:

@@ -33,6 +33,13 @@ def test_changes_of_the_timestep_are_counted() -> None:
     assert place(steps, None) == (None, 4)
 
 
+def test_timesteps_may_rise() -> None:
+    """Inversion, from the picture to the noise; a fall is then the start of a new run."""
+    steps = StepCounter()
+    seen = [place(steps, t)[0] for t in (0, 250, 250, 750, 999, 0, 250)]
+    assert seen == [0, 1, 1, 2, 3, 0, 1]
+
+
 def test_largest_timestep_counts() -> None:
     steps = StepCounter()
     for expected, t in enumerate((900.0, 800.0)):

@@ -94,6 +94,34 @@ def test_second_sampler_counts_its_own_steps_but_shares_the_percents() -> None:
     assert rows(patch) == {0: (0, BLOCKS), 1: (BLOCKS, 0)}
 
 
+@pytest.mark.parametrize(
+    "sigmas",
+    [
+        pytest.param([0.0, 0.4, 0.7, 0.9, 1.0], id="inversion"),
+        pytest.param([1.0, 0.8, 0.5, 0.9, 0.4, 0.0], id="restart"),
+        pytest.param([1.0, 0.9, 0.9, 0.5, 0.0], id="repeated"),
+    ],
+)
+def test_steps_of_sigmas_that_do_not_fall(sigmas: list[float]) -> None:
+    """The conditions called one by one, and in the first step context windows, too."""
+    count = len(sigmas) - 1
+    steps = tuple(0.5 if step % 2 else None for step in range(count))
+    patch, executor = make_patch(SparsitySchedule(0.5, 0.5, steps=steps)), make_executor()
+    for step, sigma in enumerate(sigmas[:-1]):
+        for cond, first in ((0, 0), (1, 0), (0, 2)):
+            window = SimpleNamespace(index_list=[first, first + 1])
+            run(
+                patch,
+                executor,
+                sigma,
+                sample_sigmas=torch.tensor(sigmas),
+                cond_or_uncond=[cond],
+                context_window=window,
+            )
+        expected = (3 * BLOCKS, 0) if step % 2 else (0, 3 * BLOCKS)
+        assert rows(patch)[step] == expected
+
+
 def test_without_sample_sigmas_there_is_no_step() -> None:
     patch = make_patch(SparsitySchedule(0.5, 0.5, "constant", steps=(None,)))
     run(patch, make_executor(), 0.5, sample_sigmas=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
 from rectified_spaattn.rspa_core.run.schedule import (
     DenseBlocks,
     Position,
+    SigmaSteps,
     SparsitySchedule,
     parse_dense_blocks,
     parse_dense_steps,
@@ -221,3 +223,50 @@ SIGMAS = [1.0, 0.9, 0.7, 0.4, 0.0]
 )
 def test_step_of_sigma(sigma: float, step: int) -> None:
     assert step_of_sigma(sigma, SIGMAS) == step
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "called", "steps"),
+    [
+        pytest.param([0, 0.4, 0.7, 0.9, 1], [0, 0.4, 0.7, 0.9], [0, 1, 2, 3], id="inversion"),
+        pytest.param([0, 0.4, 0.7, 1], [0, 0.2, 0.4, 0.6, 1], [0, 0, 1, 1, 2], id="midpoints"),
+        pytest.param([1, 0.8, 0.5, 0.9, 0.4, 0], [1, 0.8, 0.5, 0.9, 0.4], [0, 1, 2, 3, 4], id="up"),
+        pytest.param(
+            [1, 0.8, 0.5, 0.8, 0.5, 0], [1, 0.8, 0.5, 0.8, 0.5, 0.2], [0, 1, 2, 3, 4, 4], id="again"
+        ),
+        pytest.param(
+            [1, 0.8, 0.5, 0.9, 0.4, 0],
+            [1, 0.95, 0.8, 0.6, 0.5, 0.7, 0.9, 0.6, 0.4],
+            [0, 0, 1, 1, 2, 2, 3, 3, 4],
+            id="midpoints of restarts",
+        ),
+        pytest.param([1, 0.9, 0.9, 0.5, 0], [1, 0.9, 0.9, 0.5], [0, 1, 2, 3], id="repeated"),
+        pytest.param([1, 0.9, 0.9, 0.9], [1, 0.9, 0.9, 0.9], [0, 1, 2, 2], id="to the end"),
+        pytest.param(SIGMAS, [1, 0.9, 0.9, 0.4, 1, 0.9], [0, 1, 1, 3, 0, 1], id="twice"),
+        pytest.param([0.5, 0.5], [0.5, 0.5, 0.1], [0, 0, 0], id="one step"),
+    ],
+)
+def test_steps_are_counted_along_the_run(
+    sigmas: list[float], called: list[float], steps: list[int]
+) -> None:
+    counter = SigmaSteps(sigmas)
+    assert [counter.step_at(sigma) for sigma in called] == steps
+
+
+def test_parts_of_one_evaluation_are_one_step() -> None:
+    """A condition and its opposite called one by one, at a sigma that two steps begin with."""
+    counter = SigmaSteps([1.0, 0.9, 0.9, 0.5, 0.0])
+    sigmas = (1.0, 0.9, 0.9, 0.5)
+    assert [(counter.step_at(s, "cond"), counter.step_at(s, "uncond")) for s in sigmas] == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 3),
+    ]
+
+
+def test_copies_of_a_counter_count_together() -> None:
+    """Nodes deep-copy model options, and with them what hangs in them."""
+    counter = SigmaSteps([1.0, 0.9, 0.9, 0.5, 0.0])
+    calls = [each.step_at(0.9) for each in (counter, copy.deepcopy(counter))]
+    assert calls == [1, 2]
