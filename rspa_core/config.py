@@ -58,7 +58,7 @@ class SparseConfig:
         q_block: tokens per q-block, 64 or 128.
         kv_block: tokens per kv-block, 64 or 128, not above `q_block`.
         top_p: keep blocks until their pooled mass exceeds this share, if that is more than
-            `sparsity` keeps; 0 turns the rule off.
+            `sparsity` keeps; 0 turns the rule off, 1 keeps every block.
         rectification: "paper" (IPAR + GAPR, arXiv 2511.19835), "precise" (non-critical blocks
             enter the softmax as weighted pooled keys) or "none" (plain block-sparse attention).
         order: token order along which blocks are cut, "gilbert", "tile" or "raster".
@@ -117,7 +117,9 @@ class SparseConfig:
         return _parsed(text)
 
     def top_k(self, num_kv_blocks: int) -> int:
-        """Kv-blocks kept per q-block by the sparsity rule, of `num_kv_blocks` video blocks."""
+        """Kv-blocks kept per q-block whatever their mass, of `num_kv_blocks` video blocks."""
+        if self.top_p >= 1.0:  # no mass exceeds it, but a rounded sum may
+            return num_kv_blocks
         # (1 - 0.9) * 10 is 0.9999... in binary: nudge so that it counts as one block.
         share = math.floor((1.0 - self.sparsity) * num_kv_blocks + 1e-9)
         return min(num_kv_blocks, max(self.min_blocks, share))

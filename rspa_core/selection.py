@@ -26,9 +26,10 @@ def forced_blocks(layout: TokenLayout, config: SparseConfig, device: torch.devic
 def select_blocks(probs: Tensor, forced: Tensor, config: SparseConfig) -> Tensor:
     """The critical set from pooled probabilities.
 
-    n_i = max(top_k, number of leading blocks whose mass first exceeds top_p). Forced blocks are
-    taken first and the rest of the n_i goes to the largest probabilities (of equals the first),
-    so that neighbours come out of the same budget where they fit.
+    n_i = max(top_k, number of leading blocks whose mass first exceeds top_p), all with
+    top_p = 1. Forced blocks are taken first and the rest of the n_i goes to the largest
+    probabilities (of equals the first), so that neighbours come out of the same budget where they
+    fit.
 
     Args:
         probs: P, `[..., NQ, NK]` fp32.
@@ -39,7 +40,7 @@ def select_blocks(probs: Tensor, forced: Tensor, config: SparseConfig) -> Tensor
     """
     num_blocks = probs.shape[-1]
     budget = torch.full(probs.shape[:-1], config.top_k(num_blocks), device=probs.device)
-    if config.top_p > 0:
+    if 0 < config.top_p < 1:
         mass = probs.sort(dim=-1, descending=True, stable=True).values.cumsum(-1)
         by_mass = (mass <= config.top_p).sum(-1) + 1
         budget = torch.maximum(budget, by_mass.clamp(max=num_blocks))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
+from rectified_spaattn.rspa_core.attention import dense_attention
 
 from .cases import Case
 
@@ -126,6 +127,23 @@ def test_left_out_keys_may_outweigh_the_rest(tail_keys: int, device: torch.devic
     ]
     assert outs[0].isfinite().all()
     assert metrics.relative_l2(outs[1], outs[0]) < 1e-4
+
+
+@pytest.mark.parametrize("rectification", ["paper", "precise", "none"])
+def test_top_p_one_is_dense(rectification: str, device: torch.device) -> None:
+    """Also where the softmax is so peaked that a few blocks have a mass of 1 in fp32."""
+    config = SparseConfig(
+        0.9, 64, 64, top_p=1.0, rectification=rectification, order="raster", neighbours=False
+    )
+    case = Case((3, 8, 16), config)
+    q, k, v = case.inputs(torch.float32, device, 0)
+    k += 16 * k[:, :, ::64].repeat_interleave(64, 2)
+    q = q[:, :, :1] + 0.1 * q
+    out, stats = rectified_attention(
+        q, k, v, case.layout, config, backend="triton", return_stats=True
+    )
+    assert float(stats.density) == 1.0
+    assert metrics.relative_l2(out, dense_attention(q, k, v)) < 1e-5
 
 
 def test_without_statistics_gives_the_same_output(device: torch.device) -> None:

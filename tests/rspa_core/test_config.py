@@ -154,3 +154,10 @@ def test_top_k_never_keeps_less_at_less_sparsity() -> None:
         assert kept == sorted(kept)
         assert kept[0] >= 1
         assert kept[-1] == blocks
+
+
+def test_top_p_one_keeps_everything() -> None:
+    """Not what rounding makes of a sum of probabilities: that may reach 1 early."""
+    assert SparseConfig(sparsity=0.9, top_p=1.0).top_k(40) == 40
+    assert SparseConfig(sparsity=0.9, top_p=1).top_k(40) == 40
+    assert SparseConfig(sparsity=0.9, top_p=0.999).top_k(40) == 4

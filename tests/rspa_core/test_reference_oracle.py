@@ -145,6 +145,22 @@ def test_top_p_one_is_dense(rectification: str) -> None:
     assert relative_l2(out, oracle_dense(q, k, v)) < MAX_RELATIVE_L2
 
 
+@pytest.mark.parametrize("rectification", RECTIFICATIONS)
+def test_top_p_one_is_dense_where_the_softmax_is_peaked(rectification: str) -> None:
+    """There the mass of a few blocks is 1 in fp32, and what is left out still counts."""
+    generator = torch.Generator().manual_seed(5)
+    layout = TokenLayout((4, 8, 16), 512)
+    q, k, v = torch.randn(3, 1, 2, 512, 64, generator=generator)
+    k += 16 * torch.randn(1, 2, 8, 64, generator=generator).repeat_interleave(64, 2)
+    q = q[:, :, :1] + 0.1 * q
+    config = SparseConfig(
+        0.95, 64, 64, top_p=1.0, rectification=rectification, order="raster", neighbours=False
+    )
+    out, stats = reference(q, k, v, layout, config, return_stats=True)
+    assert float(stats.density) == 1.0
+    assert relative_l2(out, oracle_dense(q, k, v)) < MAX_RELATIVE_L2
+
+
 @pytest.mark.parametrize("rectification", ["precise", "none"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_constant_values_stay_constant(rectification: str, order: str) -> None:
