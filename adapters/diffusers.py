@@ -320,6 +320,8 @@ def install(
         raise ConfigError("probe", probe, "a ProbeSettings or None")
     if isinstance(dense_blocks, str):
         dense_blocks = parse_dense_blocks(dense_blocks)
+    if not isinstance(dense_blocks, DenseBlocks):
+        raise ConfigError("dense_blocks", dense_blocks, "a text or DenseBlocks")
     places = parts.modules
     if dense_blocks.ranges:
         if not any(dense_blocks.contains(*each.block, each.total) for each in places):

@@ -2,7 +2,8 @@
 
 P_i. = softmax over [logits_ij for all j, context_lse_i], or the mean of one such softmax for each
 part of the q-block by its tokens;  n_i = max(top_k, blocks until the mass
-exceeds top_p), all with top_p = 1;  C_i = forced blocks, then the largest P_ij up to n_i, of equals the first.
+exceeds top_p), all with top_p = 1;  C_i = forced blocks, then the largest P_ij up to n_i, of equals
+the first.
 tail_bias_ig = log2 n_g + min(|q|²_i ν_g, cap) log2 e, of "precise", without critical blocks
 
 A non-negative float orders like the integer with the same bits, so the n-th largest of a row is

@@ -22,9 +22,11 @@ from ..rspa_core.config import (
     ConfigError,
     check_integer,
     check_number,
+    shown,
 )
 from ..rspa_core.run.presets import PRESET_NAMES, PRESETS
 from ..rspa_core.run.probe import parse_probe_blocks, parse_probe_steps, parse_sparsities
+from ..rspa_core.run.profile import check_profile_name
 from ..rspa_core.run.schedule import (
     CURVES,
     parse_dense_blocks,
@@ -90,17 +92,27 @@ class Input:
                 value = int(value)
             check_integer(self.name, value, int(self.low), int(self.high))
         elif self.kind == "choice":
-            text = str(value) if type(value) in (int, str) else value
+            text = _plain_text(value)
             if text not in self.choices:
                 raise ConfigError(self.name, value, "one of " + ", ".join(self.choices))
             return text
         elif self.kind == "text":
-            value = "" if value is None else value
-            if not isinstance(value, str):
+            text = "" if value is None else _plain_text(value)
+            if text is None:
                 raise ConfigError(self.name, value, "a text")
             if self.parse is not None:
-                self.parse(value)
+                self.parse(text)
+            return text
         return value
+
+
+def _plain_text(value: Any) -> str | None:
+    """A text, or a number as one; None for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return shown(value)
+    return None
 
 
 @dataclass(frozen=True)
@@ -546,7 +558,7 @@ PROBE_RESULT = Node(
         text(
             "name",
             "",
-            None,
+            check_profile_name,
             "What you call the profile. It is kept in the file and in the picture.",
         ),
     ),

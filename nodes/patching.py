@@ -189,7 +189,13 @@ def find_patch(model: Any) -> SparseAttentionPatch | None:
 
 
 def install(model: Any, patch: SparseAttentionPatch) -> Any:
-    """A clone of a ComfyUI model patcher with `patch` on it; replaces an earlier one of ours."""
+    """A clone of a ComfyUI model patcher with `patch` on it; replaces an earlier one of ours.
+
+    Raises:
+        ConfigError: `model` is no model patcher.
+    """
+    if not hasattr(model, "add_wrapper_with_key"):
+        raise ConfigError("model", model, "a model, as from a Load Diffusion Model node")
     from comfy.patcher_extension import CallbacksMP, WrappersMP
 
     patched = model.clone()

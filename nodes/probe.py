@@ -32,9 +32,9 @@ class RectifiedSpaAttnProbe(io.ComfyNode):
         return PROBE.problem({"steps": steps, "blocks": blocks, "sparsities": sparsities}) or True
 
     @classmethod
-    def execute(cls, model: Any, steps: str, blocks: str, sparsities: str) -> io.NodeOutput:
+    def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
         node_id = cls.hidden.unique_id if cls.hidden is not None else None
-        return io.NodeOutput(attach_probe(model, steps, blocks, sparsities, node_id))
+        return io.NodeOutput(attach_probe(model, **PROBE.checked(values), node_id=node_id))
 
 
 class RectifiedSpaAttnProbeResult(io.ComfyNode):
@@ -45,8 +45,13 @@ class RectifiedSpaAttnProbeResult(io.ComfyNode):
         return schema_of(PROBE_RESULT)
 
     @classmethod
-    def execute(cls, model: Any, after: Any, wanted_error: float, name: str) -> io.NodeOutput:
-        outcome = read_probe(model, wanted_error, name)
+    def validate_inputs(cls, wanted_error: Any = None, name: Any = None) -> bool | str:
+        """Before anything runs: no render is lost to them."""
+        return PROBE_RESULT.problem({"wanted_error": wanted_error, "name": name}) or True
+
+    @classmethod
+    def execute(cls, model: Any, after: Any, **values: Any) -> io.NodeOutput:
+        outcome = read_probe(model, **PROBE_RESULT.checked(values))
         image = as_tensor(draw_probe(outcome))
         summary = probe_summary_text(outcome)
         return io.NodeOutput(outcome.profile, image, summary, ui=ui.PreviewImage(image, cls=cls))

@@ -13,7 +13,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..rspa_core.config import ConfigError
+from ..rspa_core.config import ConfigError, shown
 from ..rspa_core.run.profile import SparsityProfile, load_profile, save_profile
 from .host import schema_of, send_status
 from .inputs import LOAD_PROFILE, SAVE_PROFILE
@@ -34,7 +34,18 @@ class RectifiedSpaAttnSaveProfile(io.ComfyNode):
         return schema_of(SAVE_PROFILE)
 
     @classmethod
-    def execute(cls, profile: Any, filename: str) -> io.NodeOutput:
+    def validate_inputs(cls, filename: Any = None) -> bool | str:
+        """Before anything runs: a profile is not measured first if it cannot be saved."""
+        if filename is None:  # comes from another node
+            return True
+        try:
+            free_path(filename)
+        except ConfigError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, profile: Any, filename: Any) -> io.NodeOutput:
         if not isinstance(profile, SparsityProfile):
             raise ConfigError("profile", profile, "the output of a Rectified SpaAttn node")
         path = free_path(filename)
@@ -50,7 +61,7 @@ class RectifiedSpaAttnLoadProfile(io.ComfyNode):
         return schema_of(LOAD_PROFILE, {"profile_name": profile_names()})
 
     @classmethod
-    def validate_inputs(cls, profile_name: str | None = None) -> bool | str:
+    def validate_inputs(cls, profile_name: Any = None) -> bool | str:
         """Before anything runs: a model is not loaded first if the file is gone or damaged."""
         if profile_name is None:  # comes from another node, or there is no file to choose
             return True
@@ -61,17 +72,17 @@ class RectifiedSpaAttnLoadProfile(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, profile_name: str | None = None) -> str:
+    def fingerprint_inputs(cls, profile_name: Any = None) -> str:
         """Changes with the file, so that it is read again."""
         try:
-            status = find_profile(profile_name or "").stat()
+            status = find_profile(profile_name).stat()
         except (OSError, ValueError):
             return ""
         return f"{status.st_mtime_ns} {status.st_size}"
 
     @classmethod
-    def execute(cls, profile_name: str | None = None) -> io.NodeOutput:
-        profile = load_profile(find_profile(profile_name or ""))
+    def execute(cls, profile_name: Any = None) -> io.NodeOutput:
+        profile = load_profile(find_profile(profile_name))
         lines = profile.describe().splitlines()
         return _shown(cls, "\n".join(lines[:2]), profile, "\n".join(lines))
 
@@ -107,14 +118,15 @@ def profile_names() -> list[str]:
         return folder_paths.get_filename_list(FOLDER)
 
 
-def find_profile(name: str) -> Path:
-    """The file behind an entry of `profile_names`.
+def find_profile(name: Any) -> Path:
+    """The file behind an entry of `profile_names`; None stands for "".
 
     Raises:
-        ConfigError: there is no such entry or its file is gone.
+        ConfigError: not a text, there is no such entry or its file is gone.
     """
     import folder_paths
 
+    name = _text("profile_name", name)
     names = profile_names()
     # Workflows saved on Windows name subfolders with a backslash.
     listed = {entry.replace("\\", "/"): entry for entry in names}
@@ -132,7 +144,7 @@ def find_profile(name: str) -> Path:
     raise ConfigError("profile_name", name, f"no such file in models/{FOLDER}; press R to refresh")
 
 
-def free_path(filename: str) -> Path:
+def free_path(filename: Any) -> Path:
     """Where to save a profile of that name; `_00002` and so on is added to names that are taken.
 
     Args:
@@ -141,6 +153,7 @@ def free_path(filename: str) -> Path:
     Raises:
         ConfigError: not a file name, or one that leads out of the folder.
     """
+    filename = _text("filename", filename)
     folder = _own_folder()
     path = folder.joinpath(*_parts(filename))
     # A link inside the folder may lead out of it.
@@ -156,6 +169,15 @@ def free_path(filename: str) -> Path:
 def shown_path(path: Path) -> str:
     """A file of the profile folder as a user knows it: from models/ on."""
     return f"models/{FOLDER}/{path.relative_to(_own_folder()).as_posix()}"
+
+
+def _text(field: str, value: Any) -> str:
+    """A name that was given: numbers as texts, None as ""."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return shown(value)
+    if not isinstance(value, (str, type(None))):
+        raise ConfigError(field, value, f"the name of a file in models/{FOLDER}, as a text")
+    return value or ""
 
 
 def _parts(filename: str) -> list[str]:

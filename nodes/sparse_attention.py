@@ -34,7 +34,7 @@ class RectifiedSpaAttn(io.ComfyNode):
         options: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
-        if not enabled:
+        if not MAIN.input("enabled").checked(enabled):
             # Untouched, whatever came before: another of these nodes upstream stays in force.
             return io.NodeOutput(model)
         settings = run_settings(values, schedule, profile, options, fingerprint_of_patcher(model))

@@ -13,6 +13,8 @@ BLOCK_SIZES = (64, 128)
 PRECISIONS = ("auto", "16-bit", "int8")
 TAIL_KEYS = (1, 2, 4, 8)
 MAX_SPARSITY = 0.98
+MAX_SHOWN = 200
+"""Characters of a wrong value in a message."""
 
 
 class ConfigError(ValueError):
@@ -22,13 +24,22 @@ class ConfigError(ValueError):
         self.field = field
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{field} = {value!r} is not allowed: {allowed}")
+        super().__init__(f"{field} = {shown(value)} is not allowed: {allowed}")
+
+
+def shown(value: object, most: int = MAX_SHOWN) -> str:
+    """`repr(value)`, cut after `most` characters."""
+    try:
+        text = repr(value)
+    except Exception:  # a number of thousands of digits, an object that is half made
+        text = f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= most else text[:most] + "..."
 
 
 def check_number(field: str, value: object, low: float, high: float) -> None:
-    """Raise `ConfigError` unless `value` is a finite real number in [low, high]."""
+    """Raise `ConfigError` unless `value` is a real number in [low, high], both finite."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if math.isfinite(value) and low <= value <= high:
+        if low <= value <= high:  # NaN is not
             return
     raise ConfigError(field, value, f"a number from {low:g} to {high:g}")
 
@@ -45,7 +56,7 @@ def check_integer(field: str, value: object, low: int, high: int | None = None) 
 def check_choice(field: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise `ConfigError` unless `value` is one of `choices`."""
     # True == 1 in Python: compare types too, so that `q_block=True` is caught.
-    if not any(value == choice and type(value) is type(choice) for choice in choices):
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ConfigError(field, value, "one of " + ", ".join(map(str, choices)))
 
 

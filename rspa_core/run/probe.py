@@ -29,13 +29,13 @@ from ..config import MAX_SPARSITY, ConfigError, SparseConfig
 from ..layout import TokenLayout
 from .profile import ModelFingerprint, SparsityProfile
 from .record import Block
-from .schedule import DenseBlocks, parse_dense_blocks
+from .schedule import WHOLE_NUMBER, DenseBlocks, parse_dense_blocks
 
 MAX_SPARSITIES = 16
 """Each one is an attention call more per measured call."""
 
 _PERCENT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*%")
-_WHOLE = re.compile(r"-?\d+")
+_WHOLE = re.compile(WHOLE_NUMBER)
 _TINY_ERROR = 1e-12
 
 
@@ -187,7 +187,7 @@ def parse_probe_steps(text: str) -> ProbeSteps:
 
 
 def parse_probe_blocks(text: str) -> DenseBlocks:
-    """Read "0, 1, -1, single 0-2" as `parse_dense_blocks` does; "" means all blocks.
+    """Read "0, 1, -1, single 0-2" as `parse_dense_blocks` does; "" and "none" mean all blocks.
 
     Raises:
         ConfigError: an entry has another form, or a range runs backwards.

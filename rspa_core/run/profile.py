@@ -144,8 +144,7 @@ class SparsityProfile:
         check_choice("tail_keys", self.tail_keys, TAIL_KEYS)
         if self.tail_keys > 1 and self.rectification != "precise":
             raise ConfigError("tail_keys", self.tail_keys, '1 unless rectification = "precise"')
-        if not isinstance(self.name, str) or len(self.name) > MAX_NAME or not _is_line(self.name):
-            raise ConfigError("name", self.name, f"one line of at most {MAX_NAME} characters")
+        check_profile_name(self.name)
 
     def sparsity_of(self, block_type: str | None, index: int | None) -> float | None:
         """Sparsity of one block as ComfyUI names it, or None if the profile has no such block.
@@ -184,6 +183,12 @@ class SparsityProfile:
             f"{self.rectification}{tail}, {self.order}; wanted_error {self.wanted_error:g}",
         ]
         return "\n".join([self.name, *lines] if self.name else lines)
+
+
+def check_profile_name(name: object) -> None:
+    """Raise `ConfigError` unless `name` is what a profile may be called."""
+    if not isinstance(name, str) or len(name) > MAX_NAME or not _is_line(name):
+        raise ConfigError("name", name, f"one line of at most {MAX_NAME} characters")
 
 
 def save_profile(profile: SparsityProfile, path: str | os.PathLike[str]) -> None:

@@ -25,7 +25,9 @@ PERCENT_TOLERANCE = 1e-5
 SIGMA_TOLERANCE = 1e-6
 BISECTIONS = 40
 
-_BLOCK_ITEM = re.compile(r"(?:(single|double)\s+)?(-?\d+)(?:\s*-\s*(-?\d+))?")
+WHOLE_NUMBER = r"-?[0-9]{1,9}"
+"""Of a text: no step or block has more digits, and Python does not read thousands of them."""
+_BLOCK_ITEM = re.compile(rf"(?:(single|double)\s+)?({WHOLE_NUMBER})(?:\s*-\s*({WHOLE_NUMBER}))?")
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class DenseBlocks:
 
 
 def parse_steps(text: str) -> tuple[float | None, ...]:
-    """Read "off, 0.6, 0.8": sparsity per step, "off" (None) for a dense one; "" gives ().
+    """Read "off, 0.6, 0.8": sparsity per step, "off" (None) for a dense one; "" and "none": ().
 
     Raises:
         ConfigError: an entry is neither "off" nor a number from 0 to 0.98.
@@ -184,7 +186,7 @@ def parse_steps(text: str) -> tuple[float | None, ...]:
 
 
 def parse_dense_steps(text: str) -> tuple[int, ...]:
-    """Read "0, 1, -1": step numbers from 0, negative ones from the end; "" gives ().
+    """Read "0, 1, -1": step numbers from 0, negative ones from the end; "" and "none": ().
 
     Raises:
         ConfigError: an entry is not a whole number.
@@ -192,14 +194,14 @@ def parse_dense_steps(text: str) -> tuple[int, ...]:
     allowed = "a whole number (0 is the first step, -1 the last), entries separated by commas"
     entries: list[int] = []
     for number, item in _items("dense_steps", text):
-        if re.fullmatch(r"-?\d+", item) is None:
+        if re.fullmatch(WHOLE_NUMBER, item) is None:
             raise ConfigError(f"dense_steps, entry {number}", item, allowed)
         entries.append(int(item))
     return tuple(entries)
 
 
 def parse_dense_blocks(text: str) -> DenseBlocks:
-    """Read "0, 1, -1, single 0-2"; "" names no block.
+    """Read "0, 1, -1, single 0-2"; "" and "none" name no block.
 
     Plain numbers are main blocks, "single" before a number or a range means HunyuanVideo's single
     blocks ("double" is accepted for the main ones); -1 is the last block.
@@ -315,9 +317,14 @@ def _is_same_sigma(a: float, b: float) -> bool:
 
 
 def _items(field: str, text: str) -> list[tuple[int, str]]:
-    """Numbered (from 1) entries of a comma-separated text; a trailing comma is forgiven."""
+    """Numbered (from 1) entries of a comma-separated text; a trailing comma is forgiven.
+
+    "none" has no entries: hosts make it of a value that is not there.
+    """
     if not isinstance(text, str):
         raise ConfigError(field, text, "a text")
+    if text.strip().lower() == "none":
+        return []
     items = [item.strip() for item in text.split(",")]
     while items and not items[-1]:
         items.pop()

@@ -90,6 +90,7 @@ def test_wrong_models_are_named() -> None:
 @pytest.mark.parametrize(
     "name, value, text",
     [
+        ("dense_blocks", None, "dense_blocks = None is not allowed: a text or DenseBlocks"),
         ("schedule", 0.5, "a SparsitySchedule or None"),
         ("dense_blocks", "7, single 0", "blocks of 0 to 1"),
         ("dense_blocks", "first", "a block number"),

@@ -73,7 +73,8 @@ CASES: list[tuple[Callable[..., Any], str, Any, str]] = [
     (options, "dense_blocks", "0, first", "a block number"),
     (options, "dense_blocks", "5-2", "a range from low to high"),
     (options, "dense_blocks", "triple 1", "a block number"),
-    (options, "dense_blocks", 3, "a text"),
+    (options, "dense_blocks", True, "a text"),
+    (options, "dense_blocks", [0, 1], "a text"),
     (options, "min_tokens", -1, "a whole number, 0 to 1000000"),
     (options, "min_tokens", 1.5, "a whole number, 0 to 1000000"),
     (options, "precision", "fp8", "one of auto, 16-bit, int8"),
@@ -132,6 +133,19 @@ def test_percents_the_wrong_way_round_name_both() -> None:
 def test_a_connected_schedule_replaces_the_values_of_the_node() -> None:
     connected = schedule()
     assert node(schedule=connected, start_percent=0.8, end_percent=0.3).schedule is connected
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [(None, ""), ("None", "None"), ("none", "none"), (3, "3"), ("3", "3")]
+)
+def test_texts_are_read_generously(given: Any, taken: str) -> None:
+    """null in a workflow is None, or "None" by the time it arrives."""
+    chosen = options(dense_blocks=given)
+    assert chosen.dense_blocks == taken
+    named = (("double", 3, 3),) if "3" in taken else ()
+    assert node(options=chosen).dense_blocks.ranges == named
+    assert schedule(dense_steps=given).dense_steps == ((3,) if named else ())
+    assert schedule(steps=0.5 if named else given).steps == ((0.5,) if named else ())
 
 
 def test_good_values_arrive() -> None:
