@@ -298,7 +298,8 @@ def install(
         scheduler: the pipeline's, which knows the steps. Without it steps are counted by the
             changes of the timestep; see `StepCounter`. Only a schedule and a probe need either.
         num_steps: of a run, where there is no scheduler and the schedule depends on it.
-        backend: "auto", "triton" or "reference".
+        backend: "auto" (the kernels; on a CPU everything stays dense, which is faster there),
+            "triton", or "reference" (plain torch on any device, many times slower than dense).
         profile: a sparsity for each block; the schedule still says when.
         probe: what is measured while sampling; `probe_result` then has the outcome.
 

@@ -387,6 +387,14 @@ OPTIONS_NODE = Node(
             False,
             "Log one line per model call and, at the end, all counts as JSON.",
         ),
+        choice(
+            "backend",
+            AUTO,
+            (AUTO, "reference"),
+            "What computes sparse attention. auto: kernels on the GPU; without a GPU everything "
+            "stays dense, which is faster there. reference: plain torch on any device, for "
+            "checking results; many times slower than full attention.",
+        ),
     ),
     (Output("options", OPTIONS, "Connect to the options input of Rectified SpaAttn."),),
 )

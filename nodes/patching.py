@@ -73,6 +73,7 @@ class Options:
     dense_blocks: str
     min_tokens: int
     verbose: bool
+    backend: str
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Options:
@@ -170,6 +171,7 @@ def run_settings(
         parse_dense_blocks(options.dense_blocks),
         options.min_tokens,
         profile,
+        backend=options.backend,
         asked=asked,
     )
 
@@ -177,7 +179,10 @@ def run_settings(
 def _rest(options: Options) -> dict[str, Any]:
     """The options that no preset sets, and that change what is computed."""
     shown = ("precision", "token_order", "top_p", "dense_blocks", "min_tokens")
-    return {name: getattr(options, name) for name in shown}
+    rest = {name: getattr(options, name) for name in shown}
+    if options.backend != AUTO:
+        rest["backend"] = options.backend
+    return rest
 
 
 def find_patch(model: Any) -> SparseAttentionPatch | None:

@@ -102,7 +102,8 @@ def rectified_attention(
     _check_inputs(q, k, v, layout, config)
     check_choice("backend", backend, BACKENDS)
     if backend == "auto":
-        status = dispatch.backend_status(q.device, q.dtype, q.shape[-1])
+        wanted = "reference" if q.device.type == "cpu" else "auto"
+        status = dispatch.backend_status(q.device, q.dtype, q.shape[-1], wanted)
         if status.name is None:
             raise dispatch.BackendUnavailable(status.reason)
         backend = status.name

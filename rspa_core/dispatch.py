@@ -20,27 +20,36 @@ BackendResult = tuple[Tensor, Tensor, Callable[[], Tensor]]
 """Output `[B, H, N, D]`, kv_counts `[B, H, NQ]` int32, and a function giving the block mask."""
 
 
+ON_CPU = "full attention is faster on a CPU (sparse all the same: backend 'reference')"
+
+
 class BackendUnavailable(RuntimeError):
     """No kernel can run this call here. The message is the reason, written for the user."""
 
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """What "auto" uses: the backend's name, or None and the reason why there is none."""
+    """What a run uses: the backend's name, or None and the reason why there is none."""
 
     name: Literal["triton", "reference"] | None
     reason: str
 
 
-def backend_status(device: torch.device, dtype: torch.dtype, head_dim: int) -> BackendStatus:
-    """Which backend "auto" would use for calls of this kind, without running anything.
+def backend_status(
+    device: torch.device, dtype: torch.dtype, head_dim: int, backend: str = "auto"
+) -> BackendStatus:
+    """Which backend a sampling run uses for calls of this kind, without running anything.
 
     Args:
         device, dtype, head_dim: of q, k and v.
+        backend: "auto": the kernels, none on a CPU, where full attention is many times faster than
+            the reference; "reference" or "triton": that one.
     """
-    if device.type == "cpu":
-        return BackendStatus("reference", "plain torch on the CPU")
-    if device.type != "cuda":
+    if backend == "reference":
+        return BackendStatus("reference", "plain torch, as asked for")
+    if device.type == "cpu" and backend == "auto":
+        return BackendStatus(None, ON_CPU)
+    if device.type not in ("cpu", "cuda"):
         return BackendStatus(None, f"no kernels for devices of type {device.type!r}")
     reason = kernels_missing_reason(device, dtype, head_dim)
     if reason is not None:

@@ -146,7 +146,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--batch", type=int, help="clips at once (default: 4 on a GPU, 1 on a CPU)")
     add("--device", default="cuda" if on_gpu else "cpu", help="default: %(default)s")
     add("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
-    add("--backend", choices=BACKENDS, default="auto")
+    add("--backend", choices=BACKENDS, help="default: auto on a GPU, reference on a CPU")
     add("--panel-width", type=int, default=256, help="of a clip in the GIF (%(default)s)")
     add("--no-pictures", action="store_true", help="numbers only")
     options = parser.parse_args(words)
@@ -159,6 +159,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     options.steps = options.steps or (20 if is_gpu else 8)
     options.batch = options.batch or (4 if is_gpu else 1)
     options.size = options.size or list(tiny_wan("model_flow").VIDEO_SIZE if is_gpu else CPU_SIZE)
+    options.backend = options.backend or ("auto" if is_gpu else "reference")
     options.dtype = options.dtype or ("bfloat16" if is_gpu else "float32")
     return options
 

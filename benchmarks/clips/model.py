@@ -202,7 +202,7 @@ def sample(
         seeds: of the noise, drawn on the CPU: the same on every device and in every batch.
         sampling: sizes and steps.
         variant: of self-attention.
-        backend: for `rectified_attention`.
+        backend: "auto" (dense on a CPU), "triton" or "reference".
         on_step: called after every step.
 
     Raises:

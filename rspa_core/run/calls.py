@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class RunSettings:
         min_tokens: below this many video tokens a forward is dense.
         profile: sparsity by block in place of the schedule's, which still says when; or None.
         probe: what is measured while sampling, or None.
-        backend: for `rectified_attention`.
+        backend: "auto" (the kernels; dense where there are none), "triton" or "reference".
         asked: the values as the user knows them, plain JSON data, for the report.
     """
 
@@ -149,7 +150,8 @@ class SparseRun:
         self.report = report or RunReport(settings=settings.asked)
         self.recorder: ProbeRecorder | None = None
         if settings.probe is not None:
-            self.recorder = ProbeRecorder(settings.probe, attend, progress, say)
+            measured = partial(attend, backend=settings.backend)
+            self.recorder = ProbeRecorder(settings.probe, measured, progress, say)
         self.attention = attend
         self.backend_status = status
         self.guard = guard
@@ -380,7 +382,7 @@ class Forward:
         if run.failures.final_reason is None and not self._status_asked:
             self._status_asked = True
             try:
-                status = run.backend_status(device, dtype, head_dim)
+                status = run.backend_status(device, dtype, head_dim, run.settings.backend)
             except Exception as error:  # a broken Triton install fails when it is imported
                 self._fail(failure(error), is_final=True)
             else:

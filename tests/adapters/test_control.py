@@ -13,6 +13,7 @@ from torch import nn
 
 from rectified_spaattn.adapters import install, sparse_attention
 from rectified_spaattn.rspa_core import BackendUnavailable, ConfigError
+from rectified_spaattn.rspa_core.dispatch import ON_CPU
 from rectified_spaattn.rspa_core.run.calls import FAILURE_LIMIT
 from rectified_spaattn.rspa_core.run.probe import ProbeSettings, ProbeSteps
 from rectified_spaattn.rspa_core.run.profile import ModelFingerprint, SparsityProfile
@@ -38,13 +39,16 @@ def state_of(model: nn.Module) -> dict[str, Any]:
 def test_removal_restores(make: Any, inputs: dict[str, Any]) -> None:
     model = make()
     dense, before = velocity(model, inputs), state_of(model)
-    sparse = install(model, SPARSE, min_tokens=0)
+    sparse = install(model, SPARSE, min_tokens=0, backend="reference")
     assert not torch.equal(velocity(model, inputs), dense)
     sparse.remove()
     sparse.remove()
     assert state_of(model) == before
     assert torch.equal(velocity(model, inputs), dense)
-    with pytest.raises(ZeroDivisionError), sparse_attention(model, SPARSE, min_tokens=0):
+    with (
+        pytest.raises(ZeroDivisionError),
+        sparse_attention(model, SPARSE, min_tokens=0, backend="reference"),
+    ):
         _ = 1 / 0
     assert state_of(model) == before
 
@@ -66,13 +70,22 @@ def test_only_self_attention_over_the_video_is_replaced() -> None:
 
 def test_a_processor_set_meanwhile_stays() -> None:
     model = wan()
-    sparse = install(model, SPARSE, min_tokens=0)
+    sparse = install(model, SPARSE, min_tokens=0, backend="reference")
     mine = type(model.blocks[1].attn1.get_processor().original)()
     model.blocks[0].attn1.set_processor(mine)
     velocity(model, wan_inputs())
     assert counts(sparse) == (1, {})
     sparse.remove()
     assert model.blocks[0].attn1.get_processor() is mine
+
+
+def test_a_cpu_stays_dense_unless_the_reference_is_asked_for() -> None:
+    model = wan()
+    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+        velocity(model, wan_inputs())
+    assert sparse.record.sparse == 0
+    assert [each.text for each in sparse.record.reasons] == [ON_CPU]
+    assert "faster on a CPU" in sparse.report
 
 
 def test_wrong_models_are_named() -> None:
@@ -124,10 +137,14 @@ def test_small_videos_stay_dense_to_the_bit() -> None:
 
 
 def test_dense_blocks() -> None:
-    with sparse_attention(wan(), SPARSE, min_tokens=0, dense_blocks="-1") as sparse:
+    with sparse_attention(
+        wan(), SPARSE, min_tokens=0, backend="reference", dense_blocks="-1"
+    ) as sparse:
         velocity(sparse.transformer, wan_inputs())
     assert counts(sparse) == (1, {"dense_blocks": 1})
-    with sparse_attention(hunyuan(), SPARSE, min_tokens=0, dense_blocks="single 0-1") as sparse:
+    with sparse_attention(
+        hunyuan(), SPARSE, min_tokens=0, backend="reference", dense_blocks="single 0-1"
+    ) as sparse:
         velocity(sparse.transformer, hunyuan_inputs(6))
     assert counts(sparse) == (2, {"dense_blocks": 2})
 
@@ -141,7 +158,7 @@ def test_other_processors_run_as_they_are() -> None:
 
     model.blocks[0].attn1.set_processor(Doubling())
     dense = velocity(model, inputs)
-    with sparse_attention(model, FULL, min_tokens=0) as sparse:
+    with sparse_attention(model, FULL, min_tokens=0, backend="reference") as sparse:
         torch.testing.assert_close(velocity(model, inputs), dense, rtol=1e-5, atol=1e-5)
     assert counts(sparse) == (1, {"attention processor Doubling": 1})
 
@@ -164,7 +181,7 @@ def test_masks_that_are_not_padding(change: str, monkeypatch: pytest.MonkeyPatch
     for block in (*model.transformer_blocks, *model.single_transformer_blocks):
         monkeypatch.setattr(block, "forward", partial(with_other_mask, block.forward, change))
     dense = velocity(model, inputs)
-    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+    with sparse_attention(model, SPARSE, min_tokens=0, backend="reference") as sparse:
         assert torch.equal(velocity(model, inputs), dense)
     ((reason, number),) = sparse.record.reasons.items()
     assert number == 4
@@ -174,7 +191,7 @@ def test_masks_that_are_not_padding(change: str, monkeypatch: pytest.MonkeyPatch
 
 def test_gradients_stay_dense() -> None:
     model, inputs = wan(), wan_inputs()
-    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+    with sparse_attention(model, SPARSE, min_tokens=0, backend="reference") as sparse:
         model(**inputs).sample.sum().backward()
         assert counts(sparse) == (0, {Reason.GRADIENTS.value: 2})
         model.requires_grad_(False)
@@ -185,7 +202,10 @@ def test_gradients_stay_dense() -> None:
 def test_blocks_called_on_their_own_stay_dense() -> None:
     model, inputs = wan(), wan_inputs()
     tokens = torch.randn(1, 288, 48)
-    with sparse_attention(model, SPARSE, min_tokens=0) as sparse, torch.no_grad():
+    with (
+        sparse_attention(model, SPARSE, min_tokens=0, backend="reference") as sparse,
+        torch.no_grad(),
+    ):
         rotary = model.rope(inputs["hidden_states"])
         model.blocks[0].attn1(tokens, None, None, rotary)
         assert counts(sparse) == (0, {Reason.OUTSIDE.value: 1})
@@ -212,7 +232,7 @@ def test_failures_go_on_dense(error: Exception, tried: int, reason: str) -> None
         raise error
 
     model, inputs = wan(), wan_inputs()
-    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+    with sparse_attention(model, SPARSE, min_tokens=0, backend="reference") as sparse:
         sparse.run.attention = fail
         outs = [velocity(model, inputs) for _ in range(3)]
     assert counts(sparse) == (0, {reason: 6})
@@ -224,7 +244,12 @@ def test_schedule_follows_the_scheduler() -> None:
     # As a pipeline does it: two forwards a step, timesteps rounded so that steps cannot be told.
     model, scheduler = wan(), FlowMatchEulerDiscreteScheduler(shift=7.0)
     schedule = SparsitySchedule(0.5, 0.8, end_percent=0.79, dense_steps=(0, 2))
-    options = {"schedule": schedule, "scheduler": scheduler, "min_tokens": 0}
+    options = {
+        "schedule": schedule,
+        "scheduler": scheduler,
+        "min_tokens": 0,
+        "backend": "reference",
+    }
     with sparse_attention(model, SPARSE, **options) as sparse:
         for _ in range(2):
             scheduler.set_timesteps(5)
@@ -242,7 +267,9 @@ def test_schedule_follows_the_scheduler() -> None:
 def test_schedule_follows_the_timestep_or_what_it_is_told() -> None:
     model = wan()
     schedule = SparsitySchedule(0.75, 0.75, steps=(None, 0.75))
-    with sparse_attention(model, SPARSE, schedule=schedule, min_tokens=0) as sparse:
+    with sparse_attention(
+        model, SPARSE, schedule=schedule, min_tokens=0, backend="reference"
+    ) as sparse:
         for timestep in (1000, 1000, 900, 500, 1000, 900):
             velocity(model, wan_inputs(timestep=timestep))
         assert counts(sparse) == (6, {"schedule: step is off": 6})
@@ -282,7 +309,9 @@ def test_compiled_models(way: str, is_late: bool) -> None:
     if is_late:
         velocity(compiled, inputs)
     schedule = SparsitySchedule(0.75, 0.75, steps=(None, 0.75))
-    with sparse_attention(compiled, SPARSE, schedule=schedule, min_tokens=0) as sparse:
+    with sparse_attention(
+        compiled, SPARSE, schedule=schedule, min_tokens=0, backend="reference"
+    ) as sparse:
         for step in (0, 1, 0, 1):
             sparse.set_step(step)
             is_dense = torch.allclose(velocity(compiled, inputs), dense, rtol=1e-5, atol=1e-5)
@@ -294,7 +323,7 @@ def test_compiled_models(way: str, is_late: bool) -> None:
 def test_values_that_are_not_finite_are_repeated_dense() -> None:
     model, inputs = wan(), wan_inputs()
     dense = velocity(model, inputs)
-    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+    with sparse_attention(model, SPARSE, min_tokens=0, backend="reference") as sparse:
         attend, calls = sparse.run.attention, []
 
         def poisoned(*args: Any, **kwargs: Any) -> Any:
@@ -316,7 +345,9 @@ def test_a_profile_sets_the_sparsity_of_every_block() -> None:
     mine = ModelFingerprint("Wan", 2, 0, 48, 2)
     profile = SparsityProfile(mine, (0.0, 0.6), (), (3, 8, 12), 0.05, 64, "paper", "gilbert", 1)
     seen: list[float] = []
-    with sparse_attention(model, SPARSE, min_tokens=0, profile=profile) as sparse:
+    with sparse_attention(
+        model, SPARSE, min_tokens=0, backend="reference", profile=profile
+    ) as sparse:
         attend = sparse.run.attention
 
         def spy(q: Any, k: Any, v: Any, layout: Any, config: Any, **kwargs: Any) -> Any:
@@ -335,7 +366,9 @@ def test_a_profile_sets_the_sparsity_of_every_block() -> None:
 def test_a_probe_measures_and_leaves_the_output_dense(make: Any, inputs: dict[str, Any]) -> None:
     model, probe = make(), ProbeSettings(ProbeSteps((0,)), sparsities=(0.5, 0.9))
     dense = velocity(model, inputs)
-    with sparse_attention(model, SPARSE, min_tokens=0, num_steps=1, probe=probe) as sparse:
+    with sparse_attention(
+        model, SPARSE, min_tokens=0, backend="reference", num_steps=1, probe=probe
+    ) as sparse:
         torch.testing.assert_close(velocity(model, inputs), dense, rtol=1e-5, atol=1e-5)
         outcome = sparse.probe_result(0.5, "mine")
     assert outcome.profile.name == "mine"
@@ -375,7 +408,7 @@ def test_two_threads_over_one_transformer(make: Any) -> None:
             thread.join()
         return outs
 
-    options = {"schedule": schedule, "num_steps": 3, "min_tokens": 0}
+    options = {"schedule": schedule, "num_steps": 3, "min_tokens": 0, "backend": "reference"}
     with sparse_attention(model, SPARSE, **options) as sparse:
         # Alone in a thread, too: the number of processors of one differs from the main thread's.
         alone = in_threads((0,)) | in_threads((1,))

@@ -34,7 +34,7 @@ TOKENS = GRID[0] * GRID[1] * GRID[2]
 def test_wan_with_nothing_left_out_is_unchanged(config: SparseConfig) -> None:
     model, inputs = wan(), wan_inputs()
     dense = velocity(model, inputs)
-    with sparse_attention(model, config, min_tokens=0) as sparse:
+    with sparse_attention(model, config, min_tokens=0, backend="reference") as sparse:
         out = velocity(model, inputs)
     assert counts(sparse) == (2, {})
     assert sparse.record.density == 1.0
@@ -45,7 +45,7 @@ def test_wan_with_nothing_left_out_is_unchanged(config: SparseConfig) -> None:
 def test_hunyuan_with_nothing_left_out_is_unchanged(lengths: tuple[int, int]) -> None:
     model, inputs = hunyuan(), hunyuan_inputs(*lengths)
     dense = velocity(model, inputs)
-    with sparse_attention(model, FULL, min_tokens=0) as sparse:
+    with sparse_attention(model, FULL, min_tokens=0, backend="reference") as sparse:
         out = velocity(model, inputs)
     assert counts(sparse) == (4, {})
     assert sparse.record.density == 1.0
@@ -54,7 +54,7 @@ def test_hunyuan_with_nothing_left_out_is_unchanged(lengths: tuple[int, int]) ->
 
 def test_hunyuan_padding_has_no_influence() -> None:
     model, inputs = hunyuan(), hunyuan_inputs(6)
-    with sparse_attention(model, SPARSE, min_tokens=0):
+    with sparse_attention(model, SPARSE, min_tokens=0, backend="reference"):
         out = velocity(model, inputs)
         inputs["encoder_hidden_states"][:, 6:] = 100.0
         torch.testing.assert_close(velocity(model, inputs), out)
@@ -64,7 +64,7 @@ def test_hunyuan_padding_has_no_influence() -> None:
 def test_hunyuan_image_to_video(kind: str) -> None:
     model, inputs = hunyuan(image_condition_type=kind), hunyuan_inputs(6)
     dense = velocity(model, inputs)
-    with sparse_attention(model, FULL, min_tokens=0) as sparse:
+    with sparse_attention(model, FULL, min_tokens=0, backend="reference") as sparse:
         torch.testing.assert_close(velocity(model, inputs), dense, rtol=1e-5, atol=1e-5)
     assert counts(sparse) == (4, {})
 
@@ -75,7 +75,7 @@ def test_wan_image_to_video_leaves_the_image_in_cross_attention() -> None:
     inputs = wan_inputs() | {"encoder_hidden_states": torch.randn(2, 512, 8)}
     inputs["encoder_hidden_states_image"] = torch.randn(2, 7, 8)
     dense = velocity(model, inputs)
-    with sparse_attention(model, FULL, min_tokens=0) as sparse:
+    with sparse_attention(model, FULL, min_tokens=0, backend="reference") as sparse:
         torch.testing.assert_close(velocity(model, inputs), dense, rtol=1e-5, atol=1e-5)
     assert counts(sparse) == (2, {})
 
@@ -85,7 +85,7 @@ def test_wan_22_with_a_timestep_per_token() -> None:
     inputs["timestep"] = torch.full((2, TOKENS), 500.0)
     inputs["timestep"][:, : GRID[1] * GRID[2]] = 0.0
     dense = velocity(model, inputs)
-    with sparse_attention(model, FULL, min_tokens=0):
+    with sparse_attention(model, FULL, min_tokens=0, backend="reference"):
         torch.testing.assert_close(velocity(model, inputs), dense, rtol=1e-5, atol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_fused_projections() -> None:
     dense = velocity(model, inputs)
     model.fuse_qkv_projections()
     model.blocks[0].attn1.to_q = None  # so that only the fused layer can be used
-    with sparse_attention(model, FULL, min_tokens=0) as sparse:
+    with sparse_attention(model, FULL, min_tokens=0, backend="reference") as sparse:
         torch.testing.assert_close(velocity(model, inputs), dense, rtol=1e-5, atol=1e-5)
     assert counts(sparse) == (2, {})
 
@@ -104,7 +104,7 @@ def test_16_bit(dtype: torch.dtype) -> None:
     model = wan().to(dtype)
     inputs = {name: value.to(dtype) for name, value in wan_inputs().items()}
     dense = velocity(model, inputs)
-    with sparse_attention(model, FULL, min_tokens=0) as sparse:
+    with sparse_attention(model, FULL, min_tokens=0, backend="reference") as sparse:
         out = velocity(model, inputs)
     assert counts(sparse) == (2, {})
     assert out.dtype == dtype
@@ -115,7 +115,7 @@ def test_16_bit(dtype: torch.dtype) -> None:
 def test_autocast() -> None:
     model, inputs = wan(), wan_inputs()
     autocast = torch.autocast("cpu", torch.bfloat16)
-    with sparse_attention(model, FULL, min_tokens=0) as sparse, autocast:
+    with sparse_attention(model, FULL, min_tokens=0, backend="reference") as sparse, autocast:
         out = velocity(model, inputs)
     assert counts(sparse) == (2, {})
     torch.testing.assert_close(out.float(), velocity(model, inputs), rtol=0.05, atol=0.05)
@@ -140,7 +140,7 @@ def test_wan_does_what_the_method_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < stats.density < 0.5
 
     got: list[Tensor] = []
-    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+    with sparse_attention(model, SPARSE, min_tokens=0, backend="reference") as sparse:
         hook = (
             model.blocks[0]
             .attn1.to_out[0]
@@ -163,7 +163,7 @@ def test_hunyuan_gives_the_method_the_right_tokens() -> None:
         return rectified_attention(q, k, v, layout, *rest, **kwargs)
 
     model = hunyuan(num_layers=1, num_single_layers=1)
-    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+    with sparse_attention(model, SPARSE, min_tokens=0, backend="reference") as sparse:
         sparse.run.attention = spy
         velocity(model, hunyuan_inputs(6, 6))
         velocity(model, hunyuan_inputs(6, 4))
@@ -200,7 +200,7 @@ def test_kernels_do_what_the_reference_does_in_a_model(rectification: str) -> No
 
 def test_grid_may_change_between_forwards() -> None:
     model = wan()
-    with sparse_attention(model, FULL, min_tokens=0) as sparse:
+    with sparse_attention(model, FULL, min_tokens=0, backend="reference") as sparse:
         grids = [GRID, (1, 10, 9), (5, 6, 7)]
         outs = [velocity(model, wan_inputs(grid)) for grid in grids]
     assert counts(sparse) == (6, {})

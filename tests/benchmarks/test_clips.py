@@ -91,8 +91,8 @@ def test_sparse_steps_follow_the_dense_ones(checkpoint: clips_model.Checkpoint) 
 
 def test_batches_do_not_change_clips(checkpoint: clips_model.Checkpoint) -> None:
     variant = clips_model.Variant(Method("precise"), 64, kept=0.4)
-    both = clips_model.sample(checkpoint, 0, [3, 4], SAMPLING, variant)
-    one = clips_model.sample(checkpoint, 0, [4], SAMPLING, variant)
+    both = clips_model.sample(checkpoint, 0, [3, 4], SAMPLING, variant, "reference")
+    one = clips_model.sample(checkpoint, 0, [4], SAMPLING, variant, "reference")
     torch.testing.assert_close(both.latents[1:], one.latents, rtol=1e-4, atol=1e-4)
 
 
@@ -107,7 +107,7 @@ def test_layers_that_diffusers_keeps_in_fp32_stay_so(folder: Path) -> None:
     assert block.attn1.to_q.weight.dtype == torch.bfloat16
     assert block.scale_shift_table.dtype == block.norm2.weight.dtype == torch.float32
     variant = clips_model.Variant(Method("paper"), 64, kept=0.4)
-    got = clips_model.sample(checkpoint, 0, [0], SAMPLING, variant)
+    got = clips_model.sample(checkpoint, 0, [0], SAMPLING, variant, "reference")
     assert got.latents.dtype == torch.float32
     assert got.latents.isfinite().all()
     assert got.record is not None

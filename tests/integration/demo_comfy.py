@@ -47,7 +47,9 @@ def workflow(sampling: clips_model.Sampling, scene: int, seed: int, enabled: boo
             "enabled": enabled, "preset": "custom", "sparsity": SPARSITY, "block_size": "64",
             "start_percent": 0.0, "end_percent": 1.0,
         },
-        "RectifiedSpaAttnOptions": {"dense_blocks": "", "min_tokens": 0, "verbose": True},
+        "RectifiedSpaAttnOptions": {
+            "dense_blocks": "", "min_tokens": 0, "verbose": True, "backend": "reference",
+        },
     }  # fmt: skip
     nodes = {key: node for key, node in nodes.items() if node["class_type"] not in UNUSED}
     ids = {node["class_type"]: key for key, node in nodes.items()}

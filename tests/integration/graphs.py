@@ -125,6 +125,7 @@ OPTIONS = {
     "dense_blocks": "",
     "min_tokens": 0,
     "verbose": True,
+    "backend": "reference",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -74,6 +75,18 @@ def test_without_triton_a_gpu_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> N
     q, k, v = CASE.inputs(torch.float32, torch.device("cpu"), 0)
     with pytest.raises(BackendUnavailable, match="Triton is not installed"):
         rectified_attention(q, k, v, CASE.layout, CASE.config, backend="triton")
+
+
+def test_a_cpu_has_a_reason_unless_a_backend_is_asked_for() -> None:
+    asked = [
+        backend_status(torch.device("cpu"), torch.float32, 64, *backend)
+        for backend in ((), ("auto",), ("reference",), ("triton",))
+    ]
+    assert [status.name for status in asked[:3]] == [None, None, "reference"]
+    assert "faster on a CPU" in asked[0].reason
+    # In Triton's interpreter its kernels run on a CPU.
+    runs = os.environ.get("TRITON_INTERPRET") == "1"
+    assert asked[3].name == ("triton" if runs else None)
 
 
 def test_devices_without_kernels_have_a_reason() -> None:

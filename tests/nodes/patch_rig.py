@@ -27,7 +27,7 @@ def make_patch(
     **settings: Any,
 ) -> SparseAttentionPatch:
     schedule = schedule or SparsitySchedule(0.5, 0.5, "constant")
-    chosen = RunSettings(CONFIG, schedule, **settings)
+    chosen = RunSettings(CONFIG, schedule, **{"backend": "reference"} | settings)
     parts = {"attend": attend or rectified_attention}
     return SparseAttentionPatch(chosen, node_id, verbose=verbose, **parts)
 

@@ -42,7 +42,9 @@ class Rig:
         probe: ProbeSettings | None = None,
         **parts: Any,
     ) -> None:
-        settings = RunSettings(CONFIG, dense_blocks=dense_blocks or DenseBlocks(), probe=probe)
+        settings = RunSettings(
+            CONFIG, dense_blocks=dense_blocks or DenseBlocks(), probe=probe, backend="reference"
+        )
         self.run = run or SparseRun(settings, **parts)
         self.forward = self.run.open(plan or ForwardPlan(LAYOUT, CONFIG), torch.device("cpu"))
         self.tally = self.forward.tally

@@ -15,9 +15,16 @@ from rectified_spaattn.rspa_core import (
     TokenLayout,
     rectified_attention,
 )
-from rectified_spaattn.rspa_core.run.calls import FAILURE_LIMIT, ForwardPlan
+from rectified_spaattn.rspa_core.dispatch import ON_CPU
+from rectified_spaattn.rspa_core.run.calls import (
+    FAILURE_LIMIT,
+    ForwardPlan,
+    RunSettings,
+    SparseRun,
+)
+from rectified_spaattn.rspa_core.run.probe import ProbeSettings, parse_probe_steps
 from rectified_spaattn.rspa_core.run.reasons import Reason, why
-from rectified_spaattn.rspa_core.run.schedule import parse_dense_blocks
+from rectified_spaattn.rspa_core.run.schedule import Position, parse_dense_blocks
 
 from .rig import BLOCK, CONFIG, LAYOUT, OPTIONS, Rig, raising, wan_tensors
 from .stand_ins import GRID, HEAD_DIM, HEADS, TOKENS, dense, tensors
@@ -281,9 +288,40 @@ def test_backend_is_asked_once_and_its_reason_is_stated(reason: str) -> None:
     for _ in range(3):
         q, k, v = wan_tensors()
         torch.testing.assert_close(rig.wan(q, k, v), dense(q, k, v, HEADS))
-    assert asked == [(torch.device("cpu"), torch.float32, HEAD_DIM)]
+    assert asked == [(torch.device("cpu"), torch.float32, HEAD_DIM, "reference")]
     assert rig.dense_reasons == {reason: 3}
     assert len(rig.warnings) == 1
+
+
+def test_a_cpu_is_dense_with_a_reason_unless_the_reference_is_asked_for() -> None:
+    """There sparse attention takes many times as long."""
+    must_not = raising(AssertionError("must not run"))
+    run = SparseRun(RunSettings(CONFIG), attend=must_not)
+    rig = Rig(run=run)
+    q, k, v = wan_tensors()
+    torch.testing.assert_close(rig.wan(q, k, v), dense(q, k, v, HEADS))
+    assert rig.dense_reasons == {ON_CPU: 1}
+    assert run.failures.final_reason == why(Reason.NO_BACKEND, ON_CPU)
+    assert len(rig.warnings) == 1
+
+    rig = Rig(run=SparseRun(RunSettings(CONFIG, backend="reference")))
+    rig.wan(q, k, v)
+    assert rig.dense_reasons == {}
+    assert rig.tally.sparse.total() == 1
+
+
+def test_the_probe_measures_with_the_backend_of_the_run() -> None:
+    backends: list[str] = []
+
+    def attend(*args: Any, backend: str, **kwargs: Any) -> Any:
+        backends.append(backend)
+        return rectified_attention(*args, backend=backend, **kwargs)
+
+    probe = ProbeSettings(parse_probe_steps("0"), sparsities=(0.5,))
+    plan = ForwardPlan(LAYOUT, None, why(Reason.DENSE_STEP), Position(0, 1))
+    rig = Rig(plan, probe=probe, attend=attend)
+    rig.wan(*wan_tensors())
+    assert backends == ["reference"]
 
 
 def test_backend_query_that_fails_is_dense_too() -> None:

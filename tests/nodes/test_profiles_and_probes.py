@@ -126,6 +126,13 @@ def test_a_new_node_is_the_default_of_the_library() -> None:
     assert run_settings({}).config == SparseConfig()
 
 
+def test_options_choose_the_backend() -> None:
+    assert run_settings({}).backend == "auto"
+    assert "backend" not in run_settings({}).asked
+    asked_for = run_settings({}, options=Options.of({"backend": "reference"}))
+    assert asked_for.backend == asked_for.asked["backend"] == "reference"
+
+
 def probing_rig(
     config: SparseConfig | None = CONFIG, step: int = 1, **parts: Any
 ) -> tuple[Rig, ProbeRecorder]:

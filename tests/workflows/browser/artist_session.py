@@ -159,7 +159,8 @@ class Visit:
             if widget["disabled"] or widget["hidden"]:
                 continue
             if label in typed and str(widget["value"]) != typed[label]:
-                artist.type_value(node["id"], name, typed[label])
+                change = artist.choose if name == "backend" else artist.type_value
+                change(node["id"], name, typed[label])
                 text = typed[label]
             elif label in plan.toggles and widget["value"] != plan.toggles[label]:
                 artist.toggle(node["id"], name)

@@ -66,7 +66,8 @@ class Plan:
             return size | {"length": str(self.length)}
         if node["type"] == OPTIONS:
             # The tiny models have so few blocks that leaving out two of them leaves none.
-            return {"dense_blocks": "", **_given("min_tokens", self.min_tokens)}
+            values = {"dense_blocks": "", "backend": "reference"}  # on a CPU it would stay dense
+            return values | _given("min_tokens", self.min_tokens)
         if node["type"] == "ModelSamplingSD3":
             return _given("shift", self.shift)
         if node["type"] in ("KSampler", "BasicScheduler", "CFGGuider"):
