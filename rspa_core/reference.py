@@ -35,7 +35,12 @@ they stay in its cache, which halves the time; a GPU wants few large steps."""
 
 
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: TokenLayout,
+    config: SparseConfig,
+    chosen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rectified block-sparse attention, all arithmetic in fp32 (precision "int8": its rounding).
 
@@ -45,6 +50,8 @@ def reference_attention(
         q, k, v: `[B, H, N, D]`, any strides, fp16, bf16 or fp32; RoPE already applied.
         layout: where the video is among the N tokens.
         config: see `SparseConfig`.
+        chosen: critical set to take in place of the ranking's, to compare implementations whose
+            rounding decides a near tie otherwise: `[B, H, NQ, NK]` bool.
 
     Returns:
         The output `[B, H, N, D]` in the dtype of `q` (stored as `[B, N, H, D]`, so that heads
@@ -60,21 +67,29 @@ def reference_attention(
     for b in range(batch):
         for h in range(heads):
             head_q, head_k, head_v = q[b, h].float(), k[b, h].float(), v[b, h].float()
-            rows, mask = _attend_head(head_q, head_k, head_v, layout, config)
+            taken = None if chosen is None else chosen[b, h]
+            rows, mask = _attend_head(head_q, head_k, head_v, layout, config, taken)
             out[b, h] = rows
             critical[b, h] = mask
     return out, critical
 
 
 def _attend_head(
-    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: TokenLayout,
+    config: SparseConfig,
+    chosen: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One head: `q, k, v [N, D]` fp32 to the output `[N, D]` and the critical set `[NQ, NK]`."""
     video_q, context_q = split_sequence(q, layout, config.order)
     video_k, context_k = split_sequence(k, layout, config.order)
     video_v, context_v = split_sequence(v, layout, config.order)
     probs, groups = block_probs(video_q, video_k, context_k, config)
-    critical = select_blocks(probs, forced_blocks(layout, config, q.device), config)
+    critical = chosen
+    if critical is None:
+        critical = select_blocks(probs, forced_blocks(layout, config, q.device), config)
 
     q_blocks = split_blocks(video_q, config.q_block)
     places = sampled_places(len(video_q)).to(q.device)
@@ -90,7 +105,7 @@ def _attend_head(
         lengths = block_lengths(len(video_k), config.kv_block, k.device)
         keys = groups.keys
         if shift is not None:
-            keys = operands.scaled(round_keys(keys, shift, TAIL_SCALE_GROUPS))
+            keys = _rounded_keys(keys, shift, TAIL_SCALE_GROUPS)
         tail = _Tail(
             squared_lengths=squared_lengths(video_q, config.q_block),
             groups=groups,
@@ -145,13 +160,15 @@ class _Operands:
             q_blocks=round_queries(self.q_blocks),
             sampled=rotated(self.sampled),
             context_q=round_queries(self.context_q),
-            keys=self.scaled(round_keys(self.keys, shift, kv_block)),
-            context_keys=self.scaled(round_keys(self.context_keys, shift, kv_block)),
+            keys=_rounded_keys(self.keys, shift, kv_block),
+            context_keys=_rounded_keys(self.context_keys, shift, kv_block),
         )
 
-    def scaled(self, rounded_keys: Tensor) -> Tensor:
-        """Keys of D' channels whose products, scaled by D'^-1/2, are those scaled by D^-1/2."""
-        return rounded_keys * (rounded_keys.shape[-1] / self.keys.shape[-1]) ** 0.5
+
+def _rounded_keys(keys: Tensor, shift: Tensor, length: int) -> Tensor:
+    """`round_keys`, so that products scaled by D'^-1/2 are those scaled by D^-1/2."""
+    rounded = round_keys(keys, shift, length)
+    return rounded * (rounded.shape[-1] / keys.shape[-1]) ** 0.5
 
 
 def _tail_weight(rows: Tensor, kept: Tensor, k: Tensor, v: Tensor, tail: _Tail) -> Tensor:

@@ -54,6 +54,9 @@ CASES = {
     "int8-precise": Case(
         (2, 9, 13), precise(0.6, 128, 64, precision="int8"), context=(0, 37), head_dim=96
     ),
+    "int8-precise, 40 channels": Case(
+        (2, 9, 13), precise(0.6, 64, 64, precision="int8"), context=(5, 0), head_dim=40
+    ),
     "int8-64": Case((2, 9, 13), none(0.6, 64, 64, precision="int8"), batch=2),
     "sparsest": Case((4, 8, 12), paper(0.98, 64, 64, neighbours=False)),
 }
