@@ -46,6 +46,16 @@ def test_outside_the_percent_range(comfy):
     assert run.report["reasons"] == {"schedule: first 99 %": 2 * STEPS}
 
 
+def test_a_cpu_is_dense_unless_the_reference_is_asked_for(comfy):
+    scene = SCENES["wan21_t2v"]
+    run = comfy.run(sampled(scene, rectified(backend="auto")))
+
+    assert torch.equal(run.samples, comfy.dense(scene))
+    assert run.report["sparse"] == 0
+    (reason,) = run.report["reasons"]
+    assert "full attention is faster on a CPU" in reason
+
+
 def test_warns_when_attention_is_never_called(comfy):
     """A pack that replaces the attention modules altogether: said once, nothing breaks."""
     scene = SCENES["wan21_t2v"]
