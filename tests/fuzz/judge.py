@@ -35,7 +35,7 @@ from .cases import Case
 
 Verdict = Literal["close", "tie of blocks", "tie", "FAULT"]
 
-FACTOR = 3.0
+FACTOR = 2.0
 TIE = {torch.float32: 1e-4, torch.float16: 5e-4, torch.bfloat16: 5e-4}
 """Relative difference of probabilities that the ranking's arithmetic leaves open."""
 LAST_DIGIT = {torch.float32: 2.0**-20, torch.float16: 2.0**-15, torch.bfloat16: 2.0**-15}
@@ -178,8 +178,8 @@ def scores_of(q: Tensor, k: Tensor) -> float:
 
 def noise_of(q: Tensor, k: Tensor) -> float:
     """How far rounding of keys by 1 of their size moves a score, at random: c √Σ(q_d k_d)²."""
-    squares = q.float().square().amax(-2) * k.float().square().amax(-2)
-    return float(squares.sum(-1).sqrt().max()) * q.shape[-1] ** -0.5
+    squares = (q.float().square() @ k.float().square().mT).amax()
+    return float(squares.sqrt()) * q.shape[-1] ** -0.5
 
 
 def int8_step(q: Tensor, k: Tensor) -> float:
