@@ -87,6 +87,10 @@ def schema_of(node: Node, choices: Mapping[str, list[str]] | None = None) -> Any
         ],
         hidden=[io.Hidden.unique_id] if node.speaks else [],
         is_output_node=node.is_output,
+        # A node that shows lines keeps its id with what it makes. ComfyUI does not count the id as
+        # part of the cache's key: equal nodes would share one result, and a node that was moved
+        # into a subgraph would go on under its old id.
+        not_idempotent=node.speaks,
     )
 
 

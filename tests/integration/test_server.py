@@ -55,6 +55,53 @@ def test_status_line(comfy):
     assert f"density {run.report['density']:.2f}" in last
 
 
+def test_status_follows_a_node_that_was_moved(comfy):
+    """A node put into a subgraph has another id there: the line shows on it, and on the subgraph."""
+    nodes = sampled(WAN, rectified())
+    before = ours(nodes)
+    comfy.run(nodes)
+    with StatusListener(comfy.server.url) as listener:
+        comfy.run(renamed(nodes, before, f"129:{before}"))
+
+    assert {node for node, _ in listener.texts} == {"129", f"129:{before}"}
+
+
+def test_equal_nodes_each_show_their_own_line(comfy):
+    """Two loaders and two nodes with equal settings, as for two seeds side by side."""
+    first, second = sampled(WAN, rectified()), sampled(WAN, rectified())
+    for node_id in list(second):
+        second = renamed(second, node_id, f"1{node_id}")
+    (sampler,) = [node for node in second.values() if node["class_type"] == "KSampler"]
+    sampler["inputs"]["seed"] = 8
+    (saver,) = [node for node in second.values() if node["class_type"] == "RSPATestSaveLatent"]
+    saver["inputs"]["name"] = "second"
+    with StatusListener(comfy.server.url) as listener:
+        comfy.run(first | second)
+
+    ends = {node: text for node, text in listener.texts if text.startswith("sparse")}
+    assert set(ends) == {ours(first), ours(second)}
+
+
+def ours(nodes: dict) -> str:
+    """The id of the one attention node of a graph."""
+    (found,) = [key for key, node in nodes.items() if node["class_type"] == "RectifiedSpaAttn"]
+    return found
+
+
+def renamed(nodes: dict, old: str, new: str) -> dict:
+    """A graph in which one node has another id."""
+    return {
+        new if key == old else key: {
+            **node,
+            "inputs": {
+                name: [new, value[1]] if isinstance(value, list) and value[0] == old else value
+                for name, value in node["inputs"].items()
+            },
+        }
+        for key, node in nodes.items()
+    }
+
+
 def test_one_summary_line_per_run(comfy):
     """Without `verbose` a run leaves one line in the log."""
     run = comfy.run(sampled(WAN, rectified(verbose=False)))

@@ -42,6 +42,7 @@ class Schema:
     outputs: list[Socket]
     hidden: list[Any]
     is_output_node: bool
+    not_idempotent: bool
     search_aliases: list[str]
 
 

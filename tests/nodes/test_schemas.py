@@ -44,7 +44,7 @@ def test_schemas_are_the_table(classes: list[Any]) -> None:
         assert (schema.display_name, schema.description) == (node.title, node.description)
         assert schema.search_aliases == list(node.aliases)
         assert schema.is_output_node == node.is_output
-        assert bool(schema.hidden) == node.speaks
+        assert bool(schema.hidden) == schema.not_idempotent == node.speaks
         assert [given.name for given in schema.inputs] == [wanted.name for wanted in node.inputs]
         for given, wanted in zip(schema.inputs, node.inputs, strict=True):
             assert given.io_type == WIDGETS.get(wanted.kind, wanted.kind)
