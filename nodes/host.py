@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
+from ..rspa_core.run.record import Ending
 from .inputs import CATEGORY, Input, Node
 
 
@@ -33,6 +34,31 @@ def send_status(text: str, node_id: str | None) -> None:
         parts = node_id.split(":")
         for depth in range(len(parts), 0, -1):
             server.send_progress_text(text, ":".join(parts[:depth]))
+
+
+def handled_exception() -> int | None:
+    """Which exception is being handled, as an identity while it lives; None without one."""
+    error = sys.exc_info()[1]
+    return None if error is None else id(error)
+
+
+def ending_since(begun: int | None) -> Ending:
+    """How the sampling that ComfyUI cleans up after has ended.
+
+    It cleans up while the exception that ends a run is on its way.
+
+    Args:
+        begun: `handled_exception` when the run began: a node may sample once more, in smaller
+            tiles, while it handles that it ran out of memory.
+    """
+    error = sys.exc_info()[1]
+    if error is None or id(error) == begun:
+        return Ending.COMPLETE
+    management = sys.modules.get("comfy.model_management")
+    interruption = getattr(management, "InterruptProcessingException", None)
+    if interruption is not None and isinstance(error, interruption):
+        return Ending.INTERRUPTED
+    return Ending.FAILED
 
 
 def core_attention() -> Callable[..., Any]:

@@ -41,7 +41,13 @@ from ..rspa_core.run.schedule import (
     parse_dense_blocks,
     percent_of_sigma,
 )
-from .host import ProbeProgress, pause_allocation_recording, send_status
+from .host import (
+    ProbeProgress,
+    ending_since,
+    handled_exception,
+    pause_allocation_recording,
+    send_status,
+)
 from .inputs import AUTO, MAIN, MAX_ERROR, MIN_ERROR, OPTIONS_NODE
 from .models import family_names, fingerprint_of_patcher, token_layout
 from .override import make_override
@@ -247,6 +253,7 @@ class SparseAttentionPatch:
         )
         self._model_name = ""
         self._has_recompiled = False
+        self._handled_at_begin: int | None = None
         self._reset()
 
     @property
@@ -267,11 +274,13 @@ class SparseAttentionPatch:
     def on_pre_run(self, patcher: Any) -> None:
         """ON_PRE_RUN: a new sampling run begins."""
         self._reset()
+        self._handled_at_begin = handled_exception()
         self.run.begin()
 
     def on_cleanup(self, patcher: Any) -> None:
         """ON_CLEANUP: the sampling run is over, also after an error or an interruption."""
-        self.run.finish(self._model_name)
+        self.run.finish(self._model_name, ending_since(self._handled_at_begin))
+        self._handled_at_begin = None
         self._reset()
 
     def __call__(

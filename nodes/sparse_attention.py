@@ -6,10 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .host import schema_of
+from ..rspa_core.run.report_text import OFF, OFF_BUT_PATCHED
+from .host import schema_of, send_status
 from .inputs import MAIN, OPTIONS_NODE
 from .models import fingerprint_of_patcher
-from .patching import Options, SparseAttentionPatch, install, run_settings
+from .patching import Options, SparseAttentionPatch, find_patch, install, run_settings
 
 
 class RectifiedSpaAttn(io.ComfyNode):
@@ -34,11 +35,12 @@ class RectifiedSpaAttn(io.ComfyNode):
         options: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id if cls.hidden is not None else None
         if not MAIN.input("enabled").checked(enabled):
             # Untouched, whatever came before: another of these nodes upstream stays in force.
+            send_status(OFF if find_patch(model) is None else OFF_BUT_PATCHED, node_id)
             return io.NodeOutput(model)
         settings = run_settings(values, schedule, profile, options, fingerprint_of_patcher(model))
-        node_id = cls.hidden.unique_id if cls.hidden is not None else None
         verbose = options is not None and options.verbose
         return io.NodeOutput(install(model, SparseAttentionPatch(settings, node_id, None, verbose)))
 

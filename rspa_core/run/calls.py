@@ -34,7 +34,7 @@ from ..layout import TokenLayout
 from .probe import ProbeRecorder, ProbeSettings
 from .profile import SparsityProfile
 from .reasons import DenseReason, Reason, why
-from .record import Block
+from .record import Block, Ending
 from .report import ForwardTally, RunReport
 from .schedule import DenseBlocks, Position, SparsitySchedule
 
@@ -170,13 +170,18 @@ class SparseRun:
         for difference in _differences(self.settings):
             self.report.warn_once(difference)
 
-    def finish(self, model_name: str) -> None:
-        """The sampling run is over, also after an error or an interruption."""
+    def finish(self, model_name: str, ending: Ending = Ending.COMPLETE) -> None:
+        """The sampling run is over.
+
+        Args:
+            model_name: class of the model.
+            ending: how it has ended.
+        """
         record = self.report.record()
         if self.settings.dense_blocks.ranges and record.sparse:
             if not any(each.reason is Reason.DENSE_BLOCK for each in record.reasons):
                 self.report.warn_once("dense_blocks matches no block of this model")
-        self.report.finish_run(model_name)
+        self.report.finish_run(model_name, ending)
         if self.recorder is not None:
             self.recorder.finish()
         self.failures = RunFailures()

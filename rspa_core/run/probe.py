@@ -395,6 +395,8 @@ class ProbeRecorder:
 
     def finish(self) -> None:
         """The run is over: say what was measured."""
+        if self._say is not None and not self._measured:
+            self._say("nothing was measured in this run", True)
         if self._say is not None and self._measured:
             steps = len({step for step, _ in self._measured})
             blocks = len({block for _, block in self._measured})

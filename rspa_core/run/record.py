@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from statistics import median_low
 from typing import Any
 
@@ -15,6 +16,14 @@ Block = tuple[str, int | None]
 
 MIN_FORWARDS = 2
 """A speed-up is told from this many forwards of either kind: the first of a kind warms up."""
+
+
+class Ending(Enum):
+    """How a sampling run has ended. The value is the text for people."""
+
+    COMPLETE = "complete"
+    INTERRUPTED = "interrupted"
+    FAILED = "ended by an error"
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class RunRecord:
             those whose calls over the video were all dense.
         settings: what was asked for, plain JSON values.
         warnings: in the order in which they were given.
+        ending: how the run has ended; of one that goes on, COMPLETE.
     """
 
     model: str
@@ -81,6 +91,7 @@ class RunRecord:
     dense_forward_seconds: tuple[float, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    ending: Ending = Ending.COMPLETE
 
     @property
     def sparse_step_seconds(self) -> float | None:
@@ -107,6 +118,7 @@ class RunRecord:
             codes[reason.code] += count
         return {
             "model": self.model,
+            "ending": self.ending.name.lower(),
             "node": self.node_id,
             "tokens": self.tokens,
             "grid": None if self.grid is None else list(self.grid),

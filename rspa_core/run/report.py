@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..layout import TokenLayout
 from .reasons import DenseReason, Reason
-from .record import Block, Cell, RunRecord, StepRecord
+from .record import Block, Cell, Ending, RunRecord, StepRecord
 from .report_text import WAITING, last_status, log_line, status_line
 
 logger = logging.getLogger("rectified_spaattn")
@@ -122,6 +122,7 @@ class RunReport:
         self.settings = settings or {}
         self.last_run: RunRecord | None = None
         self._lock = threading.Lock()
+        self._is_announced = False
         self.reset()
 
     def reset(self) -> None:
@@ -199,6 +200,7 @@ class RunReport:
 
     def announce(self) -> None:
         """A run begins: replace what an earlier one has left on the node."""
+        self._is_announced = True
         self.show(WAITING, self.node_id)
 
     def warn_once(self, text: str) -> None:
@@ -209,12 +211,21 @@ class RunReport:
         if is_new:
             logger.warning("Rectified SpaAttn: %s", text)
 
-    def finish_run(self, model_name: str = "") -> None:
-        """Log the run's one summary line, show the last status, record the run, start over."""
-        record = self.record(model_name)
+    def finish_run(self, model_name: str = "", ending: Ending = Ending.COMPLETE) -> None:
+        """Log the run's one summary line, show the last status, record the run, start over.
+
+        A second time, as after the clone of a second GPU, nothing happens.
+
+        Args:
+            model_name: class of the model.
+            ending: how the run has ended.
+        """
+        record = replace(self.record(model_name), ending=ending)
+        if record.forwards or self._is_announced:
+            self.show(last_status(record), self.node_id)
+        self._is_announced = False
         if record.forwards:
             self.last_run = record
-            self.show(last_status(record), self.node_id)
             logger.info("Rectified SpaAttn: %s", log_line(record))
             if self.verbose:
                 logger.info("%s%s", REPORT_PREFIX, json.dumps(record.as_dict()))

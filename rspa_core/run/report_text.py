@@ -15,7 +15,7 @@ from typing import Any
 from .probe import ProbeOutcome, ProbeRecorder
 from .profile import ModelFingerprint
 from .reasons import DenseReason
-from .record import MIN_FORWARDS, Block, RunRecord
+from .record import MIN_FORWARDS, Block, Ending, RunRecord
 
 SAME_SPEED = 0.95
 """Times faster from which on a run does not count as slower, nor below its inverse as faster."""
@@ -23,6 +23,8 @@ MAX_PROBE_ROWS = 15
 """Rows of the table of errors; the blocks that matter come first."""
 MAX_STEP_COLUMNS = 6
 WAITING = "waiting for the first model call"
+OFF = "off: full attention"
+OFF_BUT_PATCHED = "off: the Rectified SpaAttn node before this one stays in force"
 NO_RUN_TITLE = "No sampling run yet"
 NO_RUN_CAUSES = (
     "The after input is not connected to the sampler that uses this model, nor to a node behind "
@@ -45,15 +47,25 @@ def status_line(record: RunRecord) -> str:
 
 
 def last_status(record: RunRecord) -> str:
-    """The status line of a finished run; a run without sparse calls says why above it."""
+    """The status line of a finished run.
+
+    Above it a run says that it was cut off, or why it had no sparse calls.
+    """
+    if not record.forwards:
+        if record.ending is Ending.COMPLETE:
+            return "the sampler made no model call"
+        return f"{record.ending.value} before the first model call was done"
     status = status_line(record)
+    if record.ending is not Ending.COMPLETE:
+        return f"{record.ending.value}\n{status}"
     return status if record.sparse else f"not sparse: {why_not_sparse(record)}\n{status}"
 
 
 def log_line(record: RunRecord) -> str:
     """The status line with all reasons and their counts, and the number of forwards."""
     listed = ", ".join(f"{reason.text} {count}" for reason, count in record.reasons.items())
-    return f"{_line(record, listed)}, {record.forwards} forwards"
+    cut = "" if record.ending is Ending.COMPLETE else f"{record.ending.value}: "
+    return f"{cut}{_line(record, listed)}, {record.forwards} forwards"
 
 
 def why_not_sparse(record: RunRecord) -> str:
@@ -102,6 +114,8 @@ def json_text(record: RunRecord) -> str:
 def headline(record: RunRecord) -> str:
     """ "1,104 sparse and 96 dense calls · density 0.27 · 1.9 x faster per step" """
     parts = [f"{record.sparse:,} sparse and {record.dense:,} dense calls"]
+    if record.ending is not Ending.COMPLETE:
+        parts.insert(0, record.ending.value)
     if record.density is not None:
         parts.append(f"density {record.density:.2f}")
     if speed := speed_words(record):

@@ -10,7 +10,7 @@ from rectified_spaattn.nodes.inputs import NODES
 
 from .comfy_server import PACK_FOLDER, GraphError
 from .expectations import check_wholly_sparse
-from .graphs import SCENES, STEPS, rectified, sampled
+from .graphs import SCENES, STEPS, chain, rectified, sampled
 from .status_listener import StatusListener
 
 WAN = SCENES["wan21_t2v"]
@@ -82,6 +82,22 @@ def test_equal_nodes_each_show_their_own_line(comfy):
     assert set(ends) == {ours(first), ours(second)}
 
 
+def test_a_node_that_is_switched_off_says_so(comfy):
+    """The line of a run before, sparse, does not stay."""
+    nodes = sampled(WAN, rectified())
+    comfy.run(nodes)
+    with StatusListener(comfy.server.url) as listener:
+        comfy.run(sampled(WAN, rectified(enabled=False)))
+    assert listener.texts == [(ours(nodes), "off: full attention")]
+
+    with StatusListener(comfy.server.url) as listener:
+        run = comfy.run(sampled(WAN, chain(rectified(), rectified(enabled=False))))
+    assert "off: the Rectified SpaAttn node before this one stays in force" in [
+        text for _, text in listener.texts
+    ]
+    check_wholly_sparse(run.report, WAN)
+
+
 def ours(nodes: dict) -> str:
     """The id of the one attention node of a graph."""
     (found,) = [key for key, node in nodes.items() if node["class_type"] == "RectifiedSpaAttn"]
@@ -124,7 +140,11 @@ def test_settings_that_make_no_sense(comfy, settings, message):
 
 def test_interrupted_run(comfy):
     """Stopping a run half-way leaves nothing behind for the next one."""
-    comfy.server.interrupt_when(sampled(WAN, rectified(), steps=400), seen="step 3 of 400")
+    with StatusListener(comfy.server.url) as listener:
+        comfy.server.interrupt_when(sampled(WAN, rectified(), steps=400), seen="step 3 of 400")
+    first, second = listener.texts[-1][1].splitlines()
+    assert first == "interrupted"
+    assert second.startswith("sparse ")
 
     run = comfy.run(sampled(WAN, rectified()))
     check_wholly_sparse(run.report, WAN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import sys
@@ -17,6 +18,7 @@ from rectified_spaattn.nodes.patching import KEY, OVERRIDE, SparseAttentionPatch
 from rectified_spaattn.rspa_core import rectified_attention
 from rectified_spaattn.rspa_core.run.calls import RunSettings
 from rectified_spaattn.rspa_core.run.reasons import Reason
+from rectified_spaattn.rspa_core.run.record import Ending
 from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule, parse_dense_blocks
 
 from .patch_rig import BLOCKS, CONFIG, SAMPLE_SIGMAS, make_executor, make_patch, rows, run
@@ -261,6 +263,39 @@ class TestRunState:
         assert "sparse 8 / dense 0 · density 0." in record.message
         assert "2 forwards" in record.message
         assert patch.run.report.record().as_dict()["calls"] == []
+
+    def test_an_interruption_and_an_error_are_told_apart(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """ComfyUI cleans up in a `finally`, while the exception passes."""
+
+        class Interruption(BaseException):
+            pass
+
+        management = ModuleType("comfy.model_management")
+        management.InterruptProcessingException = Interruption
+        monkeypatch.setitem(sys.modules, "comfy.model_management", management)
+        patch, executor = make_patch(), make_executor()
+
+        def sample(error: BaseException | None = None) -> Ending:
+            with contextlib.suppress(Interruption, RuntimeError):
+                try:
+                    patch.on_pre_run(None)
+                    run(patch, executor)
+                    if error is not None:
+                        raise error
+                finally:
+                    patch.on_cleanup(None)
+            return patch.last_run.ending
+
+        assert sample() is Ending.COMPLETE
+        assert sample(Interruption()) is Ending.INTERRUPTED
+        assert sample(RuntimeError("no")) is Ending.FAILED
+        try:
+            raise RuntimeError("out of memory")
+        except RuntimeError:  # a node that tries again
+            assert sample() is Ending.COMPLETE
+            assert sample(Interruption()) is Ending.INTERRUPTED
 
     def test_failures_end_with_the_run(self) -> None:
         attempts: list[int] = []

@@ -14,9 +14,9 @@ import torch
 from rectified_spaattn.nodes.host import send_status
 from rectified_spaattn.rspa_core import TokenLayout
 from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
-from rectified_spaattn.rspa_core.run.record import Cell
+from rectified_spaattn.rspa_core.run.record import Cell, Ending
 from rectified_spaattn.rspa_core.run.report import REPORT_PREFIX, ForwardTally, RunReport
-from rectified_spaattn.rspa_core.run.report_text import log_line, status_line
+from rectified_spaattn.rspa_core.run.report_text import WAITING, headline, log_line, status_line
 
 CPU = torch.device("cpu")
 OUT = torch.zeros(2)
@@ -161,13 +161,40 @@ def test_json_line(caplog: pytest.LogCaptureFixture) -> None:
     assert data["sparse"] == 2
 
 
-def test_a_run_without_forwards_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        (Ending.COMPLETE, "the sampler made no model call"),
+        (Ending.INTERRUPTED, "interrupted before the first model call was done"),
+        (Ending.FAILED, "ended by an error before the first model call was done"),
+    ],
+)
+def test_a_run_without_forwards_says_so_on_the_node_once(
+    ending: Ending, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
     sent: list[str] = []
     report = RunReport(lambda text, node: sent.append(text), "7")
+    report.announce()
     with caplog.at_level(logging.INFO):
-        report.finish_run()
-    assert not sent
+        report.finish_run("", ending)
+        report.finish_run()  # the clone of a second GPU
+    assert sent == [WAITING, expected]
     assert not caplog.records
+
+
+@pytest.mark.parametrize("ending", [Ending.INTERRUPTED, Ending.FAILED])
+def test_a_run_that_was_cut_off_says_so(ending: Ending, caplog: pytest.LogCaptureFixture) -> None:
+    sent: list[str] = []
+    report = RunReport(lambda text, node: sent.append(text), "7")
+    add(report, tally(0, dense=2))
+    with caplog.at_level(logging.INFO, logger="rectified_spaattn"):
+        report.finish_run("WAN21", ending)
+    first, second = sent[-1].splitlines()
+    assert first == ending.value
+    assert second.startswith("sparse 0 / dense 2")
+    assert f"{ending.value}: sparse 0 / dense 2" in caplog.text
+    assert report.last_run.as_dict()["ending"] == ending.name.lower()
+    assert headline(report.last_run).startswith(f"{ending.value} · 0 sparse and 2 dense")
 
 
 def test_warnings_are_said_once_per_run(caplog: pytest.LogCaptureFixture) -> None:

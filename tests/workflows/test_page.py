@@ -177,6 +177,77 @@ def test_status_shows_on_the_node_and_on_the_subgraph_around_it(artist: Any, hos
     }
 
 
+SET_MODE = "([id, mode]) => { app.canvas.graph.getNodeById(id).mode = mode; }"
+MUTED, BYPASSED = 2, 4
+
+
+@pytest.mark.parametrize("mode", [MUTED, BYPASSED])
+def test_a_run_clears_the_line_of_a_node_that_is_switched_off(
+    artist: Any, opened: Any, host: None, mode: int
+) -> None:
+    artist.load(read(SIMPLE))
+    node = attention_node(artist)
+    send_status("sparse 1 / dense 3", node)
+    assert wait_until(artist, lambda: lines(artist) == {node: "sparse 1 / dense 3"})
+    artist.page.evaluate(SET_MODE, [node, mode])
+    opened[1].send_event("execution_start", prompt_id="1")
+    assert wait_until(artist, lambda: lines(artist) == {}), lines(artist)
+    opened[1].send_event("execution_success", prompt_id="1")
+
+
+def test_a_run_clears_the_lines_of_a_subgraph_that_is_bypassed(
+    artist: Any, opened: Any, host: None
+) -> None:
+    artist.load(read(NESTED))
+    (subgraph,) = (each["id"] for each in artist.on_show() if each["is_subgraph"])
+    inner = next(node["id"] for node in artist.nodes() if node["type"] == MAIN.node_id)
+    artist.enter_subgraph(subgraph)
+    send_status("sparse 1 / dense 3", f"{subgraph}:{inner}")
+    assert wait_until(artist, lambda: lines(artist) == {inner: "sparse 1 / dense 3"})
+    artist.page.evaluate("app.canvas.setGraph(app.rootGraph)")
+    send_status("sparse 2 / dense 3", f"{subgraph}:{inner}")
+    # The node inside is told, too, though its graph is not on show.
+    assert wait_until(artist, lambda: lines(artist) == {inner: "sparse 2 / dense 3"})
+    wait_for_words(artist, lambda: overlaid(artist), "sparse 2 / dense 3")
+    artist.page.evaluate(SET_MODE, [subgraph, BYPASSED])
+    opened[1].send_event("execution_start", prompt_id="1")
+    assert wait_until(artist, lambda: lines(artist) == {}), lines(artist)
+    assert wait_until(artist, lambda: "sparse 2 / dense 3" not in overlaid(artist))
+    opened[1].send_event("execution_success", prompt_id="1")
+
+
+def test_the_line_of_an_earlier_run_does_not_pass_for_one_of_this_run(
+    artist: Any, opened: Any, host: None
+) -> None:
+    artist.load(read(SIMPLE))
+    node, stub = attention_node(artist), opened[1]
+
+    def shows(text: str) -> bool:
+        return wait_until(artist, lambda: lines(artist) == {node: text})
+
+    send_status("sparse 1 / dense 3", node)
+    assert shows("sparse 1 / dense 3")
+    for _ in range(2):  # ComfyUI has the results in its cache
+        stub.send_event("execution_start", prompt_id="1")
+        assert shows("waiting"), lines(artist)
+        stub.send_event("execution_success", prompt_id="1")
+        assert shows("not run this time; before: sparse 1 / dense 3"), lines(artist)
+    stub.send_event("execution_start", prompt_id="2")
+    send_status("sparse 2 / dense 3", node)
+    stub.send_event("execution_success", prompt_id="2")
+    assert shows("sparse 2 / dense 3"), lines(artist)
+    interruption = {"prompt_id": "3", "node_id": node, "node_type": "CLIPTextEncode", "executed": []}
+    stub.send_event("execution_start", prompt_id="3")
+    assert shows("waiting"), lines(artist)
+    stub.send_event("execution_interrupted", **interruption)
+    assert shows("interrupted before it ran"), lines(artist)
+
+
+def lines(artist: Any) -> dict[str, str]:
+    """What nodes of all graphs say, by their ids."""
+    return {each["id"]: each["text"] for each in artist.shown() if each["text"]}
+
+
 def attention_node(artist: Any) -> str:
     """The id of the first attention node in the graph on show."""
     return next(node["id"] for node in artist.on_show() if node["type"] == MAIN.node_id)

@@ -72,6 +72,11 @@ class PageStub:
         assert self.socket is not None, "the page has not connected yet"
         self.socket.send(struct.pack(">II", TEXT_EVENT, len(node)) + node + text.encode())
 
+    def send_event(self, kind: str, **data: Any) -> None:
+        """What the server sends as JSON, as `execution_start`."""
+        assert self.socket is not None, "the page has not connected yet"
+        self.socket.send(json.dumps({"type": kind, "data": data}))
+
     def _connect(self, socket: WebSocketRoute) -> None:
         self.socket = socket
         status = {"status": {"exec_info": {"queue_remaining": 0}}, "sid": "page"}

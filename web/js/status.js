@@ -1,0 +1,108 @@
+// The line on a Rectified SpaAttn node belongs to the run at hand. The server sends lines while
+// nodes run. It knows nothing of nodes that are bypassed or muted, and says nothing of those whose
+// result it has already or that a run does not reach; the page shows lines in the graph on show only.
+
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+
+const OURS = "RectifiedSpaAttn";
+const LINE = "$$node-text-preview"; // the page's widget for lines from the server
+const OFF_MODES = new Set([2, 4]); // muted, bypassed
+const WAITING = "waiting";
+const NOT_RUN = "not run this time; before: ";
+
+// What nodes say, and what those that have not run yet said before this run.
+const lines = new Map();
+const before = new Map();
+
+const rootGraph = () => app.rootGraph ?? app.graph;
+const widgetOf = (node) => node.widgets?.find((widget) => widget.name === LINE);
+
+function setLine(node, text) {
+  lines.set(node, text);
+  const widget = widgetOf(node);
+  if (widget) {
+    widget.value = text;
+    node.setDirtyCanvas?.(true, true);
+  } else if (node.isSubgraphNode?.() && node.graph === app.canvas?.graph) {
+    // The page does not list the line among the widgets of a subgraph: it has to set it itself.
+    api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text });
+  }
+}
+
+function removeLine(node) {
+  const widget = widgetOf(node);
+  if (widget) {
+    widget.onRemove?.();
+    node.widgets.splice(node.widgets.indexOf(widget), 1);
+    node.setDirtyCanvas?.(true, true);
+  } else if (node.isSubgraphNode?.()) {
+    setLine(node, " "); // the page ignores an empty text
+  }
+  lines.delete(node);
+}
+
+/** Our nodes, and the subgraphs around them, to whether they are part of what runs. */
+function places(graph, isOn = true, found = new Map()) {
+  for (const node of graph?.nodes ?? []) {
+    const runs = isOn && !OFF_MODES.has(node.mode);
+    const note = (is) => found.set(node, is || (found.get(node) ?? false));
+    if (node.isSubgraphNode?.()) {
+      const inner = places(node.subgraph, runs);
+      for (const [each, is] of inner) found.set(each, is || (found.get(each) ?? false));
+      if (inner.size) note([...inner.values()].some(Boolean));
+    } else if (node.type?.startsWith(OURS)) {
+      note(runs);
+    }
+  }
+  return found;
+}
+
+function nodeAt(id) {
+  let graph = rootGraph();
+  let node;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById?.(part) ?? graph?.getNodeById?.(Number(part));
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function begin() {
+  before.clear();
+  for (const [node, runs] of places(rootGraph())) {
+    const text = lines.get(node);
+    if (!text) continue;
+    if (runs) {
+      before.set(node, text.startsWith(NOT_RUN) ? text.slice(NOT_RUN.length) : text);
+      setLine(node, WAITING);
+    } else {
+      removeLine(node);
+    }
+  }
+}
+
+/** The run is over: what is still waiting has not been run. */
+function end(words) {
+  for (const [node, text] of before) {
+    if (lines.get(node) === WAITING) setLine(node, words(text));
+  }
+  before.clear();
+}
+
+app.registerExtension({
+  name: "rectified_spaattn.status",
+  setup() {
+    api.addEventListener("execution_start", begin);
+    api.addEventListener("execution_success", () => end((text) => NOT_RUN + text));
+    api.addEventListener("execution_interrupted", () => end(() => "interrupted before it ran"));
+    api.addEventListener("execution_error", () => end(() => "an error before it ran"));
+    api.addEventListener("progress_text", ({ detail }) => {
+      const node = detail?.text && nodeAt(detail.nodeId);
+      if (!node) return;
+      const isOurs = node.type?.startsWith(OURS);
+      if (isOurs) setLine(node, detail.text);
+      else if (node.isSubgraphNode?.()) lines.set(node, detail.text);
+    });
+  },
+});
