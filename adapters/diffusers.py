@@ -248,7 +248,10 @@ class SparseAttention:
         current.begin(None)
         if output is None:  # the model has raised an error
             return None
-        again = self.run.close(forward, _sample(output))
+        # Caches of diffusers (`enable_cache`) count the model's calls.
+        caches = getattr(_uncompiled(self.transformer), "is_cache_enabled", False)
+        effects = "diffusers' cache is enabled" if caches else ""
+        again = self.run.close(forward, _sample(output), effects)
         if again is None:
             return None
         current.begin(again)

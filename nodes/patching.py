@@ -31,9 +31,10 @@ from ..rspa_core.run.probe import (
     parse_sparsities,
 )
 from ..rspa_core.run.profile import ModelFingerprint, SparsityProfile
-from ..rspa_core.run.record import RunRecord
+from ..rspa_core.run.reasons import DenseReason, Reason, why
+from ..rspa_core.run.record import RunRecord, joined
 from ..rspa_core.run.report import RunReport, logger
-from ..rspa_core.run.report_text import why_nothing_measured
+from ..rspa_core.run.report_text import last_status, log_line, why_nothing_measured
 from ..rspa_core.run.schedule import (
     Position,
     SigmaSteps,
@@ -46,6 +47,7 @@ from .host import (
     ending_since,
     handled_exception,
     pause_allocation_recording,
+    runs_of_this_prompt,
     send_status,
 )
 from .inputs import AUTO, MAIN, MAX_ERROR, MIN_ERROR, OPTIONS_NODE
@@ -58,6 +60,10 @@ KEY = "rectified_spaattn"
 OVERRIDE = "optimized_attention_override"
 COMPILE_KEY = "torch.compile"
 """Names the wrapper of ComfyUI's compile node."""
+FORWARDS = ("forward", "_forward", "forward_orig")
+"""Methods of transformers that step caches of other packs replace on the object."""
+FRAME_CACHE = "ar_state"
+"""Among transformer_options: the caches of ComfyUI's autoregressive sampler."""
 PATCHED_MODEL = (
     "a model that comes from a Rectified SpaAttn node, switched on: place the probe after it"
 )
@@ -279,9 +285,30 @@ class SparseAttentionPatch:
 
     def on_cleanup(self, patcher: Any) -> None:
         """ON_CLEANUP: the sampling run is over, also after an error or an interruption."""
-        self.run.finish(self._model_name, ending_since(self._handled_at_begin))
+        before = self.last_run
+        sigmas = self._sample_sigmas[1]
+        self.run.finish(
+            self._model_name,
+            ending_since(self._handled_at_begin),
+            (sigmas[0], sigmas[-1]) if len(sigmas) > 1 else None,
+        )
         self._handled_at_begin = None
+        if self.last_run is not None and self.last_run is not before:
+            self._join(self.last_run)
         self._reset()
+
+    def _join(self, record: RunRecord) -> None:
+        """Show one line for all samplers of a render, such as the two experts of Wan 2.2."""
+        runs = runs_of_this_prompt()
+        earlier = next((each for each in reversed(runs) if record.continues(each)), None)
+        if earlier is None:
+            runs.append(record)
+            return
+        both = joined(earlier, record)
+        runs[runs.index(earlier)] = both
+        for node_id in dict.fromkeys(both.nodes):
+            send_status(last_status(both), node_id)
+        logger.info("Rectified SpaAttn: %s", log_line(both))
 
     def __call__(
         self,
@@ -298,7 +325,10 @@ class SparseAttentionPatch:
         run, model = self.run, executor.class_obj
         options = dict(transformer_options or {})
         self._model_name = type(model).__name__
-        layout = token_layout(model.diffusion_model, x, c_crossattn, conds)
+        if FRAME_CACHE in options:
+            layout: TokenLayout | DenseReason = why(Reason.FRAME_CACHE)
+        else:
+            layout = token_layout(model.diffusion_model, x, c_crossattn, conds)
         # The one wait for the device before the model runs.
         sigma = float(options.get("sigmas", t).flatten()[0])
         position = self._position(sigma, options, x.shape)
@@ -316,12 +346,11 @@ class SparseAttentionPatch:
         if self._is_bypassed_by_compiled_code(forward, model, options):
             run.report.warn_once(
                 "no attention call came from the compiled model, which may have been compiled "
-                "without this node: compiling it again"
+                "without this node: it is compiled again for the next call"
             )
+            # This output stands: a second forward would advance whatever the model remembers.
             torch.compiler.reset()
-            forward = run.open(plan, x.device)
-            output = call(forward)
-        if (again := run.close(forward, output)) is not None:
+        if (again := run.close(forward, output, effects_of(model, options))) is not None:
             forward, output = again, call(again)
             run.close(forward, output)
         if self.verbose:
@@ -409,6 +438,28 @@ def read_probe(model: Any, wanted_error: float, name: str) -> ProbeOutcome:
         raise ConfigError("model", kind, f"a model of a known family ({family_names()})")
     config = patch.settings.config
     return make_outcome(recorder.table(), fingerprint, config, recorder.grid, wanted_error, name)
+
+
+def effects_of(model: Any, options: Mapping[str, Any]) -> str:
+    """What may remember a forward of a BaseModel, so that it must not be repeated; "" for nothing.
+
+    Other nodes' code inside the call may be a step cache, which takes a repeat for a next step.
+
+    Args:
+        model: the BaseModel.
+        options: transformer_options of the forward.
+    """
+    if FRAME_CACHE in options:
+        return "a cache of frames"
+    wrappers = options.get("wrappers", {})
+    inside = [*wrappers.get("diffusion_model", ()), *wrappers.get("apply_model", ())]
+    foreign = [str(key) for key in inside if key not in (KEY, COMPILE_KEY)]
+    if foreign:
+        return f"another node runs inside it: {foreign[0]}"
+    transformer = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
+    if any(name in getattr(transformer, "__dict__", ()) for name in FORWARDS):
+        return "another node has replaced the model's forward"
+    return ""
 
 
 def _log_forward(forward: Forward, sigma: float) -> None:

@@ -12,7 +12,9 @@ path and is counted with its reason; a call that fails takes it, too.
 
 Non-finite values: looking at every attention output would cost a pass over it and a wait. Instead
 the forward's output is looked at once, together with the densities, and a forward that went wrong
-is asked for again, dense. Its sparse calls are not counted.
+is asked for again, dense. Its sparse calls are not counted. There is no other repeat, and a host
+rules it out for a forward that may change anything besides its output, a cache of keys or of steps:
+then the output stands, and the rest of the run is dense.
 """
 
 from __future__ import annotations
@@ -170,18 +172,24 @@ class SparseRun:
         for difference in _differences(self.settings):
             self.report.warn_once(difference)
 
-    def finish(self, model_name: str, ending: Ending = Ending.COMPLETE) -> None:
+    def finish(
+        self,
+        model_name: str,
+        ending: Ending = Ending.COMPLETE,
+        sigmas: tuple[float, float] | None = None,
+    ) -> None:
         """The sampling run is over.
 
         Args:
             model_name: class of the model.
             ending: how it has ended.
+            sigmas: first and last noise level of the sampler's list, None if unknown.
         """
         record = self.report.record()
         if self.settings.dense_blocks.ranges and record.sparse:
             if not any(each.reason is Reason.DENSE_BLOCK for each in record.reasons):
                 self.report.warn_once("dense_blocks matches no block of this model")
-        self.report.finish_run(model_name, ending)
+        self.report.finish_run(model_name, ending, sigmas)
         if self.recorder is not None:
             self.recorder.finish()
         self.failures = RunFailures()
@@ -211,12 +219,13 @@ class SparseRun:
         """A model call begins."""
         return Forward(self, plan, device, self.report.start_forward())
 
-    def close(self, forward: Forward, output: Any) -> Forward | None:
+    def close(self, forward: Forward, output: Any, effects: str = "") -> Forward | None:
         """A model call is over: count it, unless it has to be made again.
 
         Args:
             forward: what `open` gave.
             output: the model's, a tensor.
+            effects: what may remember the forward, so that it must not be repeated; "" for none.
 
         Returns:
             None; or, if sparse attention may have made values that are not finite, a dense forward
@@ -226,7 +235,13 @@ class SparseRun:
         density_sums: dict[Block, float] = {}
         if tally.seen:  # dense ones are waited for, too: their time is what sparse is compared with
             density_sums, is_finite = tally.finish(output)
-            if tally.sparse and not is_finite:
+            if tally.sparse and not is_finite and effects:
+                self.failures.add(why(Reason.NON_FINITE_KEPT, effects), is_final=True)
+                self.report.warn_once(
+                    "sparse attention gave values that are not finite; the forward is not "
+                    f"repeated ({effects}), the rest of this run is dense"
+                )
+            elif tally.sparse and not is_finite:
                 self.failures.add(why(Reason.NON_FINITE))
                 self.report.warn_once(
                     "sparse attention gave values that are not finite: the forward is repeated "
@@ -234,7 +249,7 @@ class SparseRun:
                 )
                 again = replace(plan, config=None, reason=why(Reason.NON_FINITE), is_repeat=True)
                 return Forward(self, again, tally.device, forward.started)
-            if plan.is_repeat and not is_finite:
+            elif plan.is_repeat and not is_finite:
                 # The model itself does it: sparse attention would be blamed again and again.
                 self.failures.add(why(Reason.NON_FINITE_ANYWAY), is_final=True)
                 self.report.warn_once(

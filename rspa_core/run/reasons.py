@@ -22,6 +22,9 @@ class Reason(Enum):
     NO_VIDEO = "latent has {} dimensions, a video has 5"
     NO_TEXT = "no text condition"
     UNKNOWN_CONDITIONS = "conditions not understood ({}: {})"
+    FRAME_CACHE = (
+        "autoregressive sampling: each call is a few frames beside a cache of earlier ones"
+    )
     AMBIGUOUS_LENGTH = "{} video tokens are as many as the condition has"
     NON_FINITE = "non-finite values, forward repeated dense"
     OUTSIDE = "outside of a forward of the transformer"
@@ -45,6 +48,7 @@ class Reason(Enum):
     NO_BACKEND = "{}"
     FAILED = "{}: {}"
     NON_FINITE_ANYWAY = "non-finite values with dense attention too"
+    NON_FINITE_KEPT = "non-finite values, in a forward that must not be repeated ({})"
 
     @property
     def is_of_schedule(self) -> bool:

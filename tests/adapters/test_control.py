@@ -340,6 +340,28 @@ def test_values_that_are_not_finite_are_repeated_dense() -> None:
     assert counts(sparse) == (2, {Reason.NON_FINITE.value: 2})
 
 
+def test_a_forward_is_not_repeated_while_diffusers_caches() -> None:
+    """Its caches count the model's calls."""
+    model, inputs = wan(), wan_inputs()
+    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+        attend, calls = sparse.run.attention, []
+        model.register_forward_pre_hook(lambda *_: calls.append(1))
+
+        def poisoned(*args: Any, **kwargs: Any) -> Any:
+            out, stats = attend(*args, **kwargs)
+            out[..., 3, 5] = float("nan")
+            return out, stats
+
+        sparse.run.attention = poisoned
+        model._cache_config = object()  # as `enable_cache` leaves it
+        assert model.is_cache_enabled
+        assert not torch.isfinite(velocity(model, inputs)).all()
+        velocity(model, inputs)
+    assert len(calls) == 2
+    reason = next(iter(sparse.record.reasons))
+    assert (reason.reason, sparse.record.sparse) == (Reason.NON_FINITE_KEPT, 2)
+
+
 def test_a_profile_sets_the_sparsity_of_every_block() -> None:
     model, inputs = wan(), wan_inputs()
     mine = ModelFingerprint("Wan", 2, 0, 48, 2)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
-from .graphs import SCENES, STEPS, chain, model_node, rectified, sampled
+from .graphs import SCENES, STEPS, Scene, chain, model_node, rectified, sampled
+
+has_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile on the CPU needs a C++ compiler",
+)
 
 
 @pytest.mark.parametrize("name", ["wan21_t2v", "wan22_i2v_a14b", "hunyuan_t2v", "hunyuan15_i2v"])
@@ -35,6 +42,27 @@ def test_masked_attention(comfy, name):
     assert torch.equal(run.samples, dense)
     assert run.report["sparse"] == 0
     assert run.report["reasons"] == {"attention mask": 4 * STEPS}
+
+
+@has_compiler
+def test_autoregressive_sampling_stays_dense_and_runs_to_its_end(comfy):
+    """Chunks of three frames beside a cache of keys, which a repeated call would overflow."""
+    if not comfy.object_info("SamplerARVideo"):
+        pytest.skip("this ComfyUI has no autoregressive sampler")
+    scene = Scene(("wan_causal",), (6, 22, 26), "basic_guider")
+
+    def sample(patch):
+        nodes = sampled(scene, patch)
+        (chosen,) = [node for node in nodes.values() if node["class_type"] == "KSamplerSelect"]
+        chosen |= {"class_type": "SamplerARVideo", "inputs": {"num_frame_per_block": 3}}
+        return comfy.run(nodes)
+
+    compiled = model_node("TorchCompileModel", backend="inductor")
+    dense, run = sample(compiled), sample(chain(rectified(), compiled))
+    assert torch.equal(run.samples, dense.samples)
+    assert run.report["forwards"] == 2 * (STEPS + 1), "two chunks, each once more for the cache"
+    (warning,) = run.report["warnings"]
+    assert warning.startswith("this model stays dense: autoregressive sampling")
 
 
 def test_outside_the_percent_range(comfy):

@@ -9,7 +9,7 @@ latents would not depend on attention at all and every comparison would pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -178,7 +178,7 @@ class TinyModel:
 
     patch: latent voxels per token along (T, H, W). attention_blocks: (block type, block index,
     self-attention calls over the video) of one forward pass, as ComfyUI labels its blocks.
-    text_width: last dimension of the text conditioning.
+    text_width: last dimension of the text conditioning. config: what the file's metadata say.
     """
 
     shapes: Shapes
@@ -187,6 +187,7 @@ class TinyModel:
     attention_blocks: tuple[tuple[str, int, int], ...]
     text_width: int
     seed: int
+    config: str = ""
 
 
 def _wan_model(shapes: Shapes, seed: int, channels: int = 16, vace: bool = False) -> TinyModel:
@@ -209,6 +210,7 @@ MODELS: dict[str, TinyModel] = {
     "wan22_i2v_low": _wan_model(_wan(36), 6),
     "wan22_5b": _wan_model(_wan(48, 48), 7, channels=48),
     "wan_vace": _wan_model(_wan(16, vace_channels=96), 8, vace=True),
+    "wan_causal": replace(_wan_model(_wan(16), 13), config='{"transformer": {"causal_ar": true}}'),
     "wan_fun_ref": _wan_model(_wan(48, reference_channels=16), 9),
     "hunyuan_t2v": _hunyuan_model(_hunyuan_v1(16, guidance=True), 10, 16, 2),
     "hunyuan_i2v": _hunyuan_model(_hunyuan_v1(33, guidance=False), 11, 16, 2),
@@ -244,4 +246,5 @@ def write_checkpoints(folder: Path) -> None:
     for name, model in MODELS.items():
         path = folder / f"{name}.safetensors"
         if not path.exists():
-            save_file(random_parameters(model.shapes, model.seed), path)
+            metadata = {"config": model.config} if model.config else None
+            save_file(random_parameters(model.shapes, model.seed), path, metadata)

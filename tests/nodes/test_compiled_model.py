@@ -33,12 +33,34 @@ def bypassed(x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
     return x
 
 
-def test_code_compiled_without_the_node_is_compiled_again() -> None:
+def test_code_compiled_without_the_node_is_compiled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For the next forward: this one may have effects, as on a cache of keys."""
+    resets: list[int] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
     patch = make_patch()
     executor = make_executor(forward=misses_the_override_once(BLOCKS))
-    run(patch, executor, wrappers=COMPILED)
+    for sigma in (1.0, 0.75):
+        run(patch, executor, sigma, wrappers=COMPILED)
     assert len(executor.options) == 2
-    assert rows(patch) == {0: (BLOCKS, 0)}
+    assert len(resets) == 1
+    assert rows(patch) == {1: (BLOCKS, 0)}
+
+
+def test_a_model_with_a_cache_of_frames_is_not_compiled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ComfyUI's autoregressive sampler: no override is ever called, compiled or not."""
+    resets: list[int] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    patch = make_patch()
+    executor = make_executor(forward=bypassed)
+    run(patch, executor, wrappers=COMPILED, ar_state={"kv_caches": []})
+    assert len(executor.options) == 1
+    assert not resets
+    (warning,) = patch.run.report.record().warnings
+    assert warning.startswith("this model stays dense: autoregressive sampling")
 
 
 def test_a_model_that_is_not_compiled_is_not_run_again() -> None:
@@ -58,7 +80,11 @@ def test_a_forward_that_a_step_cache_answers_is_not_run_again(first: float) -> N
     assert len(executor.options) == 1
 
 
-def test_a_pack_that_bypasses_attention_is_compiled_again_once_only() -> None:
+def test_a_pack_that_bypasses_attention_is_compiled_again_once_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resets: list[int] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
     patch = make_patch()
     executor = make_executor(forward=bypassed)
     for _ in range(3):
@@ -66,4 +92,5 @@ def test_a_pack_that_bypasses_attention_is_compiled_again_once_only() -> None:
         for sigma in SAMPLE_SIGMAS[:-1].tolist():
             run(patch, executor, sigma, wrappers=COMPILED)
         patch.on_cleanup(None)
-    assert len(executor.options) == 3 * 4 + 1
+    assert len(executor.options) == 3 * 4
+    assert len(resets) == 1
