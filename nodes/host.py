@@ -13,8 +13,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
-from ..rspa_core.run.record import Ending
+from ..rspa_core.run.record import Ending, RunRecord
 from .inputs import CATEGORY, Input, Node
+
+RUNS = "rectified_spaattn_runs"
+"""Names what we keep on ComfyUI's server."""
 
 
 def send_status(text: str, node_id: str | None) -> None:
@@ -22,18 +25,36 @@ def send_status(text: str, node_id: str | None) -> None:
 
     Does nothing without a server or a node id. Ids inside a subgraph read "129:164".
     """
-    if node_id is None:
-        return
-    # Looked up, not imported: outside ComfyUI `server` may be anybody's module.
-    prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
-    server = getattr(prompt_server, "instance", None)
-    if server is None:
+    server = _server()
+    if node_id is None or server is None:
         return
     # A status line must never end a sampling run, whatever the server thinks of it.
     with suppress(Exception):
         parts = node_id.split(":")
         for depth in range(len(parts), 0, -1):
             server.send_progress_text(text, ":".join(parts[:depth]))
+
+
+def runs_of_this_prompt() -> list[RunRecord]:
+    """What samplers of the graph that is running have done with our models so far, to be added to.
+
+    Kept on the server, where nodes that share nothing else meet; that of one graph at a time.
+    """
+    server = _server()
+    prompt = getattr(server, "last_prompt_id", None)
+    if server is None or prompt is None:
+        return []
+    kept_for, runs = getattr(server, RUNS, (None, []))
+    if kept_for != prompt:
+        runs = []
+        setattr(server, RUNS, (prompt, runs))
+    return runs
+
+
+def _server() -> Any:
+    """ComfyUI's server, None outside of one."""
+    # Looked up, not imported: outside ComfyUI `server` may be anybody's module.
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def handled_exception() -> int | None:

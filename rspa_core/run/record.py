@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from statistics import median_low
 from typing import Any
 
-from .reasons import DenseReason
+from .reasons import DenseReason, Reason
 
 Block = tuple[str, int | None]
 """(kind, index) of a transformer block; the index is None where the host does not say."""
 
-MIN_FORWARDS = 2
-"""A speed-up is told from this many forwards of either kind: the first of a kind warms up."""
+MIN_SPARSE_FORWARDS = 2
+"""A speed-up is told from this many sparse forwards: the first compiles the kernels."""
+MIN_DENSE_FORWARDS = 2
+"""With fewer dense forwards than this a speed-up is told as a rough one: the first warms up."""
+SIGMA_TOLERANCE = 1e-4
 
 
 class Ending(Enum):
@@ -73,6 +77,8 @@ class RunRecord:
         settings: what was asked for, plain JSON values.
         warnings: in the order in which they were given.
         ending: how the run has ended; of one that goes on, COMPLETE.
+        sigmas: first and last noise level of the sampler's list, None if unknown.
+        earlier_nodes: `node_id` of the runs that this one adds to its own.
     """
 
     model: str
@@ -92,6 +98,13 @@ class RunRecord:
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     ending: Ending = Ending.COMPLETE
+    sigmas: tuple[float, float] | None = None
+    earlier_nodes: tuple[str | None, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[str | None, ...]:
+        """`node_id` of each run that this one adds up."""
+        return (*self.earlier_nodes, self.node_id)
 
     @property
     def sparse_step_seconds(self) -> float | None:
@@ -105,8 +118,36 @@ class RunRecord:
 
     @property
     def speedup(self) -> float | None:
-        """Times faster per forward, None unless there are enough forwards of both kinds."""
+        """Times faster per forward, None unless there are enough forwards to tell."""
         return speedup(self.sparse_forward_seconds, self.dense_forward_seconds)
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether what dense forwards take is known from too few of them."""
+        return len(self.dense_forward_seconds) < MIN_DENSE_FORWARDS
+
+    @property
+    def full_seconds(self) -> float | None:
+        """What full attention would have taken in place of `seconds`; None where it is not known.
+
+        The sparse forwards are replaced by median dense ones. What the probe has measured is no
+        forward to compare with.
+        """
+        dense = self.dense_step_seconds
+        if self.speedup is None or dense is None:
+            return None
+        if any(each.reason is Reason.PROBED for each in self.reasons):
+            return None
+        return self.seconds + sum(dense - each for each in self.sparse_forward_seconds)
+
+    def continues(self, earlier: RunRecord) -> bool:
+        """Whether this run goes on where another stopped, as the second expert of Wan 2.2 does."""
+        if self.sigmas is None or earlier.sigmas is None or earlier.sigmas[1] <= 0.0:
+            return False
+        if not math.isclose(self.sigmas[0], earlier.sigmas[1], rel_tol=SIGMA_TOLERANCE):
+            return False
+        mine, other = ((each.model, each.tokens, each.grid) for each in (self, earlier))
+        return mine == other and earlier.ending is Ending.COMPLETE
 
     def as_dict(self) -> dict[str, Any]:
         """JSON data; `calls` rows are [step, kind, index, sparse, dense], `densities` theirs.
@@ -132,6 +173,7 @@ class RunRecord:
             "sparse_forward_seconds": self.sparse_step_seconds,
             "dense_forward_seconds": self.dense_step_seconds,
             "speedup": self.speedup,
+            "full_seconds": None if self.full_seconds is None else round(self.full_seconds, 3),
             "steps": [
                 {
                     "step": each.step,
@@ -155,11 +197,37 @@ class RunRecord:
 
 
 def speedup(sparse_seconds: tuple[float, ...], dense_seconds: tuple[float, ...]) -> float | None:
-    """Median dense over median sparse forward, None unless there are enough of both."""
-    if min(len(sparse_seconds), len(dense_seconds)) < MIN_FORWARDS:
+    """Median dense over median sparse forward, None unless there are enough to tell."""
+    if len(sparse_seconds) < MIN_SPARSE_FORWARDS or not dense_seconds:
         return None
     sparse = median_low(sparse_seconds)
     return median_low(dense_seconds) / sparse if sparse > 0.0 else None
+
+
+def joined(earlier: RunRecord, later: RunRecord) -> RunRecord:
+    """Two runs of one render as one, without steps and cells, whose numbers begin anew in each."""
+    sparse = earlier.sparse + later.sparse
+    sums = [each.density * each.sparse for each in (earlier, later) if each.density is not None]
+    reasons = Counter(earlier.reasons)
+    reasons.update(later.reasons)
+    assert earlier.sigmas is not None
+    assert later.sigmas is not None
+    return replace(
+        later,
+        forwards=earlier.forwards + later.forwards,
+        sparse=sparse,
+        dense=earlier.dense + later.dense,
+        density=sum(sums) / sparse if sparse else None,
+        seconds=earlier.seconds + later.seconds,
+        reasons=dict(reasons.most_common()),
+        steps=(),
+        cells={},
+        sparse_forward_seconds=earlier.sparse_forward_seconds + later.sparse_forward_seconds,
+        dense_forward_seconds=earlier.dense_forward_seconds + later.dense_forward_seconds,
+        warnings=tuple(dict.fromkeys(earlier.warnings + later.warnings)),
+        sigmas=(earlier.sigmas[0], later.sigmas[1]),
+        earlier_nodes=(*earlier.nodes, *later.earlier_nodes),
+    )
 
 
 def _by_text(reasons: Iterable[tuple[DenseReason, int]]) -> dict[str, int]:

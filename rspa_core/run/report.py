@@ -211,7 +211,12 @@ class RunReport:
         if is_new:
             logger.warning("Rectified SpaAttn: %s", text)
 
-    def finish_run(self, model_name: str = "", ending: Ending = Ending.COMPLETE) -> None:
+    def finish_run(
+        self,
+        model_name: str = "",
+        ending: Ending = Ending.COMPLETE,
+        sigmas: tuple[float, float] | None = None,
+    ) -> None:
         """Log the run's one summary line, show the last status, record the run, start over.
 
         A second time, as after the clone of a second GPU, nothing happens.
@@ -219,8 +224,9 @@ class RunReport:
         Args:
             model_name: class of the model.
             ending: how the run has ended.
+            sigmas: first and last noise level of the sampler's list.
         """
-        record = replace(self.record(model_name), ending=ending)
+        record = replace(self.record(model_name), ending=ending, sigmas=sigmas)
         if record.forwards or self._is_announced:
             self.show(last_status(record), self.node_id)
         self._is_announced = False

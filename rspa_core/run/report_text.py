@@ -15,7 +15,7 @@ from typing import Any
 from .probe import ProbeOutcome, ProbeRecorder
 from .profile import ModelFingerprint
 from .reasons import DenseReason
-from .record import MIN_FORWARDS, Block, Ending, RunRecord
+from .record import MIN_SPARSE_FORWARDS, Block, Ending, RunRecord
 
 SAME_SPEED = 0.95
 """Times faster from which on a run does not count as slower, nor below its inverse as faster."""
@@ -55,7 +55,9 @@ def last_status(record: RunRecord) -> str:
         if record.ending is Ending.COMPLETE:
             return "the sampler made no model call"
         return f"{record.ending.value} before the first model call was done"
-    status = status_line(record)
+    status = _line(record, _short_reasons(record.reasons), is_last=True)
+    if record.earlier_nodes:
+        status = f"{_samplers(record)}: {status}"
     if record.ending is not Ending.COMPLETE:
         return f"{record.ending.value}\n{status}"
     return status if record.sparse else f"not sparse: {why_not_sparse(record)}\n{status}"
@@ -65,7 +67,9 @@ def log_line(record: RunRecord) -> str:
     """The status line with all reasons and their counts, and the number of forwards."""
     listed = ", ".join(f"{reason.text} {count}" for reason, count in record.reasons.items())
     cut = "" if record.ending is Ending.COMPLETE else f"{record.ending.value}: "
-    return f"{cut}{_line(record, listed)}, {record.forwards} forwards"
+    if record.earlier_nodes:
+        cut = f"{_samplers(record)}: {cut}"
+    return f"{cut}{_line(record, listed, is_last=True)}, {record.forwards} forwards"
 
 
 def why_not_sparse(record: RunRecord) -> str:
@@ -97,6 +101,11 @@ def summary_text(record: RunRecord) -> str:
     )
     lines.append(f"Median time of a model call: {time_words(record)}")
     lines.append(f"Speed: {speed_words(record) or _why_no_speed(record)}")
+    if record.full_seconds is not None:
+        lines.append(
+            f"Time: {seconds_words(record.seconds)}, with full attention about "
+            f"{seconds_words(record.full_seconds)}"
+        )
     if record.reasons:
         lines.append("Why calls were dense:")
         lines += [f"  {count:,}  {reason.text}" for reason, count in ranked_reasons(record)]
@@ -155,7 +164,10 @@ def speed_words(record: RunRecord) -> str:
         return ""
     if SAME_SPEED <= ratio < 1 / SAME_SPEED:
         return "as fast as dense steps"
-    return f"{ratio:.1f} x faster per step" if ratio > 1.0 else f"{1 / ratio:.1f} x slower per step"
+    about = "about " if record.is_rough else ""
+    if ratio > 1.0:
+        return f"{about}{ratio:.1f} x faster per step"
+    return f"{about}{1 / ratio:.1f} x slower per step"
 
 
 def is_slower(record: RunRecord) -> bool:
@@ -183,17 +195,28 @@ def ranked_reasons(record: RunRecord) -> list[tuple[DenseReason, int]]:
     return sorted(record.reasons.items(), key=lambda each: -each[1])
 
 
-def _line(record: RunRecord, reasons: str) -> str:
+def _line(record: RunRecord, reasons: str, is_last: bool = False) -> str:
+    """The counts in one line; the last of a run says what full attention would have taken."""
     parts = [f"sparse {record.sparse} / dense {record.dense}"]
     if reasons:
         parts[0] += f" ({reasons})"
     if record.density is not None:
         parts.append(f"density {record.density:.2f}")
     if record.speedup is not None:
+        about = "about " if record.is_rough else ""
         slower = f"{1 / record.speedup:.1f}x slower per step" if is_slower(record) else ""
-        parts.append(slower or f"{record.speedup:.1f}x per step")
-    parts.append(f"{record.seconds:.1f} s")
+        parts.append(about + (slower or f"{record.speedup:.1f}x per step"))
+    seconds = f"{record.seconds:.1f} s"
+    if is_last and record.full_seconds is not None:
+        seconds += f", with full attention about {record.full_seconds:.1f} s"
+    parts.append(seconds)
     return " · ".join(parts)
+
+
+def _samplers(record: RunRecord) -> str:
+    """ "both samplers", "all 3 samplers" of a run that adds up several."""
+    count = len(record.nodes)
+    return "both samplers" if count == 2 else f"all {count} samplers"
 
 
 def _short_reasons(reasons: Mapping[DenseReason, int]) -> str:
@@ -207,7 +230,7 @@ def _why_no_speed(record: RunRecord) -> str:
     if not record.sparse:
         return "nothing to compare, every step was dense"
     return (
-        f"not known, it takes {MIN_FORWARDS} model calls of either kind to compare "
+        f"not known, it takes a dense and {MIN_SPARSE_FORWARDS} sparse model calls to compare "
         f"({len(record.sparse_forward_seconds)} sparse, "
         f"{len(record.dense_forward_seconds)} dense)"
     )

@@ -56,7 +56,7 @@ def test_status_line(comfy):
 
 
 def test_status_follows_a_node_that_was_moved(comfy):
-    """A node put into a subgraph has another id there: the line shows on it, and on the subgraph."""
+    """In a subgraph a node has another id: the line shows on it, and on the subgraph."""
     nodes = sampled(WAN, rectified())
     before = ours(nodes)
     comfy.run(nodes)
@@ -80,6 +80,20 @@ def test_equal_nodes_each_show_their_own_line(comfy):
 
     ends = {node: text for node, text in listener.texts if text.startswith("sparse")}
     assert set(ends) == {ours(first), ours(second)}
+
+
+def test_two_experts_show_one_line(comfy):
+    """Wan 2.2 in four steps: neither expert alone has enough calls to tell what was gained."""
+    nodes = sampled(SCENES["wan22_t2v_a14b"], rectified(start_percent=0.2), steps=2)
+    with StatusListener(comfy.server.url) as listener:
+        comfy.run(nodes)
+
+    last = dict(listener.texts)
+    assert len(last) == 2
+    (line,) = set(last.values())
+    assert line.startswith("both samplers: sparse 6 / dense 2 (first 20 %)")
+    assert "x per step" in line or "x slower per step" in line
+    assert ", with full attention about " in line
 
 
 def test_a_node_that_is_switched_off_says_so(comfy):

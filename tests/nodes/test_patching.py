@@ -22,7 +22,7 @@ from rectified_spaattn.rspa_core.run.record import Ending
 from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule, parse_dense_blocks
 
 from .patch_rig import BLOCKS, CONFIG, SAMPLE_SIGMAS, make_executor, make_patch, rows, run
-from .stand_ins import LATENT, TOKENS, wan_forward
+from .stand_ins import LATENT, TOKENS, wan_forward, wan_model
 
 
 def test_all_steps_are_sparse() -> None:
@@ -210,6 +210,35 @@ class TestNonFinite:
         assert rows(patch) == {0: (0, BLOCKS), 1: (BLOCKS, 0)}
         assert patch.run.report.record().as_dict()["reasons"] == {Reason.NON_FINITE.value: BLOCKS}
 
+    @pytest.mark.parametrize(
+        ("options", "cause"),
+        [
+            ({"wrappers": {"diffusion_model": {"easycache": [object()]}}}, "easycache"),
+            ({"wrappers": {"apply_model": {"other": [object()]}}}, "other"),
+            ({}, "forward"),
+        ],
+    )
+    def test_a_forward_with_effects_is_not_repeated(
+        self, options: dict[str, Any], cause: str
+    ) -> None:
+        """A step cache would take the repeat for its next step."""
+        model = wan_model() if options else wan_model(forward=object())
+        patch, executor = make_patch(attend=self.poisoned({2})), make_executor(model)
+        out = run(patch, executor, 1.0, **options)
+        assert not torch.isfinite(out).all(), "the first output stands"
+        run(patch, executor, 0.75, **options)
+        assert len(executor.options) == 2
+        assert rows(patch) == {0: (BLOCKS, 0), 1: (0, BLOCKS)}
+        (reason,) = patch.run.report.record().reasons
+        assert reason.reason is Reason.NON_FINITE_KEPT
+        assert cause in reason.text
+
+    def test_our_own_and_the_compile_wrapper_have_no_effects(self) -> None:
+        wrappers = {"apply_model": {KEY: [object()], "torch.compile": [object()]}}
+        patch, executor = make_patch(attend=self.poisoned({2})), make_executor()
+        out = run(patch, executor, 1.0, wrappers=wrappers)
+        assert torch.isfinite(out).all()
+
     def test_hidden_nan_in_fp16_is_found(self) -> None:
         """HunyuanVideo's blocks replace NaNs in fp16, so the result alone looks fine."""
         inner = wan_forward(BLOCKS, dtype=torch.float16)
@@ -296,6 +325,36 @@ class TestRunState:
         except RuntimeError:  # a node that tries again
             assert sample() is Ending.COMPLETE
             assert sample(Interruption()) is Ending.INTERRUPTED
+
+    def test_two_experts_show_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both nodes do, once the second sampler of the graph is done; no other graph's."""
+        texts: dict[str, str] = {}
+        server = SimpleNamespace(last_prompt_id="a", send_progress_text=lambda text, node: None)
+        server.send_progress_text = lambda text, node: texts.update({node: text})
+        module = ModuleType("server")
+        module.PromptServer = SimpleNamespace(instance=server)
+        monkeypatch.setitem(sys.modules, "server", module)
+        schedule = SparsitySchedule(0.5, 0.5, "constant", start_percent=0.2)
+
+        def sample(node: str, sigmas: list[float]) -> None:
+            patch, executor = make_patch(schedule, node_id=node), make_executor()
+            patch.on_pre_run(None)
+            listed = torch.tensor(sigmas)
+            for sigma in sigmas[:-1]:
+                run(patch, executor, sigma, sample_sigmas=listed)
+            patch.on_cleanup(None)
+
+        sample("7", [1.0, 0.75, 0.5])
+        assert texts["7"].startswith("sparse 4 / dense 4")
+        sample("9", [0.5, 0.25, 0.0])
+        assert texts["7"] == texts["9"]
+        assert texts["9"].startswith("both samplers: sparse 12 / dense 4 (first 20 %)")
+        assert " with full attention about " in texts["9"]
+
+        sample("7", [1.0, 0.75, 0.5])
+        server.last_prompt_id = "b"
+        sample("9", [0.5, 0.25, 0.0])
+        assert texts["9"].startswith("sparse 8 / dense 0")
 
     def test_failures_end_with_the_run(self) -> None:
         attempts: list[int] = []

@@ -83,6 +83,7 @@ def test_summary() -> None:
         "Time in the model: 88.0 s, 40 model calls in 20 steps",
         "Median time of a model call: 2.00 s sparse, 4.00 s dense",
         "Speed: 2.0 x faster per step",
+        "Time: 88.0 s, with full attention about 160.0 s",
         "Why calls were dense:",
         "  160  schedule: dense step",
         "Warnings:",
@@ -98,8 +99,8 @@ def test_summary_of_a_dense_run() -> None:
 
 
 def test_summary_says_what_a_speed_up_takes() -> None:
-    text = words.summary_text(run_record(dense_steps=1))
-    assert "Speed: not known, it takes 2 model calls of either kind to compare (3 sparse, 1" in text
+    text = words.summary_text(run_record(steps=2))
+    assert "Speed: not known, it takes a dense and 2 sparse model calls to compare (1 spar" in text
 
 
 def test_summary_of_a_run_that_never_saw_a_call() -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import threading
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -14,9 +15,15 @@ import torch
 from rectified_spaattn.nodes.host import send_status
 from rectified_spaattn.rspa_core import TokenLayout
 from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
-from rectified_spaattn.rspa_core.run.record import Cell, Ending
+from rectified_spaattn.rspa_core.run.record import Cell, Ending, RunRecord, joined
 from rectified_spaattn.rspa_core.run.report import REPORT_PREFIX, ForwardTally, RunReport
-from rectified_spaattn.rspa_core.run.report_text import WAITING, headline, log_line, status_line
+from rectified_spaattn.rspa_core.run.report_text import (
+    WAITING,
+    headline,
+    last_status,
+    log_line,
+    status_line,
+)
 
 CPU = torch.device("cpu")
 OUT = torch.zeros(2)
@@ -63,7 +70,7 @@ def test_status_line() -> None:
     add(report, tally(0, dense=16), 2.0)
     for step in range(1, 20):
         add(report, tally(step, sparse=16), 0.5)
-    expected = "sparse 304 / dense 16 (first 10 %) · density 0.25 · 11.5 s"
+    expected = "sparse 304 / dense 16 (first 10 %) · density 0.25 · about 4.0x per step · 11.5 s"
     assert status_line(report.record()) == expected
     assert "schedule: first 10 % 16" in log_line(report.record())
 
@@ -76,12 +83,14 @@ def test_status_line_lists_several_reasons_with_their_counts() -> None:
     assert "dense 9 (attention mask 4, first 10 % 3, dense step 2)" in status_line(report.record())
 
 
-def test_speed_up_is_told_from_two_forwards_of_either_kind() -> None:
+def test_speed_up_is_told_from_two_sparse_forwards_and_roughly_from_one_dense() -> None:
     report = RunReport(clock=Clock())
     add(report, tally(0, dense=4), 9.0)
     add(report, tally(1, sparse=4), 3.0)
-    add(report, tally(2, sparse=4), 1.0)
     assert "x per step" not in status_line(report.record())
+    add(report, tally(2, sparse=4), 1.0)
+    assert "· about 9.0x per step ·" in status_line(report.record())
+    assert headline(report.record()).endswith("about 9.0 x faster per step")
     add(report, tally(0, dense=4), 2.0)
     assert "· 2.0x per step ·" in status_line(report.record()), (
         "the slower first forwards do not count"
@@ -250,7 +259,8 @@ def test_record_of_a_run() -> None:
     assert record.steps[0].reasons == ((FIRST, 2),)
     assert (record.steps[0].density, record.steps[1].density) == (None, 0.25)
     assert record.cells[1, ("double", 0)] == Cell(2, 0, 0.25)
-    assert record.speedup is None
+    assert record.speedup == 3.0
+    assert record.full_seconds == 9.0
     assert json.loads(json.dumps(record.as_dict()))["sparse"] == 4
     assert report.record().forwards == 0
 
@@ -284,6 +294,61 @@ def test_a_run_that_was_never_called_says_so_on_the_node() -> None:
     report.warn_once("installed, but no attention call reached it.")
     report.finish_run()
     assert sent[-1].startswith("not sparse: installed, but no attention call reached it.")
+
+
+def expert(seconds: dict[int, float], sigmas: tuple[float, float], node: str) -> RunRecord:
+    """A run of forwards that take so long; those of the first step are dense."""
+    report = RunReport(node_id=node, clock=Clock())
+    for step, each in seconds.items():
+        add(report, tally(step, **{"sparse" if step else "dense": 4}), each)
+    report.finish_run("WAN21", sigmas=sigmas)
+    return report.last_run
+
+
+def test_two_experts_are_told_in_one_line() -> None:
+    """Four steps: one dense call of the first expert is the reference of both."""
+    high = expert({0: 8.0, 1: 5.0}, (1.0, 0.9), "7")
+    low = expert({1: 4.0, 2: 4.0}, (0.9, 0.0), "9")
+    assert high.speedup is low.speedup is None
+    assert low.continues(high)
+    assert not high.continues(low)
+    both = joined(high, low)
+    assert both.nodes == ("7", "9")
+    assert last_status(both) == (
+        "both samplers: sparse 12 / dense 4 (first 10 %) · density 0.25 · about 2.0x per step · "
+        "21.0 s, with full attention about 32.0 s"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sigmas": (0.8, 0.0)},  # not where the first stopped
+        {"sigmas": None},
+        {"tokens": 99},  # another size, as of a second pass
+        {"model": "WAN22"},
+    ],
+)
+def test_other_runs_of_a_graph_are_not_taken_for_an_expert(change: dict) -> None:
+    high = expert({0: 8.0, 1: 5.0}, (1.0, 0.9), "7")
+    assert not replace(expert({1: 4.0}, (0.9, 0.0), "9"), **change).continues(high)
+
+
+def test_a_render_that_was_finished_is_not_continued() -> None:
+    done = expert({0: 8.0, 1: 5.0}, (1.0, 0.0), "7")
+    assert not replace(done, sigmas=(0.0, 0.0)).continues(done)
+    stopped = replace(done, sigmas=(1.0, 0.9), ending=Ending.INTERRUPTED)
+    assert not replace(done, sigmas=(0.9, 0.0)).continues(stopped)
+
+
+def test_what_full_attention_would_have_taken_is_not_told_beside_a_probe() -> None:
+    report = RunReport(clock=Clock())
+    add(report, tally(0, dense=4), 2.0)
+    add(report, tally(1, dense=4, reason=why(Reason.PROBED)), 30.0)
+    for step in (2, 3):
+        add(report, tally(step, sparse=4), 1.0)
+    assert report.record().speedup == 2.0
+    assert report.record().full_seconds is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

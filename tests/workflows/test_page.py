@@ -236,7 +236,12 @@ def test_the_line_of_an_earlier_run_does_not_pass_for_one_of_this_run(
     send_status("sparse 2 / dense 3", node)
     stub.send_event("execution_success", prompt_id="2")
     assert shows("sparse 2 / dense 3"), lines(artist)
-    interruption = {"prompt_id": "3", "node_id": node, "node_type": "CLIPTextEncode", "executed": []}
+    interruption = {
+        "prompt_id": "3",
+        "node_id": node,
+        "node_type": "CLIPTextEncode",
+        "executed": [],
+    }
     stub.send_event("execution_start", prompt_id="3")
     assert shows("waiting"), lines(artist)
     stub.send_event("execution_interrupted", **interruption)
