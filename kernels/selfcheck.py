@@ -7,9 +7,11 @@ without any error. A tile that fails, or does not fit, gives way to the next row
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, wraps
+from typing import Any
 
 import torch
 import triton
@@ -32,8 +34,65 @@ _LAYOUT = TokenLayout(grid=(5, 9, 17), length=5 * 9 * 17 + 150, video_start=70)
 logger = logging.getLogger("rectified_spaattn")
 
 
+HEADERS = {
+    False: "Install gcc and Python's headers (Debian, Ubuntu: 'apt install gcc python3-dev'), "
+    "then restart.",
+    True: "Portable: put the folders 'include' and 'libs' of your Python version into "
+    "python_embeded (python_3.x.x_include_libs.zip on the page of triton-windows). Else install "
+    "Python from python.org, and 'pip install -U triton-windows', which brings its compiler. "
+    "Then restart.",
+}
+"""The cure, by whether this is Windows."""
+
+
 class NoKernelError(RuntimeError):
     """No tile of the table works on this GPU. The message says what happened to the last one."""
+
+
+def compiler_problem(error: BaseException) -> str | None:
+    """What to do where Triton cannot build the C code around its kernels; None for other errors.
+
+    Triton needs a C compiler and Python's headers for that, whatever the kernel. Its error is the
+    compiler's command line.
+    """
+    said, has_failed = "", False
+    each: BaseException | None = error
+    while each is not None:
+        said += f"{each}\n"
+        if type(each).__name__ == "CalledProcessError":  # of subprocess
+            has_failed = True
+            for stream in (getattr(each, "stdout", None), getattr(each, "stderr", None)):
+                said += (
+                    stream.decode(errors="replace") if isinstance(stream, bytes) else stream or ""
+                )
+        each = each.__cause__ or each.__context__
+    if "Failed to find C compiler" in said:
+        cause = "it finds no C compiler"
+    elif "Python.h" in said:
+        cause = "Python.h is missing"
+    elif has_failed:
+        cause = "its C compiler failed, mostly because Python's headers are missing"
+    else:
+        return None
+    return f"Triton cannot compile: {cause}. {HEADERS[sys.platform == 'win32']}"
+
+
+def explained(function: Callable[..., Tile]) -> Callable[..., Tile]:
+    """The function, with errors of Triton's C compiler as a `NoKernelError` that says the cure."""
+
+    @wraps(function)
+    def call(*args: Any) -> Tile:
+        try:
+            return function(*args)
+        except NoKernelError:
+            raise
+        except Exception as error:  # Triton compiles C code before the first kernel, too
+            problem = compiler_problem(error)
+            if problem is None:
+                raise
+            raise NoKernelError(problem) from error
+
+    return call
 
 
 def checked_config(config: SparseConfig) -> SparseConfig:
@@ -51,6 +110,7 @@ def checked_config(config: SparseConfig) -> SparseConfig:
 # One entry per kind of call: a handful in a process. A failure is not kept: the caller gives up
 # for its run, and the next run may find more memory.
 @lru_cache(maxsize=64)
+@explained
 def trusted_tile(
     device: torch.device,
     dtype: torch.dtype,
@@ -114,6 +174,9 @@ def first_correct(
         except torch.OutOfMemoryError:
             raise
         except Exception as exception:  # compiler and launch errors have no common type
+            cure = compiler_problem(exception)
+            if cure is not None:  # no tile has anything to do with it
+                raise NoKernelError(cure) from exception
             problem = f"{type(exception).__name__}: {exception}".splitlines()[0]
         else:
             if difference < tolerance:  # also false for NaN

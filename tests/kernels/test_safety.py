@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -51,6 +52,65 @@ def test_without_a_correct_tile_there_is_a_reason(results: list[float | Exceptio
 
     with pytest.raises(NoKernelError, match="no kernel works on Test GPU: "):
         first_correct(results)
+
+
+COMMAND = ["tcc.exe", "main.c", "-I", "C:/ComfyUI/python_embeded/Include", "-o", "cuda_utils.pyd"]
+
+
+def with_context(error: Exception, context: Exception) -> Exception:
+    error.__context__ = context
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (subprocess.CalledProcessError(1, COMMAND), "its C compiler failed"),
+        (
+            subprocess.CalledProcessError(
+                1, COMMAND, stderr=b"fatal error: Python.h: No such file"
+            ),
+            "Python.h is missing",
+        ),
+        (RuntimeError("Failed to find C compiler. Please specify via CC."), "finds no C compiler"),
+        (
+            with_context(RuntimeError("no driver"), subprocess.CalledProcessError(1, COMMAND)),
+            "its C compiler failed",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("platform", "cure"), [("win32", "python_embeded"), ("linux", "python3-dev")]
+)
+def test_a_triton_that_cannot_compile_is_told_with_the_cure(
+    error: Exception, cause: str, platform: str, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rectified_spaattn.kernels.selfcheck import NoKernelError, explained
+
+    monkeypatch.setattr(sys, "platform", platform)
+
+    @explained
+    def before_the_first_kernel() -> object:
+        raise error
+
+    for call in (lambda: first_correct([error, 0.0]), before_the_first_kernel):
+        with pytest.raises(NoKernelError, match="Triton cannot compile: ") as raised:
+            call()
+        text = str(raised.value)
+        assert cause in text
+        assert cure in text
+        assert "tcc.exe" not in text
+
+
+def test_other_errors_before_the_first_kernel_pass() -> None:
+    from rectified_spaattn.kernels.selfcheck import explained
+
+    @explained
+    def full() -> object:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        full()
 
 
 def test_a_full_gpu_says_nothing_about_a_tile() -> None:
