@@ -6,6 +6,12 @@
         video = pipe(prompt, num_frames=81, height=720, width=1280).frames
     print(sparse.report)        # sparse 3040 / dense 0 · density 0.25 · 412.0 s
 
+Wan 2.2 14B has a second transformer for the later steps, which takes its own:
+
+    with sparse_attention(pipe.transformer, scheduler=pipe.scheduler) as early:
+        with sparse_attention(pipe.transformer_2, scheduler=pipe.scheduler) as late:
+            video = pipe(prompt).frames
+
 Only the processors of the self-attention layers are replaced, and only while it is installed.
 Cross-attention, text refiners and every call that cannot be sparse run as they did before; the
 report counts the latter with the reasons. Compiled models work too; their graph then breaks at
@@ -27,9 +33,10 @@ from torch import Tensor, nn
 from ..rspa_core import ConfigError, SparseConfig, TokenLayout, release_tables
 from ..rspa_core.attention import BACKENDS
 from ..rspa_core.config import check_choice, check_integer
-from ..rspa_core.run.calls import RunSettings, SparseRun
+from ..rspa_core.run.calls import Forward, RunSettings, SparseRun
 from ..rspa_core.run.probe import NothingMeasured, ProbeOutcome, ProbeSettings, make_outcome
 from ..rspa_core.run.profile import ModelFingerprint, SparsityProfile
+from ..rspa_core.run.reasons import Reason, why
 from ..rspa_core.run.record import RunRecord
 from ..rspa_core.run.report_text import log_line, why_nothing_measured
 from ..rspa_core.run.schedule import DenseBlocks, Position, SparsitySchedule, parse_dense_blocks
@@ -248,6 +255,7 @@ class SparseAttention:
         current.begin(None)
         if output is None:  # the model has raised an error
             return None
+        self._count_replaced(forward)
         # Caches of diffusers (`enable_cache`) count the model's calls.
         caches = getattr(_uncompiled(self.transformer), "is_cache_enabled", False)
         effects = "diffusers' cache is enabled" if caches else ""
@@ -263,6 +271,16 @@ class SparseAttention:
             current.is_repeating = False
         self.run.close(again, _sample(output))
         return output
+
+    def _count_replaced(self, forward: Forward) -> None:
+        """Count the blocks whose processors somebody has set since, and which did not call ours."""
+        tally = forward.tally
+        counted = {*tally.sparse, *(block for block, _ in tally.dense)}
+        for place, module in self._parts.modules.items():
+            ours, processor = self._processors.get(module), module.get_processor()
+            if ours is not None and processor is not ours and place.block not in counted:
+                name = type(processor).__name__
+                forward.count_dense(place.block, why(Reason.PROCESSOR_REPLACED, name))
 
 
 def _sample(output: Any) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import nn
 
 from rectified_spaattn.adapters import install, sparse_attention
@@ -74,7 +75,10 @@ def test_a_processor_set_meanwhile_stays() -> None:
     mine = type(model.blocks[1].attn1.get_processor().original)()
     model.blocks[0].attn1.set_processor(mine)
     velocity(model, wan_inputs())
-    assert counts(sparse) == (1, {})
+    assert counts(sparse) == (
+        1,
+        {"attention processor WanAttnProcessor, set after the installation": 1},
+    )
     sparse.remove()
     assert model.blocks[0].attn1.get_processor() is mine
 
@@ -86,6 +90,16 @@ def test_a_cpu_stays_dense_unless_the_reference_is_asked_for() -> None:
     assert sparse.record.sparse == 0
     assert [each.text for each in sparse.record.reasons] == [ON_CPU]
     assert "faster on a CPU" in sparse.report
+
+
+def test_processors_set_meanwhile_are_told() -> None:
+    model, inputs = wan(), wan_inputs()
+    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+        model.set_attn_processor(WanAttnProcessor())
+        velocity(model, inputs)
+        text = "attention processor WanAttnProcessor, set after the installation"
+        assert counts(sparse) == (0, {text: 2})
+        assert text in sparse.report
 
 
 def test_wrong_models_are_named() -> None:
