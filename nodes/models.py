@@ -77,6 +77,8 @@ def token_layout(
     """
     model = _uncompiled(diffusion_model)
     family = family_of(model)
+    if x.ndim == 4:  # HunyuanImage's transformer has the class of HunyuanVideo's
+        return why(Reason.IMAGE_MODEL)
     if family is None:
         return why(Reason.UNSUPPORTED_MODEL, type(model).__name__, family_names())
     if x.ndim != 5:

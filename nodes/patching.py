@@ -356,7 +356,7 @@ class SparseAttentionPatch:
         if self.verbose:
             _log_forward(forward, sigma)
         if not run.report.has_calls:
-            run.report.warn_once(_never_called(forward))
+            run.report.warn_once(_never_called(forward, _has_own_forward(model)))
         return output
 
     def _position(self, sigma: float, options: Mapping[str, Any], shape: torch.Size) -> Position:
@@ -456,10 +456,15 @@ def effects_of(model: Any, options: Mapping[str, Any]) -> str:
     foreign = [str(key) for key in inside if key not in (KEY, COMPILE_KEY)]
     if foreign:
         return f"another node runs inside it: {foreign[0]}"
-    transformer = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
-    if any(name in getattr(transformer, "__dict__", ()) for name in FORWARDS):
+    if _has_own_forward(model):
         return "another node has replaced the model's forward"
     return ""
+
+
+def _has_own_forward(model: Any) -> bool:
+    """Whether another node has replaced the forward of a BaseModel's transformer."""
+    transformer = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
+    return any(name in getattr(transformer, "__dict__", ()) for name in FORWARDS)
 
 
 def _log_forward(forward: Forward, sigma: float) -> None:
@@ -477,12 +482,23 @@ def _log_forward(forward: Forward, sigma: float) -> None:
     logger.info("Rectified SpaAttn: %s: sparse %d / dense %d%s", note, sparse, dense, density)
 
 
-def _never_called(forward: Forward) -> str:
-    """What to tell a user whose model never asked for attention over its video tokens."""
+def _never_called(forward: Forward, has_own_forward: bool) -> str:
+    """What to tell a user whose model never asked for attention over its video tokens.
+
+    Args:
+        forward: the model call.
+        has_own_forward: whether another node has replaced the model's forward.
+    """
     plan, lengths = forward.plan, forward.tally.other_lengths
     if plan.layout is None:
         assert plan.reason is not None
         return f"this model stays dense: {plan.reason.text}"
+    if not lengths and has_own_forward:
+        return (
+            "installed, but no attention call reached it: a step cache (TeaCache, MagCache) or "
+            "another node has replaced the model's forward, and its copy does not tell the "
+            "attention about this node. Remove that node, or this one; EasyCache works with it."
+        )
     if not lengths:
         return (
             "installed, but no attention call reached it. Another node replaces the model's "

@@ -256,7 +256,9 @@ class SparseRun:
                     "the model gives values that are not finite with dense attention too"
                 )
         forward.density_sums = density_sums
-        self.report.add_forward(tally, density_sums, forward.started, plan.layout)
+        self.report.add_forward(
+            tally, density_sums, forward.started, plan.layout, plan.position.num_steps
+        )
         return None
 
 

@@ -19,6 +19,7 @@ class Reason(Enum):
     # Of the model call.
     MIN_TOKENS = "{} video tokens, below min_tokens {}"
     UNSUPPORTED_MODEL = "model class {} is not supported ({})"
+    IMAGE_MODEL = "an image model, and this node is for videos"
     NO_VIDEO = "latent has {} dimensions, a video has 5"
     NO_TEXT = "no text condition"
     UNKNOWN_CONDITIONS = "conditions not understood ({}: {})"
@@ -41,6 +42,7 @@ class Reason(Enum):
     ATTN_PRECISION = "attn_precision {}"
     ARGUMENT = "attention argument {}"
     PROCESSOR = "attention processor {}"
+    PROCESSOR_REPLACED = "attention processor {}, set after the installation"
     PARALLEL = "context parallelism"
     GRADIENTS = "gradients are recorded (call the model under torch.no_grad)"
     # Of what happened.
@@ -54,6 +56,11 @@ class Reason(Enum):
     def is_of_schedule(self) -> bool:
         """Whether the schedule says so, and another one would not."""
         return self in _OF_SCHEDULE
+
+    @property
+    def is_share_of_sampling(self) -> bool:
+        """Whether it is about a share of the sampling, which is no share of the steps."""
+        return self in (Reason.BEFORE_START, Reason.AFTER_END)
 
 
 _OF_SCHEDULE = frozenset(

@@ -77,6 +77,10 @@ class RunRecord:
         settings: what was asked for, plain JSON values.
         warnings: in the order in which they were given.
         ending: how the run has ended; of one that goes on, COMPLETE.
+        computed: of sparse calls, the mean computed share of all pairs of tokens, with the context,
+            which is exact; None without any.
+        num_steps: that the sampler takes, None if unknown.
+        reason_steps: in how many steps calls were dense for a reason.
         sigmas: first and last noise level of the sampler's list, None if unknown.
         earlier_nodes: `node_id` of the runs that this one adds to its own.
     """
@@ -98,6 +102,9 @@ class RunRecord:
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     ending: Ending = Ending.COMPLETE
+    computed: float | None = None
+    num_steps: int | None = None
+    reason_steps: dict[DenseReason, int] = field(default_factory=dict)
     sigmas: tuple[float, float] | None = None
     earlier_nodes: tuple[str | None, ...] = ()
 
@@ -167,6 +174,7 @@ class RunRecord:
             "sparse": self.sparse,
             "dense": self.dense,
             "density": self.density,
+            "computed": self.computed,
             "seconds": round(self.seconds, 3),
             "reasons": _by_text(self.reasons.items()),
             "reason_codes": dict(codes),
@@ -207,7 +215,9 @@ def speedup(sparse_seconds: tuple[float, ...], dense_seconds: tuple[float, ...])
 def joined(earlier: RunRecord, later: RunRecord) -> RunRecord:
     """Two runs of one render as one, without steps and cells, whose numbers begin anew in each."""
     sparse = earlier.sparse + later.sparse
-    sums = [each.density * each.sparse for each in (earlier, later) if each.density is not None]
+    reason_steps = Counter(earlier.reason_steps)
+    reason_steps.update(later.reason_steps)
+    both = earlier.num_steps, later.num_steps
     reasons = Counter(earlier.reasons)
     reasons.update(later.reasons)
     assert earlier.sigmas is not None
@@ -217,7 +227,10 @@ def joined(earlier: RunRecord, later: RunRecord) -> RunRecord:
         forwards=earlier.forwards + later.forwards,
         sparse=sparse,
         dense=earlier.dense + later.dense,
-        density=sum(sums) / sparse if sparse else None,
+        density=_mean(earlier, later, "density"),
+        computed=_mean(earlier, later, "computed"),
+        num_steps=None if both[0] is None or both[1] is None else both[0] + both[1],
+        reason_steps=dict(reason_steps),
         seconds=earlier.seconds + later.seconds,
         reasons=dict(reasons.most_common()),
         steps=(),
@@ -228,6 +241,14 @@ def joined(earlier: RunRecord, later: RunRecord) -> RunRecord:
         sigmas=(earlier.sigmas[0], later.sigmas[1]),
         earlier_nodes=(*earlier.nodes, *later.earlier_nodes),
     )
+
+
+def _mean(earlier: RunRecord, later: RunRecord, name: str) -> float | None:
+    """Mean of a number over the sparse calls of both runs."""
+    pairs = [(getattr(each, name), each.sparse) for each in (earlier, later)]
+    known = [(value, count) for value, count in pairs if value is not None and count]
+    calls = sum(count for _, count in known)
+    return sum(value * count for value, count in known) / calls if calls else None
 
 
 def _by_text(reasons: Iterable[tuple[DenseReason, int]]) -> dict[str, int]:

@@ -137,6 +137,8 @@ class RunReport:
             self._sparse_seconds: list[float] = []
             self._dense_seconds: list[float] = []
             self._layout: TokenLayout | None = None
+            self._num_steps: int | None = None
+            self._computed = 0.0
             self._started: float | None = None
             self._seconds = 0.0
             self._last_status = -math.inf
@@ -161,6 +163,7 @@ class RunReport:
         density_sums: Mapping[Block, float],
         started: float | None = None,
         layout: TokenLayout | None = None,
+        num_steps: int | None = None,
     ) -> None:
         """Take over one finished forward and refresh the status line.
 
@@ -169,6 +172,7 @@ class RunReport:
             density_sums: of its sparse calls, by block.
             started: what `start_forward` gave.
             layout: its tokens, None if unknown.
+            num_steps: that the sampler takes, None if unknown.
         """
         now = self.clock()
         with self._lock:
@@ -183,6 +187,8 @@ class RunReport:
                 step.reasons[reason] += count
             for block, total in density_sums.items():
                 self._densities[tally.step, block] += total
+            self._computed += _computed(tally.sparse.total(), sum(density_sums.values()), layout)
+            self._num_steps = num_steps or self._num_steps
             if started is not None:
                 seconds = now - started
                 step.seconds += seconds
@@ -271,6 +277,16 @@ class RunReport:
             dense_forward_seconds=tuple(self._dense_seconds),
             settings=dict(self.settings),
             warnings=tuple(self._said),
+            computed=self._computed / sparse if sparse else None,
+            num_steps=self._num_steps,
+            reason_steps=dict(
+                Counter(
+                    reason
+                    for step, each in self._steps.items()
+                    if step is not None
+                    for reason in each.reasons
+                )
+            ),
         )
 
     def _step_record(self, step: int | None) -> StepRecord:
@@ -286,6 +302,12 @@ class RunReport:
             total / sparse if sparse else None,
             tuple(collected.reasons.most_common()),
         )
+
+
+def _computed(calls: int, density_sum: float, layout: TokenLayout | None) -> float:
+    """Sum over sparse calls of the computed share of all pairs, where context is exact."""
+    share = 1.0 if layout is None else (layout.video_length / layout.length) ** 2
+    return density_sum * share + calls * (1.0 - share)
 
 
 def _step_order(step: int | None) -> int:

@@ -19,6 +19,8 @@ from .record import MIN_SPARSE_FORWARDS, Block, Ending, RunRecord
 
 SAME_SPEED = 0.95
 """Times faster from which on a run does not count as slower, nor below its inverse as faster."""
+CONTEXT_MATTERS = 0.05
+"""Share of all pairs by which exact context may raise what is computed without being told."""
 MAX_PROBE_ROWS = 15
 """Rows of the table of errors; the blocks that matter come first."""
 MAX_STEP_COLUMNS = 6
@@ -42,8 +44,8 @@ NEVER_CALLED = "no attention call over the video reached the node"
 
 
 def status_line(record: RunRecord) -> str:
-    """ "sparse 288 / dense 32 (first 10 %) · density 0.17 · 1.9x per step · 12.3 s" """
-    return _line(record, _short_reasons(record.reasons))
+    """ "sparse 288 / dense 32 (first 10 %, 2 of 20 steps) · density 0.17 · 1.9x per step · 9 s" """
+    return _line(record, _short_reasons(record))
 
 
 def last_status(record: RunRecord) -> str:
@@ -55,7 +57,7 @@ def last_status(record: RunRecord) -> str:
         if record.ending is Ending.COMPLETE:
             return "the sampler made no model call"
         return f"{record.ending.value} before the first model call was done"
-    status = _line(record, _short_reasons(record.reasons), is_last=True)
+    status = _line(record, _short_reasons(record), is_last=True)
     if record.earlier_nodes:
         status = f"{_samplers(record)}: {status}"
     if record.ending is not Ending.COMPLETE:
@@ -65,7 +67,10 @@ def last_status(record: RunRecord) -> str:
 
 def log_line(record: RunRecord) -> str:
     """The status line with all reasons and their counts, and the number of forwards."""
-    listed = ", ".join(f"{reason.text} {count}" for reason, count in record.reasons.items())
+    listed = "; ".join(
+        f"{count}: {_in_steps(record, reason, reason.text)}"
+        for reason, count in record.reasons.items()
+    )
     cut = "" if record.ending is Ending.COMPLETE else f"{record.ending.value}: "
     if record.earlier_nodes:
         cut = f"{_samplers(record)}: {cut}"
@@ -77,10 +82,7 @@ def why_not_sparse(record: RunRecord) -> str:
     if not record.dense:
         return record.warnings[0] if record.warnings else "no attention call was seen"
     if all(each.reason.is_of_schedule for each in record.reasons):
-        return (
-            "the schedule was active in none of the steps that ran "
-            f"({_short_reasons(record.reasons)})"
-        )
+        return f"the schedule was active in none of the steps that ran ({_short_reasons(record)})"
     return next(iter(record.reasons)).text
 
 
@@ -95,6 +97,10 @@ def summary_text(record: RunRecord) -> str:
             f"Density: {record.density:.3f} of the block pairs computed in sparse calls, "
             "on average (1 = full attention)"
         )
+        if _with_context(record):
+            lines.append(
+                f"With the context, which is exact: {record.computed:.3f} of all pairs of tokens"
+            )
     lines.append(
         f"Time in the model: {seconds_words(record.seconds)}, "
         f"{_count(record.forwards, 'model call')} in {_count(len(record.steps), 'step')}"
@@ -126,7 +132,7 @@ def headline(record: RunRecord) -> str:
     if record.ending is not Ending.COMPLETE:
         parts.insert(0, record.ending.value)
     if record.density is not None:
-        parts.append(f"density {record.density:.2f}")
+        parts.append(f"density {record.density:.2f}{_with_context(record)}")
     if speed := speed_words(record):
         parts.append(speed)
     return " · ".join(parts)
@@ -201,7 +207,7 @@ def _line(record: RunRecord, reasons: str, is_last: bool = False) -> str:
     if reasons:
         parts[0] += f" ({reasons})"
     if record.density is not None:
-        parts.append(f"density {record.density:.2f}")
+        parts.append(f"density {record.density:.2f}{_with_context(record)}")
     if record.speedup is not None:
         about = "about " if record.is_rough else ""
         slower = f"{1 / record.speedup:.1f}x slower per step" if is_slower(record) else ""
@@ -213,17 +219,36 @@ def _line(record: RunRecord, reasons: str, is_last: bool = False) -> str:
     return " · ".join(parts)
 
 
+def _with_context(record: RunRecord) -> str:
+    """ " (0.83 with the context)" where exact context is much of what sparse calls compute."""
+    if record.density is None or record.computed is None:
+        return ""
+    if record.computed - record.density < CONTEXT_MATTERS:
+        return ""
+    return f" ({record.computed:.2f} with the context)"
+
+
 def _samplers(record: RunRecord) -> str:
     """ "both samplers", "all 3 samplers" of a run that adds up several."""
     count = len(record.nodes)
     return "both samplers" if count == 2 else f"all {count} samplers"
 
 
-def _short_reasons(reasons: Mapping[DenseReason, int]) -> str:
-    """Reasons with their counts; a single one without."""
-    if len(reasons) == 1:
-        return next(iter(reasons)).short
-    return ", ".join(f"{reason.short} {count}" for reason, count in reasons.items())
+def _short_reasons(record: RunRecord) -> str:
+    """Reasons behind their counts; a single one without."""
+    texts = {each: _in_steps(record, each, each.short) for each in record.reasons}
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{record.reasons[each]}: {text}" for each, text in texts.items())
+
+
+def _in_steps(record: RunRecord, reason: DenseReason, text: str) -> str:
+    """A share of the sampling also in steps, which a scheduler makes of it: "first 20 %, 4 of 20
+    steps"."""
+    steps = record.reason_steps.get(reason)
+    if not reason.reason.is_share_of_sampling or steps is None or record.num_steps is None:
+        return text
+    return f"{text}, {steps} of {_count(record.num_steps, 'step')}"
 
 
 def _why_no_speed(record: RunRecord) -> str:

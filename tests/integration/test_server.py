@@ -91,7 +91,7 @@ def test_two_experts_show_one_line(comfy):
     last = dict(listener.texts)
     assert len(last) == 2
     (line,) = set(last.values())
-    assert line.startswith("both samplers: sparse 6 / dense 2 (first 20 %)")
+    assert line.startswith("both samplers: sparse 6 / dense 2 (first 20 %, 1 of 4 steps)")
     assert "x per step" in line or "x slower per step" in line
     assert ", with full attention about " in line
 

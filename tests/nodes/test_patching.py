@@ -348,7 +348,9 @@ class TestRunState:
         assert texts["7"].startswith("sparse 4 / dense 4")
         sample("9", [0.5, 0.25, 0.0])
         assert texts["7"] == texts["9"]
-        assert texts["9"].startswith("both samplers: sparse 12 / dense 4 (first 20 %)")
+        assert texts["9"].startswith(
+            "both samplers: sparse 12 / dense 4 (first 20 %, 1 of 4 steps)"
+        )
         assert " with full attention about " in texts["9"]
 
         sample("7", [1.0, 0.75, 0.5])
@@ -401,6 +403,14 @@ class TestNeverCalled:
             run(patch, executor)
         (record,) = caplog.records
         assert "no attention call reached it" in record.message
+
+    def test_a_step_cache_that_replaces_the_forward_is_named(self) -> None:
+        """TeaCache and MagCache call the blocks of Wan without transformer_options."""
+        patch = make_patch()
+        run(patch, make_executor(wan_model(forward_orig=object()), forward=self.silent))
+        (warning,) = patch.run.report.record().warnings
+        assert "TeaCache" in warning
+        assert "replaced the model's forward" in warning
 
     def test_other_lengths_are_named(self, caplog: pytest.LogCaptureFixture) -> None:
         def forward(x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from rectified_spaattn.rspa_core.run.report_text import (
     last_status,
     log_line,
     status_line,
+    summary_text,
 )
 
 CPU = torch.device("cpu")
@@ -72,7 +73,7 @@ def test_status_line() -> None:
         add(report, tally(step, sparse=16), 0.5)
     expected = "sparse 304 / dense 16 (first 10 %) · density 0.25 · about 4.0x per step · 11.5 s"
     assert status_line(report.record()) == expected
-    assert "schedule: first 10 % 16" in log_line(report.record())
+    assert "dense 16 (16: schedule: first 10 %)" in log_line(report.record())
 
 
 def test_status_line_lists_several_reasons_with_their_counts() -> None:
@@ -80,7 +81,9 @@ def test_status_line_lists_several_reasons_with_their_counts() -> None:
     add(report, tally(0, dense=2, reason=why(Reason.DENSE_STEP)))
     add(report, tally(1, dense=3))
     add(report, tally(2, dense=4, reason=MASK))
-    assert "dense 9 (attention mask 4, first 10 % 3, dense step 2)" in status_line(report.record())
+    assert "dense 9 (4: attention mask; 3: first 10 %; 2: dense step)" in status_line(
+        report.record()
+    )
 
 
 def test_speed_up_is_told_from_two_sparse_forwards_and_roughly_from_one_dense() -> None:
@@ -95,6 +98,37 @@ def test_speed_up_is_told_from_two_sparse_forwards_and_roughly_from_one_dense() 
     assert "· 2.0x per step ·" in status_line(report.record()), (
         "the slower first forwards do not count"
     )
+
+
+def test_numbers_at_the_end_of_a_reason_are_not_taken_for_counts() -> None:
+    report = RunReport()
+    add(report, tally(0, dense=9, reason=why(Reason.MIN_TOKENS, 1560, 8192)))
+    assert "(9: 1560 video tokens, below min_tokens 8192)" in log_line(report.record())
+
+
+def test_a_share_of_the_sampling_is_told_in_steps() -> None:
+    """Schedulers make 0 to 6 of 10 steps of the first 20 %."""
+    report = RunReport(clock=Clock())
+    for step in range(3):
+        for _ in range(2):
+            counts = tally(step, **({"dense": 2} if step < 2 else {"sparse": 2}))
+            report.add_forward(counts, sums(counts), None, None, 10)
+    assert "dense 8 (first 10 %, 2 of 10 steps)" in status_line(report.record())
+    assert "(8: schedule: first 10 %, 2 of 10 steps)" in log_line(report.record())
+
+
+def test_density_counts_exact_context_where_it_is_much() -> None:
+    report = RunReport()
+    counts = tally(0, sparse=4)  # density 0.25
+    report.add_forward(counts, sums(counts), None, TokenLayout((2, 4, 4), 64))
+    record = report.record()
+    assert record.computed == pytest.approx(0.25 / 4 + 3 / 4)
+    assert "density 0.25 (0.81 with the context)" in status_line(record)
+    assert "0.81 with the context" in headline(record)
+    assert "0.812 of all pairs of tokens" in summary_text(record)
+    report = RunReport()
+    report.add_forward(counts, sums(counts), None, TokenLayout((2, 4, 4), 32))
+    assert "density 0.25 ·" in status_line(report.record())
 
 
 def test_a_slow_down_is_told_as_one() -> None:
@@ -312,11 +346,12 @@ def test_two_experts_are_told_in_one_line() -> None:
     assert high.speedup is low.speedup is None
     assert low.continues(high)
     assert not high.continues(low)
-    both = joined(high, low)
+    high = replace(high, num_steps=2, reason_steps={FIRST: 1})
+    both = joined(high, replace(low, num_steps=2))
     assert both.nodes == ("7", "9")
     assert last_status(both) == (
-        "both samplers: sparse 12 / dense 4 (first 10 %) · density 0.25 · about 2.0x per step · "
-        "21.0 s, with full attention about 32.0 s"
+        "both samplers: sparse 12 / dense 4 (first 10 %, 1 of 4 steps) · density 0.25 · "
+        "about 2.0x per step · 21.0 s, with full attention about 32.0 s"
     )
 
 

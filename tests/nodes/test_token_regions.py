@@ -181,7 +181,8 @@ def test_unknown_model_class_is_named(model: Any) -> None:
 @pytest.mark.parametrize(
     ("x", "text", "expected"),
     [
-        (torch.empty(1, 16, 32, 32), TEXT, "latent has 4 dimensions, a video has 5"),
+        (torch.empty(1, 16, 32, 32), TEXT, "an image model"),
+        (torch.empty(1, 16, 32), TEXT, "latent has 3 dimensions, a video has 5"),
         (latent(), None, "no text condition"),
         (latent(), torch.empty(1, 5 * AREA, 64), "480 video tokens are as many as"),
     ],
@@ -190,6 +191,14 @@ def test_reasons_not_to_know(x: torch.Tensor, text: torch.Tensor | None, expecte
     reason = token_layout(wan_model(), x, text, {})
     assert isinstance(reason, DenseReason)
     assert expected in reason.text
+
+
+def test_an_image_model_of_a_video_models_class_is_called_one() -> None:
+    """HunyuanImage 2.1: ComfyUI's class HunyuanVideo with patches of two dimensions."""
+    model = hunyuan_model(patch_size=[1, 1])
+    reason = token_layout(model, torch.empty(1, 64, 32, 32), TEXT, {})
+    assert reason == why(Reason.IMAGE_MODEL)
+    assert "HunyuanVideo" not in reason.text
 
 
 def test_conditions_of_an_unknown_form_are_no_error() -> None:
