@@ -286,7 +286,7 @@ class SparseAttentionPatch:
     def on_cleanup(self, patcher: Any) -> None:
         """ON_CLEANUP: the sampling run is over, also after an error or an interruption."""
         before = self.last_run
-        sigmas = self._sample_sigmas[1]
+        sigmas = self._steps.sample_sigmas
         self.run.finish(
             self._model_name,
             ending_since(self._handled_at_begin),

@@ -94,7 +94,7 @@ def test_a_cpu_stays_dense_unless_the_reference_is_asked_for() -> None:
 
 def test_processors_set_meanwhile_are_told() -> None:
     model, inputs = wan(), wan_inputs()
-    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+    with sparse_attention(model, SPARSE, min_tokens=0, backend="reference") as sparse:
         model.set_attn_processor(WanAttnProcessor())
         velocity(model, inputs)
         text = "attention processor WanAttnProcessor, set after the installation"
@@ -357,7 +357,7 @@ def test_values_that_are_not_finite_are_repeated_dense() -> None:
 def test_a_forward_is_not_repeated_while_diffusers_caches() -> None:
     """Its caches count the model's calls."""
     model, inputs = wan(), wan_inputs()
-    with sparse_attention(model, SPARSE, min_tokens=0) as sparse:
+    with sparse_attention(model, SPARSE, min_tokens=0, backend="reference") as sparse:
         attend, calls = sparse.run.attention, []
         model.register_forward_pre_hook(lambda *_: calls.append(1))
 
