@@ -255,7 +255,9 @@ def weigh_tail(
     """The same tail, counting in every head for what its sampled queries say."""
     assert plan.queries is not None
     sizes, config = plan.sizes, plan.config
-    heads, splits = plan.chunk_heads, WEIGH_SPLITS
+    heads = plan.chunk_heads
+    # The interpreter runs programs one after the other.
+    splits = WEIGH_SPLITS if tail.size.device.type == "cuda" else 4
     parts = (heads, splits, 3, SAMPLED_QUERIES)
     mass, sums = tail.size.new_empty(parts), tail.size.new_empty((*parts, sizes.padded_dim))
     highest = torch.empty_like(mass)

@@ -52,12 +52,12 @@ def our_candidates(problem: Problem, arguments: Namespace) -> list[Candidate]:
 
 def tile_of(text: str) -> Any:
     """A launch configuration from "128,4,2,specialised": keys per step, warps, stages and, in any
-    order, `tma` (tensor descriptors), `int8`, `specialised`, most registers."""
+    order, `tma` (tensor descriptors), `int8`, `specialised`, `half_sums`, most registers."""
     from ...kernels.devices import Tile
 
     keys, warps, stages, *rest = text.split(",")
     registers = sum(int(part) for part in rest if part.isdigit())
-    flags = {name: name in rest for name in ("tma", "int8", "specialised")}
+    flags = {name: name in rest for name in ("tma", "int8", "specialised", "half_sums")}
     return Tile(int(keys), int(warps), int(stages), max_registers=registers, **flags)
 
 

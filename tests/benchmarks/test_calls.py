@@ -85,7 +85,17 @@ def test_arguments_replace_the_defaults() -> None:
 
 def test_tiles_replace_the_table_and_the_precision() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    assert tuple(tile_of("64,4,3,int8,128,specialised")) == (64, 4, 3, False, 128, True, True)
+    assert tuple(tile_of("64,4,3,int8,128,specialised")) == (
+        64,
+        4,
+        3,
+        False,
+        128,
+        True,
+        True,
+        False,
+    )
+    assert tuple(tile_of("128,8,2,half_sums,int8")) == (128, 8, 2, False, 0, True, False, True)
     words = "--rectification paper --blocks 64x64 --density 0.2 --tiles 64,8,2 64,4,3,tma,int8"
     plain, int8 = our_configs(parsed(words)).values()
     assert (plain[0].precision, int8[0].precision) == ("16-bit", "int8")
