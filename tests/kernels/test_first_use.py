@@ -135,25 +135,6 @@ print(len(found[0]))
 """
 
 
-VARIANTS = """
-import torch
-from rectified_spaattn.kernels.compile import recorded
-from rectified_spaattn.kernels.devices import Tile
-from rectified_spaattn.kernels.launch import launch
-from rectified_spaattn.rspa_core import SparseConfig, TokenLayout
-
-found = []
-for grid, sparsity, heads in (((3, 16, 16), 0.5, 2), ((5, 24, 20), 0.9, 3), ((2, 40, 31), 0.75, 1)):
-    layout = TokenLayout(grid, grid[0] * grid[1] * grid[2])
-    q = torch.zeros(1, heads, layout.length, 128, dtype=torch.bfloat16)
-    with recorded() as launches:
-        launch(q, q, q, layout, SparseConfig(sparsity), Tile(64, 8, 2), False)
-    found.append({launch.variant for launch in launches})
-assert found[0] == found[1] == found[2]
-print(len(found[0]))
-"""
-
-
 def test_other_sizes_and_sparsities_need_no_new_variant() -> None:
     """What a first render has compiled serves the next one with other settings."""
     # Without the interpreter, which the tests turn on, kernels are those that would be compiled.
