@@ -210,6 +210,9 @@ def error_of(
     if device.type == "cuda":
         with recorded() as launches:
             launch(*arguments)
-        compile_all(launches, device, progress.get())
+        try:
+            compile_all(launches, device, progress.get())
+        except Exception as exception:  # a launch compiles by itself, and tells what is wrong
+            logger.debug("Rectified SpaAttn: kernels are compiled one by one: %s", exception)
     expected, _ = reference_attention(q, k, v, layout, config)
     return relative_l2(launch(*arguments)[0], expected)
