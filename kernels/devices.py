@@ -16,7 +16,7 @@ import triton
 
 MIN_CAPABILITY = (8, 0)
 MIN_TRITON = (3, 3)
-GLUON_RELEASES = ((3, 6),)
+GLUON_RELEASES = ((3, 6), (3, 7), (3, 8), (3, 9))
 """Releases of Triton with which attend_hopper.py has been run."""
 MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 128
 

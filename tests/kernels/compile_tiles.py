@@ -26,7 +26,7 @@ from rectified_spaattn.benchmarks.cards.compiled import (
     tiles,
 )
 from rectified_spaattn.benchmarks.cards.machine_code import loops_of, spills_in
-from rectified_spaattn.kernels.devices import Tile
+from rectified_spaattn.kernels.devices import Tile, resolved_precision
 
 BLOCKS = ((128, 128), (128, 64), (64, 64))
 RECTIFICATIONS = ("paper", "precise")
@@ -35,13 +35,15 @@ RECTIFICATIONS = ("paper", "precise")
 def entries(arch: int, only_first: bool = False) -> Iterator[tuple[Tile, tuple[int, int], str]]:
     """Every (tile, blocks, rectification) that a GPU of `arch` may be given for bf16 heads.
 
-    With `only_first` those that a GPU gets unless a check fails: the first tile with int8 scores
-    and the first without, of each pair of blocks.
+    With `only_first` those that a GPU gets with the node's other inputs at their defaults, unless
+    a check fails: of each pair of blocks the first tile of its precision, for "precise".
     """
+    precision = resolved_precision("auto", divmod(arch, 10))
     for blocks in BLOCKS:
         found = tiles(arch, blocks)
         if only_first:
-            found = [next(tile for tile in found if tile.int8 == int8) for int8 in (True, False)]
+            yield next(tile for tile in found if tile.int8 == (precision == "int8")), blocks, "precise"
+            continue
         for tile in found:
             for rectification in RECTIFICATIONS:
                 yield tile, blocks, rectification

@@ -61,7 +61,7 @@ CASES = {
     "sparsest": Case((4, 8, 12), paper(0.98, 64, 64, neighbours=False)),
 }
 GROUPED = (
-    ("precise", 4), ("precise-64", 2), ("strided", 4), ("sparsest", 8), ("one token", 8),
+    ("precise", 4), ("precise-64", 2), ("strided", 4), ("whole blocks", 8), ("one token", 8),
     ("int8-precise", 2),
 )  # fmt: skip
 for name, tail_keys in GROUPED:
@@ -115,13 +115,13 @@ def test_matches_reference(name: str, device: torch.device) -> None:
         assert worst < 10 * tolerance
 
 
-@pytest.mark.parametrize("tail_keys", [1, 8])
+@pytest.mark.parametrize("tail_keys", [1, 4])
 def test_left_out_keys_may_outweigh_the_rest(tail_keys: int, device: torch.device) -> None:
     """Scores of hundreds: of a sampled query's kept keys nothing remains beside the left-out."""
     config = SparseConfig(
         0.85, 64, 64, rectification="precise", neighbours=False, tail_keys=tail_keys
     )
-    case = Case((4, 16, 16), config)
+    case = Case((4, 12, 12), config, head_dim=32)
     q, k, v = case.inputs(torch.float32, device, 0)
     q, k = 10 * q, 10 * k
     outs = [
@@ -175,11 +175,11 @@ def test_heads_in_chunks(device: torch.device, rectification: str, tail_keys: in
     from rectified_spaattn.kernels.launch import launch
 
     config = SparseConfig(0.5, 64, 64, rectification=rectification, tail_keys=tail_keys)
-    case = Case((3, 5, 11), config, (3, 0), batch=2, heads=2)
+    case = Case((2, 5, 9), config, (3, 0), batch=2, heads=2, head_dim=32)
     arguments = (*case.inputs(torch.float32, device, 9), case.layout, case.config)
     tile = Tile(32, 4, 1)
     together = launch(*arguments, tile, True, chunk_heads=4)
-    for chunk_heads in (1, 3):
+    for chunk_heads in (1, 3) if device.type == "cuda" else (3,):
         chunked = launch(*arguments, tile, True, chunk_heads=chunk_heads)
         assert all(torch.equal(x, y) for x, y in zip(together, chunked, strict=True))
 
@@ -241,7 +241,7 @@ def test_tiles_and_descriptors_give_one_result(tile_n: int, device: torch.device
         assert metrics.relative_l2(out, expected) < TOLERANCE[torch.float16]
 
 
-@pytest.mark.parametrize("name", ["paper", "precise-128x64", "int8-precise", "strided, 4 keys"])
+@pytest.mark.parametrize("name", ["paper", "precise-128x64", "int8-precise", "precise-64, 2 keys"])
 def test_sums_in_fp16(name: str, device: torch.device) -> None:
     """Tiles of graphics cards: values in fp16 with a scale for every block, sums in fp16."""
     case = CASES[name]
