@@ -8,6 +8,7 @@ order: the first that fits into shared memory and passes its check is used.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ import triton
 
 MIN_CAPABILITY = (8, 0)
 MIN_TRITON = (3, 3)
+KNOWN_RELEASES = ((3, 3), (3, 4), (3, 5), (3, 6), (3, 7), (3, 8), (3, 9))
+"""Releases of Triton with which the other kernels are run without a trial (see trial.py)."""
 GLUON_RELEASES = ((3, 6), (3, 7), (3, 8), (3, 9))
 """Releases of Triton with which attend_hopper.py has been run."""
 MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 128
@@ -76,13 +79,27 @@ def has_descriptors() -> bool:
     return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
 
 
-def has_gluon() -> bool:
-    """Whether this Triton has run the kernel of attend_hopper.py.
+def has_gluon(version: str = triton.__version__) -> bool:
+    """Whether this Triton may run the kernel of attend_hopper.py: it has, or is newer than all that
+    have, and imports it.
 
     Gluon changes between releases, and a kernel whose warps wait for each other may hang where it
-    is compiled differently, which no check at first use can catch: only releases that were tried.
+    is compiled differently: a newer release tries it in a process of its own (see `is_known`).
     """
-    return _release(triton.__version__) in GLUON_RELEASES
+    release = _release(version)
+    if release in GLUON_RELEASES or release < max(GLUON_RELEASES):
+        return release in GLUON_RELEASES
+    try:
+        importlib.import_module(".attend_hopper", __package__)
+    except Exception:  # whatever a release has renamed
+        return False
+    return True
+
+
+def is_known(tile: Tile, version: str = triton.__version__) -> bool:
+    """Whether this Triton has run the kernel of `tile`; else it is tried first, see trial.py."""
+    release = _release(version)
+    return release in GLUON_RELEASES if tile.specialised else release <= max(KNOWN_RELEASES)
 
 
 def _release(version: str) -> tuple[int, ...]:

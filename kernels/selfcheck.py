@@ -1,7 +1,8 @@
 """First use of a tile on a GPU: it is trusted only after its output has matched the reference.
 
 Compilers differ between Triton versions and chips, and a bad configuration may return garbage
-without any error. A tile that fails, or does not fit, gives way to the next row of the table.
+without any error. A tile that fails, or does not fit, gives way to the next row of the table. With
+a Triton that is new to the pack each tile is tried in a process of its own before, see trial.py.
 """
 
 from __future__ import annotations
@@ -21,8 +22,16 @@ from ..rspa_core.layout import TokenLayout
 from ..rspa_core.metrics import relative_l2
 from ..rspa_core.reference import reference_attention
 from .compile import compile_all, progress, recorded
-from .devices import Tile, has_descriptors, has_gluon, resolved_precision, tile_candidates
+from .devices import (
+    Tile,
+    has_descriptors,
+    has_gluon,
+    is_known,
+    resolved_precision,
+    tile_candidates,
+)
 from .launch import launch
+from .trial import Trial
 
 # 16-bit rounding of inputs, weights and output stays below 1e-2; a wrong tile is off by 1.
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 2e-2, torch.float32: 1e-4}
@@ -144,12 +153,15 @@ def trusted_tile(
         int8=precision == "int8",
     )
     logger.info("Rectified SpaAttn: compiling kernels once for %s, scores in %s", name, precision)
-    return first_correct(
-        candidates,
-        lambda tile: error_of(tile, device, dtype, head_dim, config, has_context),
-        max(TOLERANCE[dtype], INT8_TOLERANCE) if precision == "int8" else TOLERANCE[dtype],
-        name,
-    )
+    tolerance = max(TOLERANCE[dtype], INT8_TOLERANCE) if precision == "int8" else TOLERANCE[dtype]
+    call = (device, dtype, head_dim, config, has_context)
+    trial = Trial(*call, gpu="{} {}.{}".format(name, *capability))
+
+    def error(tile: Tile) -> float:
+        tried = 0.0 if is_known(tile) else trial.error_of(tile)
+        return error_of(tile, *call) if tried < tolerance else tried
+
+    return first_correct(candidates, error, tolerance, name)
 
 
 def first_correct(
