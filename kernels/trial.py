@@ -154,8 +154,8 @@ class Trial:
         if self._obstacle:
             raise TrialError(self._obstacle)
         logger.info(
-            "Rectified SpaAttn: Triton %s is new to this pack: %s is tried in a process of its "
-            "own, for %.0f s at most",
+            "Rectified SpaAttn: Triton %s has not run this kernel yet: %s is tried in a process of "
+            "its own, for %.0f s at most",
             *(triton.__version__, tile, limit),
         )
         started = time.monotonic()
@@ -190,8 +190,8 @@ class Trial:
             self._keep(key, verdict)
         if not problem:
             logger.info(
-                "Rectified SpaAttn: %s: relative error %.1e, after %.0f s; kept in %s",
-                *(tile, verdict.error, seconds, self.file),
+                "Rectified SpaAttn: %s: relative error %.1e, after %.0f s%s",
+                *(tile, verdict.error, seconds, f"; kept in {self.file}" * self._can_keep),
             )
         return verdict
 

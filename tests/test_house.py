@@ -184,7 +184,11 @@ def test_library_code_does_not_print_evaluate_or_start_programs() -> None:
             if called in {"print", "eval", "exec", "os.system", "os.popen"}:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} calls {called}")
     wrong += [
-        str(each) for each in all_imports(*LIBRARY) if each.top in {"subprocess", "pip", "requests"}
+        str(each)
+        for each in all_imports(*LIBRARY)
+        if each.top in {"subprocess", "pip", "requests"}
+        # A kernel that may hang is tried in a process of its own.
+        and (each.file, each.top) != ("kernels/trial.py", "subprocess")
     ]
     assert not wrong, failures(wrong)
 
