@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -403,6 +404,15 @@ def test_a_listener_may_call_it_off(make: Callable[..., Trial]) -> None:
         progress.reset(token)
     assert not any(map(is_alive, starts(trial.cache)))
     assert not trial.file.exists()
+
+
+def test_a_child_ends_by_itself_where_its_parent_is_gone() -> None:
+    hangs = "import time; trial.END_LIMIT = 0.5; trial.answer(asked, lambda: time.sleep(1e6))"
+    asked = json.dumps({"path": sys.path, "pack": str(PACK), "limit": 0.5})
+    command = [sys.executable, "-P", "-c", LOAD + hangs, asked]
+    run = subprocess.run(command, capture_output=True, timeout=60)
+    assert run.returncode == 1
+    assert b'rspa-trial {"started": true}' in run.stdout
 
 
 def test_the_cache_is_tritons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
