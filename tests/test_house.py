@@ -214,6 +214,7 @@ FORBIDDEN_TEXT = {
         r"(?:sess[i]ons?|sub-?age[n]ts?|co-?work[e]rs?|work[p]lace|tick[e]ts?)\b(?!\")"
     ),
     "an issue number": re.compile(r"(?:iss[u]e|pull requ[e]st|PR|ta[s]k)\s+#?\d+\b|\(#\d+\)"),
+    "a merge that was not finished": re.compile(r"^(?:<{7}|>{7}|[|]{7}) "),
     "an unfinished place": re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X]|TB[D])\b"),
 }
 
