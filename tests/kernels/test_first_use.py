@@ -33,11 +33,12 @@ class FakeKernel:
         self.compiled: list[dict[str, object]] = []
         self._barrier = threading.Barrier(together)
 
-    def warmup(self, grid: tuple[int, ...], **arguments: object) -> None:
+    def warmup(self, grid: tuple[int, ...], **arguments: object) -> SimpleNamespace:
         self._barrier.wait(timeout=10)
         self.compiled.append(arguments)
         if self.problem is not None:
             raise self.problem
+        return SimpleNamespace(run=None)
 
 
 @pytest.fixture(autouse=True)
