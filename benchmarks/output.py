@@ -91,9 +91,13 @@ def write_json(value: Any, path: Path, indent: int | None = 1) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    text = json.dumps(_finite(value), indent=indent, allow_nan=False, default=str)
-    part.write_text(text + "\n", encoding="utf-8")
+    part.write_text(json_text(value, indent) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def json_text(value: Any, indent: int | None = 1) -> str:
+    """JSON; infinities and NaN become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, default=str)
 
 
 def _finite(value: Any) -> Any:

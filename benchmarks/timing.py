@@ -18,6 +18,7 @@ def measure_interleaved(
     warm_up: int = 1,
     host_time: bool = False,
     settle: float = 0.0,
+    before: Callable[[str], None] = lambda name: None,
 ) -> dict[str, float]:
     """Time `calls` in turn: each round runs every one of them once, every other round backwards.
 
@@ -34,6 +35,7 @@ def measure_interleaved(
         settle: seconds for which a candidate runs in front of each of its timed calls on a GPU. A
             chip at its power limit lowers its clock by what runs on it: this gives each candidate
             the clock that it would have in a render, not that of the one before.
+        before: hears the name of every call that is about to run; may raise to end it all.
 
     Returns:
         Name to median seconds, in the order of `calls`.
@@ -48,6 +50,7 @@ def measure_interleaved(
         order = list(calls.items())
         # Backwards, so that nobody always runs on a chip that the one before has heated.
         for name, call in reversed(order) if index % 2 else order:
+            before(name)
             elapsed = _time_call(call, device, host_time, settle if index >= warm_up else 0.0)
             if index >= warm_up:
                 seconds[name].append(elapsed)

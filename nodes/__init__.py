@@ -12,6 +12,7 @@ def make_extension() -> ComfyExtension:
     """The extension that lists the nodes of this pack, in the order of the table of inputs."""
     from comfy_api.latest import ComfyExtension, io
 
+    from .benchmark import RectifiedSpaAttnBenchmark
     from .probe import RectifiedSpaAttnProbe, RectifiedSpaAttnProbeResult
     from .profiles import (
         RectifiedSpaAttnLoadProfile,
@@ -36,6 +37,7 @@ def make_extension() -> ComfyExtension:
                 RectifiedSpaAttnProbeResult,
                 RectifiedSpaAttnSaveProfile,
                 RectifiedSpaAttnLoadProfile,
+                RectifiedSpaAttnBenchmark,
             ]
 
     return RectifiedSpaAttnExtension()

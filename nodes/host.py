@@ -11,7 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from ..rspa_core.run.record import Ending, RunRecord
 from .inputs import CATEGORY, Input, Node
@@ -220,6 +223,44 @@ def progress_bar(total: int, node_id: str | None) -> Any:
     except ImportError:
         return None
     return ProgressBar(total, node_id=node_id)
+
+
+def share_bar(node_id: str | None) -> Callable[[float], None]:
+    """Shows a share, 0 to 1, as the progress of a node; raises where the user interrupts."""
+    from comfy import model_management
+
+    bar = progress_bar(100, node_id)
+
+    def update(share: float) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+        if bar is not None:
+            bar.update_absolute(round(100 * share), 100)
+
+    return update
+
+
+def compute_device() -> torch.device:
+    """The device that ComfyUI computes on."""
+    from comfy import model_management
+
+    return model_management.get_torch_device()
+
+
+def free_memory(device: torch.device, least: int) -> int:
+    """Bytes that are free there. Loaded models stay, unless it takes some of them to have `least`:
+    then ComfyUI moves those out, and back when they are used."""
+    from comfy import model_management
+
+    if model_management.get_free_memory(device) < least:
+        model_management.free_memory(least, device)
+    return int(model_management.get_free_memory(device))
+
+
+def output_folder() -> Path:
+    """Where ComfyUI keeps what its users make."""
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory())
 
 
 def _pass_on_interruption(error: Exception) -> None:

@@ -641,6 +641,36 @@ LOAD_PROFILE = Node(
     speaks=True,
 )
 
+BENCHMARK = Node(
+    "RectifiedSpaAttnBenchmark",
+    "Rectified SpaAttn Benchmark",
+    "Measures in about two minutes what sparse attention gains on this graphics card: full "
+    "attention of all that is installed, ComfyUI's sparse attention and the presets, side by side. "
+    "Needs no model.",
+    ("sparse attention benchmark", "SpaAttn speed test", "attention benchmark", "which preset"),
+    (
+        choice(
+            "call",
+            AUTO,
+            (AUTO, "wan-720p", "wan-480p", "hunyuan-720p"),
+            "The attention call to measure: Wan 14B with 81 frames, or HunyuanVideo with 129. "
+            "auto: wan-720p, or wan-480p where memory or speed ask for it; the rest of the heads "
+            "is left out where they do not fit.",
+        ),
+    ),
+    (
+        Output("image", "IMAGE", "The picture that the node shows, to save it or to post it."),
+        Output("summary", "STRING", "The figures and what they mean in plain lines."),
+        Output(
+            "json",
+            "STRING",
+            "All figures as JSON, the same as the file in output/rectified_spaattn.",
+        ),
+    ),
+    is_output=True,
+    speaks=True,
+)
+
 NODES: Mapping[str, Node] = MappingProxyType(
     {
         each.node_id: each
@@ -653,6 +683,7 @@ NODES: Mapping[str, Node] = MappingProxyType(
             PROBE_RESULT,
             SAVE_PROFILE,
             LOAD_PROFILE,
+            BENCHMARK,
         )
     }
 )

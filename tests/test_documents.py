@@ -47,7 +47,7 @@ def test_every_picture_is_shown_somewhere() -> None:
 
 def test_documents_start_every_benchmark() -> None:
     programs = {program for program, _ in commands()}
-    assert programs == {"calls", "capture", "cards", "clips", "fidelity", "forward"}
+    assert programs == {"calls", "capture", "cards", "clips", "fidelity", "forward", "my_card"}
 
 
 @pytest.mark.parametrize(("program", "words"), commands())

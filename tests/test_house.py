@@ -170,6 +170,17 @@ def test_nodes_reach_kernels_only_through_rspa_core() -> None:
     assert not wrong, failures(wrong)
 
 
+def test_nodes_reach_benchmarks_lazily_in_one_place() -> None:
+    wrong = [
+        each
+        for each in all_imports("", "nodes", "rspa_core", "kernels", "adapters")
+        if each.inside
+        and each.top == "benchmarks"
+        and not (each.file == "nodes/benchmark.py" and each.lazy)
+    ]
+    assert not wrong, failures(wrong)
+
+
 def test_imports_inside_the_pack_are_relative() -> None:
     # ComfyUI loads the root folder under the folder's own name, whatever that is.
     wrong = [each for each in all_imports(*LIBRARY) if each.target.startswith("rectified_spaattn")]

@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"kernels", "locales", "nodes", "rspa_core", "subgraphs", "web", "workflows"}
+PARTLY = {"benchmarks"}
+"""Of it what the benchmark node runs."""
 FILES = {"__init__.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"}
 MAX_BYTES = 8 << 20
 
@@ -48,7 +50,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> list[zipfile.ZipInfo]:
 
 def test_only_what_a_user_needs(packed: list[zipfile.ZipInfo]) -> None:
     tops = {entry.filename.split("/")[0] for entry in packed}
-    assert tops <= FOLDERS | FILES
+    assert tops <= FOLDERS | PARTLY | FILES
     assert {name for name in FILES | FOLDERS if (ROOT / name).exists()} <= tops
 
 
@@ -60,6 +62,20 @@ def test_everything_the_pack_loads_is_in(packed: list[zipfile.ZipInfo]) -> None:
             path.relative_to(ROOT).as_posix() for path in wanted if "__pycache__" not in path.parts
         } - names
         assert not missing
+
+
+def test_benchmark_of_the_node_is_in(packed: list[zipfile.ZipInfo], tmp_path: Path) -> None:
+    """What the node imports when it runs can be imported from the archive alone."""
+    pack = tmp_path / "pack"
+    for entry in packed:
+        if entry.filename.endswith((".py", ".toml")):
+            (pack / entry.filename).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / entry.filename, pack / entry.filename)
+    code = "import pack.benchmarks.my_card.__main__, pack.nodes.pictures.benchmark"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_it_is_small(packed: list[zipfile.ZipInfo]) -> None:

@@ -10,12 +10,14 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...rspa_core import metrics
+from ...rspa_core.dispatch import BackendUnavailable
 from ..output import table_lines
 from ..timing import measure_interleaved
 from .problem import Problem
@@ -69,7 +71,8 @@ class Row:
         refused: why there is no time, or "".
         call: None where refused.
         density: share of the query-key pairs computed exactly.
-        error: relative L2 difference to dense attention in 16 bits.
+        error: relative L2 difference to dense attention.
+        first_s: seconds until the first output: imports, compilation, checks at first use.
         mib: peak memory of a call beside its inputs and its output; None without a GPU.
         ms: median of the timed rounds.
     """
@@ -79,6 +82,7 @@ class Row:
     call: Callable[[], Tensor] | None = None
     density: float | None = None
     error: float | None = None
+    first_s: float | None = None
     mib: float | None = None
     ms: float | None = None
 
@@ -92,29 +96,50 @@ def examine(candidates: Iterable[Candidate], exact: Tensor) -> list[Row]:
     rows = []
     for candidate in candidates:
         start = time.perf_counter()
-        row = _examine(candidate, exact)
+        row = examine_one(candidate, exact)
         rows.append(row)
         seconds = time.perf_counter() - start
         print(f"  {row.label}: {row.refused or 'checked'} ({seconds:.1f} s)", flush=True)
-        if row.refused and exact.device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()
     return rows
 
 
+def examine_one(candidate: Candidate, exact: Tensor) -> Row:
+    """One row of `examine`: `exact [B, H', N, D]` may hold the first heads only."""
+    row = _examine(candidate, exact)
+    if row.refused and exact.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    return row
+
+
 def _examine(candidate: Candidate, exact: Tensor) -> Row:
+    start = time.perf_counter()
     try:
         prepared = candidate.prepare()
-        out, mib = _run(prepared.call, exact.device)
+        on_gpu, mib = exact.device.type == "cuda", None
+        out = prepared.call()  # compiles, fills caches
+        if on_gpu:
+            torch.cuda.synchronize()
+        first_s = time.perf_counter() - start
+        if on_gpu:
+            del out
+            out, mib = _with_peak(prepared.call)
         wrong = prepared.wrong(out) if out.isfinite().all() else "output is not finite"
         if wrong:
             return Row(candidate, refused=f"WRONG: {wrong}")
-        lost = metrics.relative_l2(prepared.in_order(out), exact)
-    except Unavailable as reason:
-        return Row(candidate, refused=str(reason))
+        lost = metrics.relative_l2(prepared.in_order(out)[:, : exact.shape[1]], exact)
     except Exception as error:  # whatever another library raises belongs into its row
-        return Row(candidate, refused=first_line(error))
-    return Row(candidate, "", prepared.call, prepared.density, lost, mib)
+        return Row(candidate, refused=refusal(error))
+    return Row(candidate, "", prepared.call, prepared.density, lost, first_s, mib)
+
+
+def refusal(error: Exception) -> str:
+    """Why a candidate has no time, for its row."""
+    if isinstance(error, Unavailable | BackendUnavailable):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return first_line(error)
 
 
 def first_line(error: Exception) -> str:
@@ -123,13 +148,8 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].strip()[:160]}" if lines else type(error).__name__
 
 
-def _run(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float | None]:
-    """Output of a call, and the peak memory beside its inputs and output in MiB (on a GPU)."""
-    out = call()  # compiles, fills caches
-    if device.type != "cuda":
-        return out, None
-    del out
-    torch.cuda.synchronize()
+def _with_peak(call: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """Output of a call on a GPU, and its peak memory beside inputs and output in MiB."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     out = call()
@@ -144,24 +164,33 @@ def time_rows(
     *,
     host_time: bool = False,
     settle: float = 0.0,
+    before: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Fill in the median time of every row that was not refused.
+    """Fill in the median time of every row that was not refused, or why it has none after all.
 
     Args:
         rows: their calls take turns.
         device: where they compute.
         rounds: timed calls of each.
-        host_time, settle: see `measure_interleaved`.
+        host_time, settle, before: see `measure_interleaved`.
     """
-    calls: dict[str, Callable[[], object]] = {
-        row.label: row.call for row in rows if row.call is not None
-    }
+    calls = {row.label: partial(_call_or_refuse, row) for row in rows if row.call is not None}
     if not calls:
         return
-    timings = measure_interleaved(calls, device, rounds=rounds, host_time=host_time, settle=settle)
+    timings = measure_interleaved(
+        calls, device, rounds=rounds, host_time=host_time, settle=settle, before=before
+    )
     for row in rows:
-        if row.label in timings:
+        if row.label in timings and not row.refused:
             row.ms = timings[row.label] * 1e3
+
+
+def _call_or_refuse(row: Row) -> None:
+    if row.call is not None and not row.refused:
+        try:
+            row.call()
+        except Exception as error:  # memory that has become scarce must not end the others
+            row.refused = refusal(error)
 
 
 def record_of(row: Row, rows: Sequence[Row], problem: Problem) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -21,6 +22,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """Largest relative L2 difference of the kernels to the fp32 reference."""
 INT8_TOLERANCE = 5e-3
 """A value half way between two steps of int8 may go either way."""
+TILE_FLAGS = ("tma", "int8", "specialised", "half_sums")
 
 
 def our_configs(arguments: Namespace) -> dict[str, tuple[SparseConfig, Any]]:
@@ -57,8 +59,25 @@ def tile_of(text: str) -> Any:
 
     keys, warps, stages, *rest = text.split(",")
     registers = sum(int(part) for part in rest if part.isdigit())
-    flags = {name: name in rest for name in ("tma", "int8", "specialised", "half_sums")}
+    flags = {name: name in rest for name in TILE_FLAGS}
     return Tile(int(keys), int(warps), int(stages), max_registers=registers, **flags)
+
+
+def tile_text(tile: Any) -> str:
+    """A launch configuration as `tile_of` reads it."""
+    flags = [name for name in TILE_FLAGS if getattr(tile, name)]
+    registers = [str(tile.max_registers)] if tile.max_registers else []
+    return ",".join([*map(str, tile[:3]), *flags, *registers])
+
+
+def chosen_tile(problem: Problem, config: SparseConfig) -> Any:
+    """The launch configuration that passed its check for such calls on a GPU; None on a CPU."""
+    if problem.q.device.type == "cpu":
+        return None
+    from ...kernels.selfcheck import checked_config, trusted_tile
+
+    q, has_context = problem.q, problem.layout.context_length > 0
+    return trusted_tile(q.device, q.dtype, q.shape[-1], checked_config(config), has_context)
 
 
 def prepare_ours(problem: Problem, config: SparseConfig, tile: Any = None) -> Prepared:
@@ -74,9 +93,14 @@ def prepare_ours(problem: Problem, config: SparseConfig, tile: Any = None) -> Pr
     def wrong(out: Tensor) -> str:
         heads = slice(0, CHECKED_HEADS)
         q, k, v = (x[:, heads] for x in problem.qkv)
-        expected = rectified_attention(q, k, v, problem.layout, config, backend="reference")
+        held_to = config
+        if config.precision == "auto":
+            used = chosen_tile(problem, config)
+            precision = "int8" if used is not None and used.int8 else "16-bit"
+            held_to = replace(config, precision=precision)
+        expected = rectified_attention(q, k, v, problem.layout, held_to, backend="reference")
         limit = TOLERANCE[problem.q.dtype]
-        if config.precision != "16-bit":
+        if held_to.precision != "16-bit":
             limit = max(limit, INT8_TOLERANCE)
         return difference_reason(out[:, heads], expected, limit, "the fp32 reference")
 

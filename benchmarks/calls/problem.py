@@ -74,11 +74,11 @@ def make_problem(
     return Problem(q, k, v, shape.layout)
 
 
-def sdpa(backend: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Torch's scaled dot product attention with this backend and no other."""
+def sdpa(*backends: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Torch's scaled dot product attention with the first of these backends that takes a call."""
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
+        with sdpa_kernel(list(backends), set_priority=True):
             return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
     return call
@@ -99,6 +99,18 @@ def exact_rows(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     return scores.softmax(-1) @ v.float()
+
+
+def exact_heads(problem: Problem, heads: int, rows: int = 128) -> Tensor:
+    """`exact_rows` of all rows of the first heads, some at a time: `[B, heads, N, D]` fp32."""
+    q = problem.q[:, :heads]
+    exact = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    for head in range(heads):
+        k, v = problem.k[:, head].float(), problem.v[:, head].float()
+        for start in range(0, q.shape[-2], rows):
+            part = slice(start, start + rows)
+            exact[:, head, part] = exact_rows(q[:, head, part], k, v)
+    return exact
 
 
 def difference_reason(out: Tensor, expected: Tensor, limit: float, what: str) -> str:

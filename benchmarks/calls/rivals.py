@@ -3,7 +3,7 @@
 How each output is checked before it is timed:
 
     cuDNN                against explicit fp32 attention on some query rows and heads, below 1e-2
-    torch's flash        against cuDNN, relative L2 below 1e-2
+    torch's others       against cuDNN, relative L2 below 1e-2
     SageAttention, INT8  against cuDNN, relative L2 below 5e-2
     Sol-Attn             against cuDNN, finite and relative L2 below 0.9: how much it loses depends
                          on the heads, a broken kernel loses everything
@@ -11,7 +11,7 @@ How each output is checked before it is timed:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -21,6 +21,14 @@ from .comparison import BASELINE, Candidate, Prepared, Unavailable
 from .problem import Problem, difference_reason, exact_rows, sdpa
 from .sol_attn import SOL_TAU, offers, require, sol_call, sol_masks
 
+DEFAULT = "dense PyTorch"
+"""As ComfyUI calls it where nothing else is chosen."""
+DEFAULT_BACKENDS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
 FLASH = "dense flash"
 LIMIT_16_BIT = 1e-2
 LIMIT_INT8 = 5e-2
@@ -44,6 +52,13 @@ def torch_candidates(problem: Problem, exact: Tensor, checked_heads: int) -> lis
     return [Candidate(BASELINE, prepare_cudnn), Candidate(FLASH, prepare_flash)]
 
 
+def default_candidate(problem: Problem, exact: Tensor) -> Candidate:
+    """Dense attention of torch as ComfyUI calls it by default."""
+    call = sdpa(*DEFAULT_BACKENDS)
+    limit = against(exact, LIMIT_16_BIT)
+    return Candidate(DEFAULT, lambda: Prepared(lambda: call(*problem.qkv), limit))
+
+
 def dense_int8_candidates(problem: Problem, exact: Tensor) -> list[Candidate]:
     """Dense attention in INT8: SageAttention's Triton kernel and ComfyUI's own."""
     return [
@@ -52,12 +67,17 @@ def dense_int8_candidates(problem: Problem, exact: Tensor) -> list[Candidate]:
     ]
 
 
-def sol_candidates(problem: Problem, exact: Tensor) -> list[Candidate]:
+def sol_candidates(
+    problem: Problem,
+    exact: Tensor,
+    shares: Sequence[float] = SOL_TOP_K,
+    thresholds: Sequence[float] = SOL_TAU,
+) -> list[Candidate]:
     """ComfyUI's "Model Sparse Attention" by share of kept blocks and by threshold."""
     options: dict[str, dict[str, float]] = {
-        f"Sol-Attn top-k {ratio:g}": {"topk_ratio": ratio} for ratio in SOL_TOP_K
+        f"Sol-Attn top-k {ratio:g}": {"topk_ratio": ratio} for ratio in shares
     }
-    options |= {f"Sol-Attn tau {tau:g}": {"tau": tau} for tau in SOL_TAU}
+    options |= {f"Sol-Attn tau {tau:g}": {"tau": tau} for tau in thresholds}
     return [
         Candidate(label, partial(_prepare_sol, problem, exact, option))
         for label, option in options.items()
@@ -65,8 +85,9 @@ def sol_candidates(problem: Problem, exact: Tensor) -> list[Candidate]:
 
 
 def against(exact: Tensor, limit: float) -> Callable[[Tensor], str]:
-    """The check that an output is within `limit` of dense attention."""
-    return lambda out: difference_reason(out, exact, limit, "dense attention")
+    """The check that an output is within `limit` of dense attention, in the heads of `exact`."""
+    heads = slice(0, exact.shape[1])
+    return lambda out: difference_reason(out[:, heads], exact, limit, "dense attention")
 
 
 def exact_reason(out: Tensor, problem: Problem, checked_heads: int, rows: int = 128) -> str:

@@ -243,7 +243,7 @@ def _serialised(profile: SparsityProfile, path: Path) -> bytes:
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "pack_version": _pack_version(),
+        "pack_version": pack_version(),
         "name": profile.name,
         "family": model.family,
         "double_blocks": str(model.double_blocks),
@@ -412,7 +412,7 @@ def _safetensors(path: Path) -> Any:
     return safetensors
 
 
-def _pack_version() -> str:
+def pack_version() -> str:
     """For people who read the file; nothing depends on it."""
     from importlib.metadata import PackageNotFoundError, version
 

@@ -17,7 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-PACK_PARTS = ("__init__.py", "pyproject.toml", "nodes", "rspa_core", "kernels", "web", "locales")
+PACK_PARTS = (
+    "__init__.py", "pyproject.toml", "nodes", "rspa_core", "kernels", "benchmarks", "web",
+    "locales",
+)  # fmt: skip
 PACK_FOLDER = "ComfyUI-Rectified-SpaAttn"  # what a git clone would be called; not importable
 TEST_NODES = Path(__file__).parent / "test_nodes"
 REPORT_MARK = "RSPA_REPORT "

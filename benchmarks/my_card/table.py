@@ -1,0 +1,61 @@
+"""The table by card in docs/benchmarks.md: one row a card, from the files that people send."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..calls.rivals import DEFAULT
+from .record import OURS, Record, fastest_dense, milliseconds
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+PRESET_COLUMNS = ("quality", "balanced", "fast")
+HEADS = (
+    "card", "call", "ComfyUI's default", "fastest dense", *(f"`{each}`" for each in PRESET_COLUMNS),
+    "first call", "pays from", "version",
+)  # fmt: skip
+HEADER = f"| {' | '.join(HEADS)} |"
+
+
+def row_of(record: Record) -> str:
+    """The Markdown row of a checked record.
+
+    Raises:
+        ValueError: it was measured on a CPU.
+    """
+    if record["device"]["capability"] is None:
+        raise ValueError("a record of a CPU has no place in the table by card")
+    times = milliseconds(record)
+    best = fastest_dense(times)
+    dense = times.get(DEFAULT)
+    cells = [record["device"]["name"], f"{record['call']['name']}, {record['call']['heads']} heads"]
+    cells.append("-" if dense is None else f"{dense:.1f}")
+    cells.append("-" if best is None else f"{times[best]:.1f} ({best.removeprefix('dense ')})")
+    for preset in PRESET_COLUMNS:
+        ms = times.get(OURS + preset)
+        gain = "" if best is None or ms is None else f" ({times[best] / ms:.2f}x)"
+        cells.append("-" if ms is None else f"{ms:.1f}{gain}")
+    first = [row["first_s"] for row in record["rows"] if row["name"].startswith(OURS)]
+    cells.append(f"{sum(filter(None, first)):.0f} s")
+    tokens = (record["break_even"] or {}).get("tokens")
+    cells.append("-" if tokens is None else f"{tokens:,.0f} tokens")
+    cells.append(f"{record['pack']}, torch {record['software']['torch']}")
+    return f"| {' | '.join(cells)} |"
+
+
+def with_row(document: str, row: str) -> str:
+    """The document with this row in the table, in place of an older one of the same card.
+
+    Raises:
+        ValueError: the table is not in the document.
+    """
+    lines = document.split("\n")
+    if HEADER not in lines:
+        raise ValueError(f"the document has no table with the header {HEADER}")
+    start = lines.index(HEADER) + 2
+    end = start
+    while end < len(lines) and lines[end].startswith("|"):
+        end += 1
+    card = row.split("|")[1]
+    rows = [each for each in lines[start:end] if each.split("|")[1] != card]
+    lines[start:end] = sorted([*rows, row])
+    return "\n".join(lines)
