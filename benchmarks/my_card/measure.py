@@ -39,6 +39,8 @@ ENOUGH_HEADS = 8
 """With fewer the next smaller call is taken."""
 MAX_DENSE_S = 1.0
 """Of one dense call: about fifty calls are timed."""
+USED_SHARE = 0.9
+"""Of the memory that is free: allocators and other programs take their part."""
 SPARE_BYTES = 1 << 30
 """For what a call needs beside its tensors."""
 ROUNDS, SETTLE_S, EVEN_ROUNDS = 3, 0.25, 5
@@ -56,7 +58,7 @@ def needed_bytes(shape: Shape, heads: int) -> int:
     return SPARE_BYTES + tokens * HEAD_DIM * (16 * heads + 16 * MIN_HEADS)
 
 
-LEAST_BYTES = needed_bytes(SHAPES["wan-480p"], MIN_HEADS)
+LEAST_BYTES = int(needed_bytes(SHAPES["wan-480p"], MIN_HEADS) / USED_SHARE) + 2
 """Free memory that the smallest of the calls needs."""
 
 
@@ -74,13 +76,13 @@ def choose(free: int, pair_s: float, names: Sequence[str]) -> tuple[str, Shape]:
     for name in names:
         shape = SHAPES[name]
         per_head = needed_bytes(shape, 1) - needed_bytes(shape, 0)
-        by_memory = (free - needed_bytes(shape, 0)) // per_head
+        by_memory = (USED_SHARE * free - needed_bytes(shape, 0)) // per_head
         dense_s = max(pair_s * shape.layout.length**2, 1e-9)
         by_time = max(MIN_HEADS, int(MAX_DENSE_S / dense_s))
         heads = int(min(shape.heads, by_memory, by_time))
         if heads >= ENOUGH_HEADS or (name == names[-1] and heads >= MIN_HEADS):
             return name, Shape(shape.grid, heads, shape.context)
-    least = needed_bytes(shape, MIN_HEADS) / 2**30
+    least = needed_bytes(shape, MIN_HEADS) / USED_SHARE / 2**30
     raise Refused(
         f"{free / 2**30:.1f} GiB of GPU memory are free, {least:.1f} are needed: close other "
         "programs that use the GPU"
@@ -130,12 +132,13 @@ def _measure(
     begun = time.perf_counter()
     advance(0.0)
     dtype, name, shape, of_model = torch.float32, SMALL, CPU_SHAPE, CPU_SHAPE
-    if device.type == "cuda":
+    on_gpu, room = device.type == "cuda", 0
+    if on_gpu:
         dtype = torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.half
-        free = torch.cuda.mem_get_info(device)[0] if free is None else free
+        room = torch.cuda.mem_get_info(device)[0] if free is None else free
         names = AUTO_CALLS if call == AUTO else (call,)
-        choose(free, 0.0, names)  # says so before anything runs, if nothing fits
-        name, shape = choose(free, _dense_pair_s(device, dtype), names)
+        choose(room, 0.0, names)  # says so before anything runs, if nothing fits
+        name, shape = choose(room, _dense_pair_s(device, dtype), names)
         of_model = SHAPES[name]
     record = machine(device) | {
         "call": {
@@ -148,9 +151,9 @@ def _measure(
     record["rows"] = compare(make_problem(shape, "mixed", dtype, device), say, advance)
     timed = {row["name"] for row in record["rows"] if row["ms"] is not None}
     record["break_even"] = None
-    if free is not None and {DEFAULT, OURS + BREAK_EVEN_PRESET} <= timed:
+    if on_gpu and {DEFAULT, OURS + BREAK_EVEN_PRESET} <= timed:
         shapes = [Shape(grid, of_model.heads) for grid in EVEN_GRIDS]
-        shapes = [each for each in shapes if needed_bytes(each, each.heads) <= free]
+        shapes = [each for each in shapes if needed_bytes(each, each.heads) <= USED_SHARE * room]
         record["break_even"] = break_even(shapes, dtype, device, say, advance)
     advance(1.0)
     record["seconds"] = round(time.perf_counter() - begun, 1)

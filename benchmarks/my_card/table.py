@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..calls.rivals import DEFAULT
@@ -14,6 +15,8 @@ HEADS = (
     "first call", "pays from", "version",
 )  # fmt: skip
 HEADER = f"| {' | '.join(HEADS)} |"
+SERIES = ("RTX 30", "RTX 40", "RTX 50")
+MISSING = "Nobody has sent a card of these series yet: "
 
 
 def row_of(record: Record) -> str:
@@ -43,7 +46,8 @@ def row_of(record: Record) -> str:
 
 
 def with_row(document: str, row: str) -> str:
-    """The document with this row in the table, in place of an older one of the same card.
+    """The document with this row in the table, in place of an older one of the same card, and with
+    the series that are still missing.
 
     Raises:
         ValueError: the table is not in the document.
@@ -58,4 +62,14 @@ def with_row(document: str, row: str) -> str:
     card = row.split("|")[1]
     rows = [each for each in lines[start:end] if each.split("|")[1] != card]
     lines[start:end] = sorted([*rows, row])
-    return "\n".join(lines)
+    named = missing_words(lines[start : start + len(rows) + 1])
+    return "\n".join(named if line.startswith(MISSING) else line for line in lines)
+
+
+def missing_words(rows: list[str]) -> str:
+    """The line that names the series of which no card is among the rows."""
+    cards = [row.split("|")[1] for row in rows]
+    missing = [
+        each for each in SERIES if not any(re.search(rf"{each}\d\d\b", card) for card in cards)
+    ]
+    return f"{MISSING}{', '.join(missing) or 'none'}."
