@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -11,7 +11,7 @@ LEAD_CYCLES = 5_000_000
 
 
 def measure_interleaved(
-    calls: dict[str, Callable[[], object]],
+    calls: Mapping[str, Callable[[], object]],
     device: torch.device,
     *,
     rounds: int = 5,

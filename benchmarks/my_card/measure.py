@@ -267,7 +267,7 @@ def break_even(
         advance(0.85 + 0.15 * index / len(shapes))
         say(f"break-even: {shape.layout.length:,} tokens")
         problem = make_problem(shape, "mixed", dtype, device)
-        calls: dict[str, Callable[[], object]] = {
+        calls = {
             DEFAULT: partial(sdpa(*DEFAULT_BACKENDS), *problem.qkv),
             OURS: partial(rectified_attention, *problem.qkv, problem.layout, config),
         }

@@ -58,6 +58,7 @@ SIZES: Mapping[str, Point] = {
     "RectifiedSpaAttnProbeResult": (1240, 960),
     "RectifiedSpaAttnSaveProfile": (480, 160),
     "RectifiedSpaAttnLoadProfile": (340, 90),
+    "RectifiedSpaAttnBenchmark": (1000, 720),
 }
 """Of the nodes of this pack, with room for what they show after a run."""
 

@@ -29,6 +29,7 @@ OUR_NODES = (
     "RectifiedSpaAttnProbeResult",
     "RectifiedSpaAttnSaveProfile",
     "RectifiedSpaAttnLoadProfile",
+    "RectifiedSpaAttnBenchmark",
 )
 
 Json = dict[str, Any]
