@@ -27,7 +27,7 @@ import torch
 from ...rspa_core.config import ConfigError
 from ..output import write_json
 from .measure import AUTO, CALLS, Refused, measure
-from .record import advice, call_words, check, file_stem, read, text_lines
+from .record import advice, call_words, file_stem, read, text_lines
 from .table import DOCUMENT, row_of, with_row
 
 
@@ -74,7 +74,7 @@ def main(words: list[str] | None = None) -> None:
     from ...nodes.pictures.benchmark import draw_benchmark
 
     path = arguments.out / f"{file_stem(record)}.json"
-    write_json(check(record), path)
+    write_json(record, path)
     draw_benchmark(record, call_words(record), advice(record)).save(path.with_suffix(".png"))
     print("\n".join(["", *text_lines(record), "", str(path), str(path.with_suffix(".png"))]))
 

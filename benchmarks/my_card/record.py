@@ -47,7 +47,7 @@ def machine(device: torch.device) -> Record:
         "version": VERSION,
         "pack": pack_version(),
         "device": {
-            "name": re.sub(r"[^A-Za-z0-9 ()+/-]", " ", name)[:60],
+            "name": re.sub(r"[^A-Za-z0-9 ()+/-]", " ", name)[:60].strip(),
             "capability": ".".join(map(str, capability)) or None,
             "memory_gib": None if memory is None else round(memory, 1),
             "driver": _driver() if on_gpu else None,
@@ -107,9 +107,8 @@ def _number(low: float, high: float) -> Rule:
 
 
 def _text(pattern: str, allowed: str) -> Rule:
-    return Rule(
-        lambda value: isinstance(value, str) and bool(re.fullmatch(pattern, value)), allowed
-    )
+    matches = re.compile(pattern, re.ASCII).fullmatch
+    return Rule(lambda value: isinstance(value, str) and bool(matches(value)), allowed)
 
 
 def _only(*values: Any) -> Rule:

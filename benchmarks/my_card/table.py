@@ -23,11 +23,13 @@ def row_of(record: Record) -> str:
     """The Markdown row of a checked record.
 
     Raises:
-        ValueError: it was measured on a CPU.
+        ValueError: it was measured on a CPU, or no preset has a time.
     """
+    times = milliseconds(record)
     if record["device"]["capability"] is None:
         raise ValueError("a record of a CPU has no place in the table by card")
-    times = milliseconds(record)
+    if not any(name.startswith(OURS) for name in times):
+        raise ValueError("a record without a time of any preset has no place in the table by card")
     best = fastest_dense(times)
     dense = times.get(DEFAULT)
     cells = [record["device"]["name"], f"{record['call']['name']}, {record['call']['heads']} heads"]

@@ -7,6 +7,7 @@ import re
 import sys
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,6 +172,44 @@ def test_without_triton_the_reason_is_plain(monkeypatch: pytest.MonkeyPatch) -> 
     assert "does not run here" in record.advice(made)[0]
 
 
+def test_record_of_a_small_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the GPU: tensors stay on the CPU and sizes are those of a test."""
+    build, interleaved = measure.make_problem, measure.measure_interleaved
+    asked: list[Shape] = []
+
+    def small(shape: Shape, kind: str, dtype: torch.dtype, device: torch.device) -> Any:
+        asked.append(shape)
+        assert (dtype, device.type) == (torch.bfloat16, "cuda")
+        return build(Shape((2, 9, 9), 5), kind, torch.float32, CPU)
+
+    cuda: dict[str, Any] = {
+        "get_device_name": "NVIDIA GeForce RTX 3060\u2122",
+        "get_device_capability": (8, 6),
+        "get_device_properties": SimpleNamespace(total_memory=6 * GIB),
+        "mem_get_info": (5 * GIB, 6 * GIB),
+        "empty_cache": None,
+    }
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(measure, "_dense_pair_s", lambda device, dtype: 10 * FAST)
+    monkeypatch.setattr(measure, "make_problem", small)
+    monkeypatch.setattr(measure, "EVEN_GRIDS", ((2, 9, 9), (21, 45, 80)))
+    monkeypatch.setattr(
+        measure, "measure_interleaved", lambda calls, device, **more: interleaved(calls, CPU)
+    )
+    shares: list[float] = []
+    made = record.check(measure.measure(torch.device("cuda"), quiet, shares.append))
+    assert made["device"]["name"] == "NVIDIA GeForce RTX 3060"
+    assert made["device"]["capability"] == "8.6"
+    assert made["call"]["name"] == "wan-720p"
+    assert made["call"]["heads"] == asked[0].heads < made["call"]["model_heads"] == 40
+    assert [shape.grid for shape in asked[1:]] == [(2, 9, 9)], "the second does not fit"
+    assert [size[0] for size in made["break_even"]["sizes"]] == [162]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert "NVIDIA GeForce RTX 3060 |" in table.row_of(made)
+
+
 def test_an_interruption_ends_it_at_once() -> None:
     class Interrupted(Exception):
         pass
@@ -290,6 +329,7 @@ HOSTILE = "RTX | 4090 | [x](https://bad.example) <script>"
         ("device.name", "NVIDIA\n| RTX", "device.name"),
         ("device.capability", "8.9 |", "device.capability"),
         ("pack", "0.1.0`", "pack"),
+        ("pack", "\u0663.1.0", "pack"),
         ("software.torch", "2.9|", "software.torch"),
         ("call.name", "wan|720p", "call.name"),
         ("rows.0.name", "dense [x](y)", "rows[0].name"),
@@ -373,7 +413,9 @@ def test_refused_files_leave_the_table_alone(tmp_path: Path) -> None:
     bad, cpu = card(), card()
     bad["device"]["name"] = HOSTILE
     cpu["device"]["capability"] = None
-    for made, words in ((bad, "device.name"), (cpu, "no place in the table")):
+    slow = card(quality=None, balanced=None, fast=None)
+    refused = ((bad, "device.name"), (cpu, "of a CPU has no place"), (slow, "without a time"))
+    for made, words in refused:
         with pytest.raises(SystemExit, match=words):
             added(made, tmp_path)
         assert (tmp_path / "page.md").read_text() == before

@@ -42,7 +42,11 @@ def entries(arch: int, only_first: bool = False) -> Iterator[tuple[Tile, tuple[i
     for blocks in BLOCKS:
         found = tiles(arch, blocks)
         if only_first:
-            yield next(tile for tile in found if tile.int8 == (precision == "int8")), blocks, "precise"
+            yield (
+                next(tile for tile in found if tile.int8 == (precision == "int8")),
+                blocks,
+                "precise",
+            )
             continue
         for tile in found:
             for rectification in RECTIFICATIONS:
