@@ -37,4 +37,4 @@ def test_small_run_on_a_cpu(comfy):
 
 def test_can_be_interrupted(comfy):
     # A node of its own id: the one above is in the cache.
-    comfy.server.interrupt_when({"other": NODE}, "got prompt")
+    assert comfy.server.interrupt_often({"other": NODE}) != "success"
