@@ -427,7 +427,7 @@ def attend_rows(group, queries, keys, work, tail, paper, k_ring, v_ring, scale, 
         tile_unit = scaling(row_unit, scale_now, INT8)
         weights, highest, total, rescale = online_step(scores, highest, total, tile_unit, INT8)
         w = gl.convert_layout(weights.to(DTYPE), W_LAYOUT)
-        bounded = gl.max(bound - highest, 0) < (RANGE if WIDE else RANGE_FP16)
+        bounded = uniform(gl.max(bound - highest, 0) < (RANGE if WIDE else RANGE_FP16))
         if bounded:
             acc, w, highest, total = full_blocks(
                 acc, w, highest, total, q_shared, start, row_unit, scale_next, entry,
@@ -612,6 +612,20 @@ def tail_keys(
     if BOUNDED:
         total += gl.convert_layout(gl.sum(parts, 1), total.type.layout)
     return acc, total
+
+
+@gluon.jit
+def uniform(condition):
+    """A condition that all threads share, as a value that the assembler knows they share.
+
+    Behind a branch that threads might take differently it would keep addresses of products in
+    registers of each thread, and copy every one of them.
+    """
+    bits = gl.inline_asm_elementwise(
+        "redux.sync.or.b32 $0, $1, 0xffffffff;", "=r,r", [condition.to(gl.int32)],
+        dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+    return bits != 0
 
 
 @gluon.jit

@@ -1,12 +1,13 @@
 """Compile: the kernels of a call side by side, so that a first call waits for the slowest one only.
 
 Launchers call `run`. While `recorded` is open in their context, launches are written down instead,
-and nothing reaches the GPU; `compile_all` then compiles what was written down in several threads.
+and and nothing reaches the GPU; `compiling` then compiles what was written down in several threads.
 Compilers work outside Python's lock. The binaries stay with the kernels, and on disk, as usual.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,7 +18,10 @@ from typing import Any
 
 import torch
 
-MAX_THREADS = 16
+MAX_THREADS = 6
+"""More only keep the longest waiting: a kernel is read in Python, one thread at a time."""
+
+logger = logging.getLogger("rectified_spaattn")
 
 
 @dataclass(frozen=True)
@@ -82,34 +86,37 @@ def recorded() -> Iterator[list[Launch]]:
         _launches.reset(token)
 
 
-def compile_all(
+@contextmanager
+def compiling(
     launches: list[Launch],
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
-) -> int:
-    """Compile every variant among the launches.
+) -> Iterator[int]:
+    """Compile every variant among the launches, beside what is done in the meantime.
+
+    A variant that does not compile is left to its launch, which says why.
 
     Args:
         launches: see `recorded`.
         device: GPU they are for.
-        on_progress: called in this thread with the number of variants that are ready and of all.
+        on_progress: called in this thread with the number of variants that are ready and of all,
+            at the beginning and once it waits for them.
         threads: at a time; None for one per processor, up to `MAX_THREADS`.
 
-    Returns:
+    Yields:
         The number of variants.
-
-    Raises:
-        Exception: what the first variant that does not compile raised, when all have ended.
     """
     # The attention comes last in a call, and compiles longest.
     variants = list({launch.variant: launch for launch in reversed(launches)}.values())
     count = threads or min(MAX_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(count, thread_name_prefix="compile") as pool:
         futures = [pool.submit(launch.compile, device) for launch in variants]
-        for done, _ in enumerate(as_completed(futures), 1):
+        if on_progress is not None and variants:
+            on_progress(0, len(variants))
+        yield len(variants)
+        for done, future in enumerate(as_completed(futures), 1):
+            if (problem := future.exception()) is not None:
+                logger.debug("Rectified SpaAttn: left to its launch: %r", problem)
             if on_progress is not None:
                 on_progress(done, len(variants))
-    for future in futures:
-        future.result()
-    return len(variants)

@@ -232,13 +232,13 @@ def tile_bytes(tile: Tile, dtype: torch.dtype, head_dim: int, q_block: int) -> i
 def resolved_precision(precision: str, capability: tuple[int, int]) -> str:
     """What `SparseConfig.precision` means on a GPU of this compute capability.
 
-    "auto" is "int8" on the chips of graphics cards (8.6, 8.9, 12.x), whose tensor cores sum 16-bit
-    products in fp32 at half their rate but int8 products at full rate, and "16-bit" elsewhere: on
-    Hopper int8 gains a seventh of the time, see docs/notes/kernels.md.
+    "auto" is "int8" where a call was measured to take less time with it: on the chips of graphics
+    cards (8.6, 8.9, 12.x), whose tensor cores sum 16-bit products in fp32 at half their rate but
+    int8 products at full rate, and on Hopper (9.0), see docs/notes/kernels.md.
     """
     if precision != "auto":
         return precision
-    return "int8" if is_graphics_card(capability) else "16-bit"
+    return "int8" if is_graphics_card(capability) or capability[0] == 9 else "16-bit"
 
 
 def is_graphics_card(capability: tuple[int, int]) -> bool:

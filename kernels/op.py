@@ -21,12 +21,31 @@ __all__ = ["NoKernelError", "rectified_attention_op"]
 def rectified_attention_op(
     q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, keep_mask: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Call the op `rspa::rectified_attention`; arguments and results as in `launch`.
+    """Call the kernels, in a graph that is being compiled as the op `rspa::rectified_attention`.
+
+    Arguments and results as in `launch`.
 
     Raises:
         NoKernelError: no tile works on this GPU.
     """
-    return _op(q, k, v, layout.grid, layout.video_start, config.to_text(), keep_mask)
+    if torch.compiler.is_compiling():
+        return _op(q, k, v, layout.grid, layout.video_start, config.to_text(), keep_mask)
+    # The first call of an op made by `custom_op` imports torch's compiler, for seconds.
+    return _call(q, k, v, layout, config, keep_mask)
+
+
+def _call(
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, keep_mask: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if q.device.type == "cpu":
+        # The interpreter has no registers or shared memory to run out of.
+        tile = Tile(64, 4, 1, int8=config.precision == "int8")
+        return launch(q, k, v, layout, config, tile, keep_mask)
+    with torch.cuda.device(q.device):
+        tile = trusted_tile(
+            q.device, q.dtype, q.shape[-1], checked_config(config), layout.context_length > 0
+        )
+        return launch(q, k, v, layout, config, tile, keep_mask)
 
 
 @torch.library.custom_op("rspa::rectified_attention", mutates_args=())
@@ -41,16 +60,7 @@ def _op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     frames, height, width = grid
     layout = TokenLayout((frames, height, width), q.shape[-2], video_start)
-    config = SparseConfig.from_text(config_text)
-    if q.device.type == "cpu":
-        # The interpreter has no registers or shared memory to run out of.
-        tile = Tile(64, 4, 1, int8=config.precision == "int8")
-        return launch(q, k, v, layout, config, tile, keep_mask)
-    with torch.cuda.device(q.device):
-        tile = trusted_tile(
-            q.device, q.dtype, q.shape[-1], checked_config(config), layout.context_length > 0
-        )
-        return launch(q, k, v, layout, config, tile, keep_mask)
+    return _call(q, k, v, layout, SparseConfig.from_text(config_text), keep_mask)
 
 
 @_op.register_fake

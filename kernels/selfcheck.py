@@ -21,7 +21,7 @@ from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.metrics import relative_l2
 from ..rspa_core.reference import reference_attention
-from .compile import compile_all, progress, recorded
+from .compile import Launch, compiling, progress, recorded
 from .devices import (
     Tile,
     has_descriptors,
@@ -219,12 +219,10 @@ def error_of(
     config = replace(config, precision="int8" if tile.int8 else "16-bit")
     # One head at a time: later chunks start at other offsets than the first.
     arguments = (q, k, v, layout, config, tile, False, 1)
+    launches: list[Launch] = []
     if device.type == "cuda":
         with recorded() as launches:
             launch(*arguments)
-        try:
-            compile_all(launches, device, progress.get())
-        except Exception as exception:  # a launch compiles by itself, and tells what is wrong
-            logger.debug("Rectified SpaAttn: kernels are compiled one by one: %s", exception)
-    expected, _ = reference_attention(q, k, v, layout, config)
+    with compiling(launches, device, progress.get()):
+        expected, _ = reference_attention(q, k, v, layout, config)
     return relative_l2(launch(*arguments)[0], expected)

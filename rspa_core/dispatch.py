@@ -82,9 +82,6 @@ def compile_progress(listener: Callable[[int, int], None]) -> Iterator[None]:
     """While it is open, `listener` hears how many kernels of a first call are compiled, and of how
     many; called in the thread of the call.
     """
-    if triton_missing_reason() is not None:
-        yield
-        return
     from ..kernels.compile import progress
 
     token = progress.set(listener)

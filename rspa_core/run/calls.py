@@ -368,7 +368,7 @@ class Forward:
             return self._measure(decision.block, q, k, v, dense(), lengths)
         assert decision.config is not None
         try:
-            with self.run.guard():
+            with self.run.guard(), self.run.report.compiling():
                 out, density = self._sparse(q, k, v, decision.config, lengths)
                 self.tally.add_sparse(decision.block, out, density)
             return out
@@ -435,7 +435,7 @@ class Forward:
         if lengths is not None and max(lengths) > end:
             return dense  # samples of several lengths: what is measured would be no one call
         try:
-            with self.run.guard():
+            with self.run.guard(), self.run.report.compiling():
                 recorder.measure(
                     q[:, :, :end],
                     k[:, :, :end],

@@ -13,17 +13,19 @@ import math
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..dispatch import compile_progress
 from ..layout import TokenLayout
 from .reasons import DenseReason, Reason
 from .record import Block, Cell, Ending, RunRecord, StepRecord
-from .report_text import WAITING, last_status, log_line, status_line
+from .report_text import COMPILING, WAITING, last_status, log_line, status_line
 
 logger = logging.getLogger("rectified_spaattn")
 
@@ -208,6 +210,22 @@ class RunReport:
         """A run begins: replace what an earlier one has left on the node."""
         self._is_announced = True
         self.show(WAITING, self.node_id)
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """While it is open, kernels that are compiled for a first call show on the node."""
+        has_shown = False
+
+        def listener(done: int, total: int) -> None:
+            nonlocal has_shown
+            has_shown = True
+            self.show(COMPILING.format(done=done, total=total), self.node_id)
+
+        with compile_progress(listener):
+            yield
+        if has_shown:
+            record = self.record()
+            self.show(status_line(record) if record.forwards else WAITING, self.node_id)
 
     def warn_once(self, text: str) -> None:
         """Log a warning that has not been logged in this run; it is part of the record, too."""

@@ -25,6 +25,7 @@ MAX_PROBE_ROWS = 15
 """Rows of the table of errors; the blocks that matter come first."""
 MAX_STEP_COLUMNS = 6
 WAITING = "waiting for the first model call"
+COMPILING = "compiling the kernels, once: {done} of {total}"
 OFF = "off: full attention"
 OFF_BUT_PATCHED = "off: the Rectified SpaAttn node before this one stays in force"
 NO_RUN_TITLE = "No sampling run yet"

@@ -57,7 +57,7 @@ def launches_of(kernel: FakeKernel, *arguments: dict[str, object]) -> list[objec
 
 
 def test_each_variant_is_compiled_once() -> None:
-    from rectified_spaattn.kernels.compile import compile_all
+    from rectified_spaattn.kernels.compile import compiling
 
     half, single = torch.zeros(4, dtype=torch.float16), torch.zeros(4)
     kernel = FakeKernel()
@@ -71,28 +71,43 @@ def test_each_variant_is_compiled_once() -> None:
     )
     progress: list[tuple[int, int]] = []
     device = torch.device("cuda", 0)
-    assert compile_all(launches, device, lambda *both: progress.append(both)) == 4
+    with compiling(launches, device, lambda *both: progress.append(both)) as count:
+        assert count == 4
     assert len(kernel.compiled) == 4
-    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert progress == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_compilers_run_side_by_side() -> None:
     """Each waits until all three are there: one after the other none would come back."""
-    from rectified_spaattn.kernels.compile import compile_all
+    from rectified_spaattn.kernels.compile import compiling
 
     kernel = FakeKernel(together=3)
     launches = launches_of(kernel, *({"SIZE": size} for size in (1, 2, 3)))
-    assert compile_all(launches, torch.device("cuda", 0), threads=3) == 3
+    with compiling(launches, torch.device("cuda", 0), threads=3):
+        pass
+    assert len(kernel.compiled) == 3
 
 
-def test_the_first_problem_is_raised() -> None:
-    from rectified_spaattn.kernels.compile import compile_all
+def test_a_problem_is_left_to_the_launch() -> None:
+    from rectified_spaattn.kernels.compile import compiling
 
     kernel = FakeKernel(problem=RuntimeError("no such instruction"))
     launches = launches_of(kernel, {"SIZE": 1}, {"SIZE": 2})
-    with pytest.raises(RuntimeError, match="no such instruction"):
-        compile_all(launches, torch.device("cuda", 0))
+    progress: list[tuple[int, int]] = []
+    with compiling(launches, torch.device("cuda", 0), lambda *both: progress.append(both)):
+        pass
     assert len(kernel.compiled) == 2
+    assert progress == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_other_work_is_done_meanwhile() -> None:
+    """The kernel waits for what the caller does beside it."""
+    from rectified_spaattn.kernels.compile import compiling
+
+    kernel = FakeKernel(together=2)
+    with compiling(launches_of(kernel, {"SIZE": 1}), torch.device("cuda", 0)):
+        kernel._barrier.wait(timeout=10)
+    assert len(kernel.compiled) == 1
 
 
 @pytest.mark.parametrize("rectification", ["none", "paper", "precise"])

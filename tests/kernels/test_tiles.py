@@ -62,14 +62,14 @@ def test_nothing_is_offered_that_does_not_fit() -> None:
         ((8, 0), "16-bit"),
         ((8, 6), "int8"),
         ((8, 9), "int8"),
-        ((9, 0), "16-bit"),
+        ((9, 0), "int8"),
         ((10, 0), "16-bit"),
         ((12, 0), "int8"),
         ((12, 1), "int8"),
     ],
     ids=str,
 )
-def test_auto_is_int8_on_graphics_cards(capability: tuple[int, int], precision: str) -> None:
+def test_auto_is_int8_where_that_is_faster(capability: tuple[int, int], precision: str) -> None:
     from rectified_spaattn.kernels.devices import resolved_precision
 
     assert resolved_precision("auto", capability) == precision

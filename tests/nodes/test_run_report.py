@@ -11,9 +11,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from rectified_spaattn.nodes.host import send_status
 from rectified_spaattn.rspa_core import TokenLayout
+from rectified_spaattn.rspa_core.run.calls import RunSettings, SparseRun
 from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
 from rectified_spaattn.rspa_core.run.record import Cell, Ending, RunRecord, joined
 from rectified_spaattn.rspa_core.run.report import REPORT_PREFIX, ForwardTally, RunReport
@@ -25,6 +27,7 @@ from rectified_spaattn.rspa_core.run.report_text import (
     status_line,
     summary_text,
 )
+from rectified_spaattn.rspa_core.run.schedule import Position
 
 CPU = torch.device("cpu")
 OUT = torch.zeros(2)
@@ -143,6 +146,33 @@ def test_a_new_run_replaces_the_line_of_the_last_one() -> None:
     sent: list[tuple[str, str | None]] = []
     RunReport(lambda *line: sent.append(line), "7").announce()
     assert sent == [("waiting for the first model call", "7")]
+
+
+def test_a_first_call_shows_how_far_its_kernels_are() -> None:
+    """What a call compiles is told to the node, which then shows the run again."""
+    from rectified_spaattn.kernels.compile import progress
+
+    def attend(q: Tensor, *args: object, **options: object) -> tuple[Tensor, SimpleNamespace]:
+        for done in compiled:
+            listener = progress.get()
+            assert listener is not None
+            listener(done, 9)
+        return q, SimpleNamespace(density=torch.tensor(0.5))
+
+    sent: list[tuple[str, str | None]] = []
+    report = RunReport(lambda *line: sent.append(line), "7", clock=Clock())
+    run = SparseRun(RunSettings(backend="reference"), report, attend=attend)
+    layout = TokenLayout((2, 8, 8), 128)
+    q = torch.zeros(1, 1, 128, 16)
+    forward = run.open(run.plan(layout, Position()), CPU)
+    compiled = [0, 4, 9]
+    for _ in range(2):
+        decision = forward.decide(("double", 0), 2, CPU, q.dtype, 16)
+        assert decision is not None
+        assert forward.attend(decision, q, q, q, lambda: q) is not None
+        compiled = []
+    lines = [f"compiling the kernels, once: {done} of 9" for done in (0, 4, 9)]
+    assert sent == [(line, "7") for line in [*lines, WAITING]]
 
 
 def test_forwards_without_video_attention_are_neither() -> None:
