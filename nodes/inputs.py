@@ -349,7 +349,8 @@ OPTIONS_NODE = Node(
             PRECISIONS,
             "Number format in which the kept parts of the video are compared. int8 is coarser, but "
             "changes the result far less than sparsity does. auto: int8 on RTX 30, 40 and 50 "
-            "cards, 16-bit on others. Where int8 does not pass its check, 16-bit is used.",
+            "cards, H100 and H200, 16-bit on others. Where int8 does not pass its check, 16-bit "
+            "is used.",
         ),
         choice(
             "token_order",

@@ -91,6 +91,26 @@ def compile_progress(listener: Callable[[int, int], None]) -> Iterator[None]:
         progress.reset(token)
 
 
+def prepare(
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    config: SparseConfig,
+    has_context: bool,
+) -> None:
+    """Compile and check the kernels that `run_triton` would use for calls of this kind.
+
+    Raises:
+        Exception: as `run_triton`; a call raises it again.
+    """
+    if device.type != "cuda" or kernels_missing_reason(device, dtype, head_dim) is not None:
+        return
+    from ..kernels.selfcheck import checked_config, trusted_tile
+
+    with torch.cuda.device(device):
+        trusted_tile(device, dtype, head_dim, checked_config(config), has_context)
+
+
 def release_tables() -> None:
     """Free the index tables that the kernels keep on the GPU between calls."""
     package = __package__.rpartition(".")[0]

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -31,7 +31,13 @@ from torch import Tensor
 
 from ..attention import rectified_attention
 from ..config import SparseConfig
-from ..dispatch import BackendUnavailable, backend_status, release_tables
+from ..dispatch import (
+    BackendUnavailable,
+    backend_status,
+    compile_progress,
+    prepare,
+    release_tables,
+)
 from ..layout import TokenLayout
 from .probe import ProbeRecorder, ProbeSettings
 from .profile import SparsityProfile
@@ -121,6 +127,36 @@ class RunFailures:
                 self.final_reason = reason
 
 
+class Preparation:
+    """What a first sparse call needs, made in a thread while the run is still dense.
+
+    Args:
+        work: compiles and checks the kernels. What it raises, the call that needs them will, too.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._compiled: tuple[int, int] | None = None
+        self._thread = threading.Thread(target=self._run, name="prepare", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with suppress(Exception), compile_progress(self._hear):
+            self._work()
+
+    def _hear(self, done: int, total: int) -> None:
+        self._compiled = done, total
+
+    def wait(self, say: Callable[[int, int], None]) -> None:
+        """Wait until it has ended; `say` hears how many kernels are compiled, and of how many."""
+        said = None
+        while self._thread.is_alive():
+            if (compiled := self._compiled) != said and compiled is not None:
+                said = compiled
+                say(*compiled)
+            self._thread.join(0.1)
+
+
 class SparseRun:
     """The sampling runs of one patched model, one after the other.
 
@@ -130,7 +166,8 @@ class SparseRun:
     Args:
         settings: what the user chose.
         report: counts; one without a place for its status line if None.
-        attend, status: the sparse attention and its backend query; injected for tests.
+        attend, status, prepare: the sparse attention, its backend query, and what compiles its
+            kernels ahead; injected for tests.
         guard: makes the context in which sparse attention runs.
         progress, say: told how far the probe is, see `ProbeRecorder`.
 
@@ -144,6 +181,7 @@ class SparseRun:
         report: RunReport | None = None,
         attend: Callable[..., Any] = rectified_attention,
         status: Callable[..., Any] = backend_status,
+        prepare: Callable[..., None] = prepare,
         guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
         progress: Callable[[int, int], None] | None = None,
         say: Callable[[str, bool], None] | None = None,
@@ -156,6 +194,8 @@ class SparseRun:
             self.recorder = ProbeRecorder(settings.probe, measured, progress, say)
         self.attention = attend
         self.backend_status = status
+        self._prepare = prepare
+        self._preparations: dict[torch.device, Preparation] = {}
         self.guard = guard
         self.failures = RunFailures()
 
@@ -165,6 +205,7 @@ class SparseRun:
     def begin(self) -> None:
         """A new sampling run begins; what an earlier one left is forgotten."""
         self.failures = RunFailures()
+        self._preparations = {}
         self.report.reset()
         self.report.announce()
         if self.recorder is not None:
@@ -214,6 +255,20 @@ class SparseRun:
         if isinstance(decided, DenseReason):
             return ForwardPlan(layout, None, decided, position)
         return ForwardPlan(layout, replace(settings.config, sparsity=decided), None, position)
+
+    def prepare(
+        self, device: torch.device, dtype: torch.dtype, head_dim: int, has_context: bool
+    ) -> None:
+        """Begin, once in a run and on each GPU, to compile what its sparse calls will need."""
+        if device not in self._preparations:
+            call = partial(
+                self._prepare, device, dtype, head_dim, self.settings.config, has_context
+            )
+            self._preparations[device] = Preparation(call)
+
+    def preparation(self, device: torch.device) -> Preparation | None:
+        """What `prepare` has begun there."""
+        return self._preparations.get(device)
 
     def open(self, plan: ForwardPlan, device: torch.device) -> Forward:
         """A model call begins."""
@@ -338,6 +393,8 @@ class Forward:
                 sparse = None if isinstance(config, DenseReason) else config
                 return Decision(block, sparse, is_probed=True)
         if isinstance(config, DenseReason):
+            if config.reason.is_before_sparse_steps and unsupported is None:
+                self._prepare(device, dtype, head_dim)
             self.count_dense(block, config)
             return None
         return Decision(block, config, is_probed=False)
@@ -368,7 +425,7 @@ class Forward:
             return self._measure(decision.block, q, k, v, dense(), lengths)
         assert decision.config is not None
         try:
-            with self.run.guard(), self.run.report.compiling():
+            with self.run.guard(), self.run.report.compiling(self.run.preparation(q.device)):
                 out, density = self._sparse(q, k, v, decision.config, lengths)
                 self.tally.add_sparse(decision.block, out, density)
             return out
@@ -381,6 +438,13 @@ class Forward:
         self._fail(reason, is_final)
         self.count_dense(decision.block, reason)
         return None
+
+    def _prepare(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+        layout = self.plan.layout
+        if layout is None or device.type != "cuda" or self.run.settings.backend == "reference":
+            return
+        if self._backend_reason(device, dtype, head_dim) is None:
+            self.run.prepare(device, dtype, head_dim, layout.context_length > 0)
 
     def _config_or_reason(self, block: Block, total: int | None) -> SparseConfig | DenseReason:
         plan, settings = self.plan, self.run.settings

@@ -58,6 +58,11 @@ class Reason(Enum):
         return self in _OF_SCHEDULE
 
     @property
+    def is_before_sparse_steps(self) -> bool:
+        """Whether sparse steps are likely to follow in the same run."""
+        return self in (Reason.BEFORE_START, Reason.STEP_OFF, Reason.DENSE_STEP)
+
+    @property
     def is_share_of_sampling(self) -> bool:
         """Whether it is about a share of the sampling, which is no share of the steps."""
         return self in (Reason.BEFORE_START, Reason.AFTER_END)

@@ -212,8 +212,12 @@ class RunReport:
         self.show(WAITING, self.node_id)
 
     @contextmanager
-    def compiling(self) -> Iterator[None]:
-        """While it is open, kernels that are compiled for a first call show on the node."""
+    def compiling(self, preparation: Any = None) -> Iterator[None]:
+        """While it is open, kernels that are compiled for a first call show on the node.
+
+        Args:
+            preparation: compiles them already, and is waited for; see `calls.Preparation`.
+        """
         has_shown = False
 
         def listener(done: int, total: int) -> None:
@@ -221,6 +225,8 @@ class RunReport:
             has_shown = True
             self.show(COMPILING.format(done=done, total=total), self.node_id)
 
+        if preparation is not None:
+            preparation.wait(listener)
         with compile_progress(listener):
             yield
         if has_shown:
