@@ -128,7 +128,9 @@ def test_many_programs_at_once(block: int, tail_keys: int, device: torch.device)
         for _ in range(3)
     )
     q, k, v = (x.bfloat16() for x in (q, k, v))
-    config = SparseConfig(0.7, block, block, rectification="precise", tail_keys=tail_keys)
+    config = SparseConfig(
+        0.7, block, block, rectification="precise", tail_keys=tail_keys, precision="16-bit"
+    )
     _, expected = rectified_attention(
         q, k, v, layout, config, backend="reference", return_stats=True
     )
