@@ -169,6 +169,12 @@ def test_status_shows_on_the_node_and_on_the_subgraph_around_it(artist: Any, hos
     inner = next(node["id"] for node in artist.nodes() if node["type"] == MAIN.node_id)
     send_status("sparse 1 / dense 3", f"{subgraph}:{inner}")
     wait_for_words(artist, lambda: overlaid(artist), "sparse 1 / dense 3")
+    # One line, beneath the node, where it covers nothing of it.
+    send_status("sparse 2 / dense 2", f"{subgraph}:{inner}")
+    wait_for_words(artist, lambda: overlaid(artist), "sparse 2 / dense 2")
+    assert sum(text.startswith("sparse ") for text in overlaid(artist)) == 1
+    top, bottom = artist.page.evaluate(LINE_AND_NODE, [subgraph, "sparse 2"])
+    assert top >= bottom
     artist.enter_subgraph(subgraph)
     send_status("sparse 2 / dense 3", f"{subgraph}:{inner}")
     wait_for_words(artist, lambda: overlaid(artist), "sparse 2 / dense 3")
@@ -177,6 +183,15 @@ def test_status_shows_on_the_node_and_on_the_subgraph_around_it(artist: Any, hos
     }
 
 
+# In the window: the top of the text that begins so, and the bottom of the node.
+LINE_AND_NODE = """([id, words]) => {
+  const node = app.canvas.graph.getNodeById(id), {scale, offset} = app.canvas.ds;
+  const text = [...document.querySelectorAll('.dom-widget')].find(
+    each => each.innerText.trim().startsWith(words));
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  const bottom = canvas.top + (node.pos[1] + node.size[1] + offset[1]) * scale;
+  return [text.getBoundingClientRect().top, bottom];
+}"""
 SET_MODE = "([id, mode]) => { app.canvas.graph.getNodeById(id).mode = mode; }"
 MUTED, BYPASSED = 2, 4
 

@@ -9,11 +9,14 @@ const OURS = "RectifiedSpaAttn";
 const LINE = "$$node-text-preview"; // the page's widget for lines from the server
 const OFF_MODES = new Set([2, 4]); // muted, bypassed
 const WAITING = "waiting";
+const HOST_LINE_HEIGHT = 90; // four rows
 const NOT_RUN = "not run this time; before: ";
 
 // What nodes say, and what those that have not run yet said before this run.
 const lines = new Map();
 const before = new Map();
+// The widget of the line of each subgraph.
+const hostLines = new WeakMap();
 
 const rootGraph = () => app.rootGraph ?? app.graph;
 const widgetOf = (node) => node.widgets?.find((widget) => widget.name === LINE);
@@ -24,10 +27,27 @@ function setLine(node, text) {
   if (widget) {
     widget.value = text;
     node.setDirtyCanvas?.(true, true);
-  } else if (node.isSubgraphNode?.() && node.graph === app.canvas?.graph) {
-    // The page does not list the line among the widgets of a subgraph: it has to set it itself.
-    api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text });
+  } else if (hostLines.has(node)) {
+    hostLines.get(node).value = text;
   }
+}
+
+/**
+ * The page does not find the line among the widgets of a subgraph: it adds one with every text, at
+ * the node's top, over its slots. Keep one, beneath the node.
+ */
+function keepOneLine(host) {
+  if (Object.hasOwn(host, "addCustomWidget")) return;
+  const add = host.addCustomWidget;
+  host.addCustomWidget = function (widget) {
+    if (widget.name === LINE) {
+      hostLines.get(this)?.onRemove?.();
+      hostLines.set(this, widget);
+      Object.defineProperty(widget, "y", { get: () => this.size[1], set() {} });
+      widget.computedHeight = HOST_LINE_HEIGHT;
+    }
+    return add.call(this, widget);
+  };
 }
 
 function removeLine(node) {
@@ -36,9 +56,9 @@ function removeLine(node) {
     widget.onRemove?.();
     node.widgets.splice(node.widgets.indexOf(widget), 1);
     node.setDirtyCanvas?.(true, true);
-  } else if (node.isSubgraphNode?.()) {
-    setLine(node, " "); // the page ignores an empty text
   }
+  hostLines.get(node)?.onRemove?.();
+  hostLines.delete(node);
   lines.delete(node);
 }
 
@@ -92,6 +112,9 @@ function end(words) {
 
 app.registerExtension({
   name: "rectified_spaattn.status",
+  nodeCreated(node) {
+    if (node.isSubgraphNode?.()) keepOneLine(node);
+  },
   setup() {
     api.addEventListener("execution_start", begin);
     api.addEventListener("execution_success", () => end((text) => NOT_RUN + text));
