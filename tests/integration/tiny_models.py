@@ -218,6 +218,17 @@ MODELS: dict[str, TinyModel] = {
 }
 
 
+LORA_NAME = "tiny.safetensors"
+
+
+def write_lora(folder: Path) -> None:
+    """Write a LoRA of one projection of Wan's first block to `folder`/tiny.safetensors."""
+    name, rank = "diffusion_model.blocks.0.self_attn.v", 4
+    shapes = {f"{name}.lora_A.weight": (rank, WIDTH), f"{name}.lora_B.weight": (WIDTH, rank)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(random_parameters(shapes, 14), folder / LORA_NAME)
+
+
 def _initial_value(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Random parameters under which activations keep unit scale and attention is not flat."""
     noise = torch.randn(shape, generator=generator)

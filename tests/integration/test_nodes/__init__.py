@@ -14,6 +14,8 @@ import folder_paths
 import torch
 from safetensors.torch import load_file, save_file
 
+from .inputs import RSPATestInput
+
 CONDITION_KEYS = (
     "concat_latent_image",
     "concat_mask",
@@ -215,6 +217,7 @@ NODE_CLASS_MAPPINGS = {
     node.__name__: node
     for node in (
         RSPATestConditioning,
+        RSPATestInput,
         RSPATestLatent,
         RSPATestModelSpace,
         RSPATestPrompt,
