@@ -23,6 +23,8 @@ COMFYUI_REF ?= v0.33.0
 COMFYUI_REF_OLD ?= v0.8.0
 COMFYUI_DIR ?= $(HOME)/comfy/ComfyUI
 COMFYUI_DIR_OLD ?= $(HOME)/comfy/ComfyUI-0.8.0
+# Further versions, as "v0.14.0 v0.22.0"; the tests take those whose folders COMFYUI_DIRS_MORE names.
+COMFYUI_REFS_MORE ?=
 # Index of torch builds without CUDA; empty: those of pip's own indexes.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -74,7 +76,8 @@ comfyui:
 	$(PYTHON) tools/setup_comfyui.py --versions $(COMFYUI_VERSIONS) --torch-index "$(TORCH_INDEX)" \
 	  --current-folder "$(COMFYUI_DIR)" --oldest-folder "$(COMFYUI_DIR_OLD)" \
 	  --current-source "$(COMFYUI_SOURCE)" --oldest-source "$(COMFYUI_SOURCE_OLD)" \
-	  --current-ref "$(COMFYUI_REF)" --oldest-ref "$(COMFYUI_REF_OLD)"
+	  --current-ref "$(COMFYUI_REF)" --oldest-ref "$(COMFYUI_REF_OLD)" \
+	  $(foreach ref,$(COMFYUI_REFS_MORE),--more "$(HOME)/comfy/ComfyUI-$(ref:v%=%)" "$(ref)")
 
 # mypy takes the package name from the folder name, so it looks through a link of the right name.
 lint: $(STAMP)

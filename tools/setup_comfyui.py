@@ -209,7 +209,11 @@ def main() -> int:
         parser.add_argument(f"--{name}-ref", required=True, help="tag or full commit hash")
     parser.add_argument(
         "--versions", nargs="+", default=["current", "oldest"], choices=["current", "oldest"],
-        help="the second one shares the environment of the first",
+        help="all others share the environment of the first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--more", nargs=2, action="append", default=[], metavar=("FOLDER", "REF"),
+        help="a further version of the same source, in an environment shared with the first one",
     )  # fmt: skip
     parser.add_argument("--python", default=sys.executable, help="interpreter of the environments")
     parser.add_argument("--torch-index", default="", help="package index of CPU builds of torch")
@@ -223,6 +227,9 @@ def main() -> int:
         )
         for name in options["versions"]
     ]
+    for given, ref in options["more"]:
+        folder = Path(os.path.abspath(Path(given).expanduser()))
+        versions.append(Version(folder.name, folder, options["current_source"], ref))
     try:
         for version in versions:
             check_out(version)

@@ -42,10 +42,20 @@ CHECKOUTS = {
 }
 """For each version: the environment variable that names its folder, and the default."""
 
+MORE = "COMFYUI_DIRS_MORE"
+"""The environment variable that names folders of further versions, separated as in PATH."""
+
+
+def all_checkouts() -> dict[str, tuple[str, str]]:
+    """CHECKOUTS and the further versions, which are called as their folders are."""
+    folders = [each for each in os.environ.get(MORE, "").split(os.pathsep) if each]
+    return CHECKOUTS | {Path(folder).name: (MORE, folder) for folder in folders}
+
 
 def checkout_folder(variable: str, default: str) -> Path:
     """Where a checkout is looked for: as an environment variable says, else the default."""
-    return Path(os.environ.get(variable) or default).expanduser()
+    named = None if variable == MORE else os.environ.get(variable)
+    return Path(named or default).expanduser()
 
 
 def find_checkout(variable: str, default: str) -> Checkout | str:

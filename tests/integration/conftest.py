@@ -11,9 +11,9 @@ import torch
 from ..shared_failure import SharedFailure, shared_folder, skip_if_reported
 from . import graphs, tiny_models
 from .comfy_server import (
-    CHECKOUTS,
     Checkout,
     ComfyServer,
+    all_checkouts,
     checkout_folder,
     find_checkout,
     install_pack,
@@ -49,12 +49,12 @@ class Comfy:
         return self._dense[key]
 
 
-@pytest.fixture(scope="session", params=list(CHECKOUTS))
+@pytest.fixture(scope="session", params=list(all_checkouts()))
 def version(request: pytest.FixtureRequest) -> str:
     """Each ComfyUI version; tests are skipped for a version that is not installed."""
-    folder = checkout_folder(*CHECKOUTS[request.param])
-    if not folder.exists():
-        pytest.skip(str(find_checkout(*CHECKOUTS[request.param])))
+    where = all_checkouts()[request.param]
+    if not checkout_folder(*where).exists():
+        pytest.skip(str(find_checkout(*where)))
     return request.param
 
 
@@ -68,7 +68,7 @@ def comfy(
     """
     what = f"ComfyUI ({version})"
     skip_if_reported(shared_folder(tmp_path_factory), what)
-    found = find_checkout(*CHECKOUTS[version])
+    found = find_checkout(*all_checkouts()[version])
     if isinstance(found, str):
         raise SharedFailure(what, found)
     base = tmp_path_factory.mktemp("comfy")

@@ -34,8 +34,7 @@ class Case:
 
     model: a checkpoint of tiny_models, or a class of comfy.ldm.wan.model with its `arguments` on
     top of VARIANT. before, after: context tokens around the video. extra_frames: tokens along T
-    that conditions add behind the video. current_only: the condition is unknown to the oldest
-    version.
+    that conditions add behind the video. needs: what ComfyUI's Wan models must know for the case.
     """
 
     model: str
@@ -45,7 +44,7 @@ class Case:
     after: int = 0
     extra_frames: int = 0
     text_tokens: int = 21
-    current_only: bool = False
+    needs: str = ""
     arguments: dict = field(default_factory=dict)
 
     @property
@@ -109,7 +108,7 @@ CASES = {
         "wan_fun_ref", EVEN, {"reference_latents": [[1, 16, 1, 6, 10]]}, before=15
     ),
     "wan_context_latents": Case(
-        "wan21_t2v", ODD, {"context_latents": [[1, 16, 1, 5, 6]]}, after=9, current_only=True
+        "wan21_t2v", ODD, {"context_latents": [[1, 16, 1, 5, 6]]}, after=9, needs="context_latents"
     ),
     "wan_humo": Case("HumoWanModel", EVEN, {"reference_latents": [[1, 16, 2, 6, 10]]}, after=30),
     "wan_s2v": Case("WanModel_S2V", (2, 18, 22)),
@@ -126,7 +125,7 @@ CASES = {
         {"reference_latents": [[1, 16, 1, 7, 9]], "pose_video_latent": [1, 16, 3, 4, 5]},
         before=4 * 5,
         after=3 * 2 * 3,
-        current_only=True,
+        needs="class SCAILWanModel",
         arguments={"in_dim": 20},
     ),
     "wan_camera": Case("CameraWanModel", EVEN, arguments={"in_dim": 32}),
@@ -148,7 +147,7 @@ CASES = {
 }
 
 
-def _adapt_to_oldest(case: Case) -> Case:
+def _with_text_last(case: Case) -> Case:
     """Up to ComfyUI 0.13 HunyuanVideo had its text behind the video, references before it."""
     if not case.model.startswith("hunyuan"):
         return case
@@ -160,11 +159,12 @@ def _adapt_to_oldest(case: Case) -> Case:
 @pytest.fixture(scope="session")
 def probed(checkout, tiny_folder) -> dict[str, tuple[Case, dict]]:
     """Case and probe result by name, all from one process of this version's Python."""
-    is_oldest = _has_text_last(checkout.folder)
+    wan, hunyuan = (_source(checkout.folder, family) for family in ("wan", "hunyuan_video"))
+    has_text_last = "flipped_img_txt" in hunyuan
     cases = {
-        name: _adapt_to_oldest(case) if is_oldest else case
+        name: _with_text_last(case) if has_text_last else case
         for name, case in CASES.items()
-        if not (is_oldest and case.current_only)
+        if case.needs in wan
     }
     command = [str(checkout.python), str(PROBE), str(checkout.folder), str(PROJECT_ROOT)]
     done = subprocess.run(
@@ -181,9 +181,9 @@ def probed(checkout, tiny_folder) -> dict[str, tuple[Case, dict]]:
     return {name: (cases[name], result) for name, result in zip(cases, results, strict=True)}
 
 
-def _has_text_last(folder: Path) -> bool:
-    blocks = folder / "comfy" / "ldm" / "hunyuan_video" / "model.py"
-    return "flipped_img_txt" in blocks.read_text(encoding="utf-8")
+def _source(folder: Path, family: str) -> str:
+    """The code of a model family in a checkout."""
+    return (folder / "comfy" / "ldm" / family / "model.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", CASES)
