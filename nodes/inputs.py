@@ -292,7 +292,7 @@ MAIN = Node(
         ),
         *_percents(
             _BALANCED.start_percent,
-            "Sparse from here on, as a share of the sampling (0 = first step). The first steps "
+            "Sparse from here on, as a share of the steps (0 = first step). The first steps "
             "decide composition and motion: raise this if they change too much.",
             "Sparse up to here (1 = last step). Lower it to finish with full attention.",
         ),
@@ -432,8 +432,8 @@ SCHEDULE_NODE = Node(
         ),
         *_percents(
             0.1,
-            "Full attention before this share of the sampling (0 = first step).",
-            "Full attention after this share of the sampling (1 = last step).",
+            "Full attention before this share of the steps (0 = first step).",
+            "Full attention after this share of the steps (1 = last step).",
         ),
         text(
             "steps",

@@ -40,7 +40,6 @@ from ..rspa_core.run.schedule import (
     SigmaSteps,
     SparsitySchedule,
     parse_dense_blocks,
-    percent_of_sigma,
 )
 from .host import (
     ProbeProgress,
@@ -333,7 +332,8 @@ class SparseAttentionPatch:
         sigma = float(options.get("sigmas", t).flatten()[0])
         position = self._position(sigma, options, x.shape)
         if isinstance(layout, TokenLayout):  # of any other model the sampling may be, too
-            percent = percent_of_sigma(sigma, model.model_sampling.percent_to_sigma)
+            to_sigma = model.model_sampling.percent_to_sigma
+            percent = self._steps.percent_at(sigma, position.step, to_sigma)
             position = replace(position, percent=percent)
         plan = run.plan(layout, position)
 

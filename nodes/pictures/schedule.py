@@ -1,7 +1,6 @@
 """Picture of a sparsity schedule: one bar per step, dense steps hatched, axes labelled.
 
-Steps are drawn as evenly spaced in percent, which is what the "simple" scheduler gives; another
-scheduler moves the curve along the steps.
+Steps are drawn as evenly spaced in percent, as they are for a sampler that takes all of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Presets: settings for a wish, chosen by what was measured with a trained Wan model.
 
 The figures behind every choice, and the commands that give them, are in docs/notes/fidelity.md.
-`start_percent` is a share of the sampling, so one preset serves any number of steps: 0.2 keeps 1 of
-4, 2 of 8, 4 of 20 and 10 of 50 steps dense (evenly spaced sigmas).
+`start_percent` is a share of the steps, so one preset serves any number of them: 0.2 keeps 1 of 4,
+2 of 8, 4 of 20 and 10 of 50 steps dense.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Preset:
     Attributes:
         sparsity: share of the video that is skipped, 0 to 0.98.
         block_size: tokens kept or skipped together, 64 or 128.
-        start_percent, end_percent: sparse from one to the other, shares of the sampling.
+        start_percent, end_percent: sparse from one to the other, shares of the steps.
         rectification: "precise", "paper" or "none".
         tail_keys: with "precise", keys that stand for a skipped block.
     """

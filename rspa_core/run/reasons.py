@@ -64,7 +64,7 @@ class Reason(Enum):
 
     @property
     def is_share_of_sampling(self) -> bool:
-        """Whether it is about a share of the sampling, which is no share of the steps."""
+        """Whether it is about a share of the sampling."""
         return self in (Reason.BEFORE_START, Reason.AFTER_END)
 
 

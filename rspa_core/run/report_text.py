@@ -244,8 +244,7 @@ def _short_reasons(record: RunRecord) -> str:
 
 
 def _in_steps(record: RunRecord, reason: DenseReason, text: str) -> str:
-    """A share of the sampling also in steps, which a scheduler makes of it: "first 20 %, 4 of 20
-    steps"."""
+    """A share of the sampling also in steps: "first 20 %, 4 of 20 steps"."""
     steps = record.reason_steps.get(reason)
     if not reason.reason.is_share_of_sampling or steps is None or record.num_steps is None:
         return text

@@ -1,7 +1,7 @@
 """Which sparsity applies when: curves over the sampling progress, per-step lists, block lists.
 
-"Percent" is the sampling percent as a share from 0 (all noise) to 1 (clean); "step" is an interval
-of the sampler's own list of sigmas, counted from 0. A host says where a forward is (`Position`).
+"Percent" is the sampling progress as a share from 0 to 1; "step" is an interval of the sampler's
+own list of sigmas, counted from 0. A host says where a forward is (`Position`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Position:
     Attributes:
         step: from 0.
         num_steps: that the sampler takes.
-        percent: sampling progress, 0 to 1.
+        percent: sampling progress, 0 (all noise) to 1 (clean): of the steps, or of the noise where
+            the sampler takes a part of the sampling (`SigmaSteps.percent_at`).
     """
 
     step: int | None = None
@@ -304,6 +305,31 @@ class SigmaSteps:
                 self._seen.clear()
             self._seen.add(part)
             return step
+
+    def percent_at(
+        self, sigma: float, step: int | None, percent_to_sigma: Callable[[float], Any]
+    ) -> float:
+        """Sampling progress at a model call, 0 to 1.
+
+        A sampler that goes all the way from noise to a clean video has done `step / num_steps`,
+        whatever its scheduler makes of the sigmas. One of several samplers, or one that begins with
+        a video, does not say what share it takes: there it is the progress that the sigma stands
+        for.
+
+        Args:
+            sigma: of the call.
+            step: of the call, None if it is unknown.
+            percent_to_sigma: falling function of the percent, as `model_sampling` has it.
+        """
+        if step is not None and self._is_whole_sampling(percent_to_sigma):
+            return step / self.num_steps
+        return percent_of_sigma(sigma, percent_to_sigma)
+
+    def _is_whole_sampling(self, percent_to_sigma: Callable[[float], Any]) -> bool:
+        """Whether the list begins within half a step of pure noise and ends at none."""
+        if not self.num_steps or self.sample_sigmas[-1] > 0.0:
+            return False
+        return self.sample_sigmas[0] > float(percent_to_sigma(0.5 / self.num_steps))
 
     def _is_repeated(self, step: int, sigma: float) -> bool:
         """Whether the step behind `step` begins at the same `sigma`."""

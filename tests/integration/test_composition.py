@@ -28,18 +28,27 @@ has_compiler = pytest.mark.skipif(
 
 
 def test_schedule_reads_the_final_sampling_shift(comfy):
-    """The percents follow ModelSamplingSD3 wherever it stands.
+    """The percents of two samplers follow ModelSamplingSD3 wherever it stands.
 
-    The steps of this scene begin at 0, 1/3 and 2/3 of the sampling; judged by the checkpoint's own
-    shift instead of the node's, the second would begin at 0.44.
+    The steps of the second begin at 1/2, 2/3 and 5/6 of the sampling; judged by the checkpoint's
+    own shift instead of the node's, the first of them would begin at 0.62.
     """
-    node = rectified(start_percent=0.4)
-    before = comfy.run(sampled(WAN, node))
-    after = comfy.run(sampled(WAN, after_shift=node))
+    node, scene = rectified(start_percent=0.6), SCENES["wan22_t2v_a14b"]
+    before = comfy.run(sampled(scene, node))
+    after = comfy.run(sampled(scene, after_shift=node))
 
-    assert steps_with_sparse_calls(before.report) == [2]
-    assert before.report["calls"] == after.report["calls"]
+    assert [steps_with_sparse_calls(each) for each in before.reports] == [[], [1, 2]]
+    assert [each["calls"] for each in before.reports] == [each["calls"] for each in after.reports]
     assert torch.equal(before.samples, after.samples)
+
+
+@pytest.mark.parametrize("scheduler", ["simple", "karras", "linear_quadratic"])
+def test_percents_are_shares_of_the_steps(comfy, scheduler):
+    """By their noise the first 20 % would be 2, 1 and 6 of these 10 steps."""
+    nodes = sampled(WAN, rectified(start_percent=0.2), steps=10)
+    (sampler,) = [each for each in nodes.values() if each["class_type"] == "KSampler"]
+    sampler["inputs"]["scheduler"] = scheduler
+    assert steps_with_sparse_calls(comfy.run(nodes).report) == list(range(2, 10))
 
 
 def test_schedule_node(comfy):

@@ -67,15 +67,27 @@ def test_percents_are_read_from_the_sampling_of_the_run() -> None:
     """A ModelSamplingSD3 placed after the node changes which sigmas 20 % means."""
     patch = make_patch(SparsitySchedule(0.5, 0.5, "constant", 0.0, 0.2))
     executor = make_executor()
-    run(patch, executor, 0.75)  # percent 0.25 unshifted
+    high_noise = SAMPLE_SIGMAS[:3]  # another sampler takes the rest
+    run(patch, executor, 0.75, sample_sigmas=high_noise)  # percent 0.25 unshifted
     assert rows(patch) == {1: (0, BLOCKS)}
     shift = 8.0
     executor.class_obj.model_sampling = SimpleNamespace(
         percent_to_sigma=lambda p: shift * (1 - p) / (1 + (shift - 1) * (1 - p))
     )
-    run(patch, executor, 0.97)  # percent 0.20 with this shift, 0.03 without
-    run(patch, executor, 0.9)  # percent 0.47 with this shift, 0.10 without
+    for sigma in (0.97, 0.9):  # percents 0.20 and 0.47 with this shift, 0.03 and 0.10 without
+        run(patch, executor, sigma, sample_sigmas=high_noise)
     assert rows(patch) == {0: (BLOCKS, BLOCKS), 1: (0, BLOCKS)}
+
+
+def test_percents_are_shares_of_the_steps_of_a_whole_sampling() -> None:
+    """A scheduler that hurries through the noise, and one that lingers in it."""
+    for sigmas in ([1.0, 0.3, 0.2, 0.1, 0.0], [1.0, 0.99, 0.98, 0.97, 0.0]):
+        patch = make_patch(SparsitySchedule(0.5, 0.5, "constant", 0.5))
+        executor = make_executor()
+        for sigma in sigmas[:-1]:
+            run(patch, executor, sigma, sample_sigmas=torch.tensor(sigmas))
+        dense, sparse = (0, BLOCKS), (BLOCKS, 0)
+        assert rows(patch) == {0: dense, 1: dense, 2: sparse, 3: sparse}
 
 
 def test_steps_are_intervals_of_the_sampler_not_calls() -> None:

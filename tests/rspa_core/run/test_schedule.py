@@ -204,6 +204,44 @@ def test_activity_agrees_with_the_rule_of_core() -> None:
         assert is_active == (sigma_end <= sigma <= sigma_start)
 
 
+@pytest.mark.parametrize(
+    ("sigmas", "is_whole"),
+    [
+        pytest.param([1.0, 0.9, 0.5, 0.1, 0.0], True, id="whole"),
+        pytest.param([0.999, 0.9, 0.5, 0.1, 0.0], True, id="begins a little later"),
+        pytest.param([1.0, 0.9, 0.5, 0.9, 0.0], True, id="restart"),
+        pytest.param([1.0, 0.9, 0.8, 0.7, 0.6], False, id="first of two samplers"),
+        pytest.param([0.6, 0.5, 0.3, 0.1, 0.0], False, id="begins with a video"),
+        pytest.param([0.0, 0.3, 0.6, 0.9, 1.0], False, id="inversion"),
+    ],
+)
+@pytest.mark.parametrize("shift", [1.0, 8.0])
+def test_progress_is_in_steps_where_the_sampler_takes_them_all(
+    sigmas: list[float], is_whole: bool, shift: float
+) -> None:
+    to_sigma = flow_sigma(shift)
+    steps = SigmaSteps([to_sigma(1.0 - each) for each in sigmas])
+    found = [
+        steps.percent_at(sigma, steps.step_at(sigma), to_sigma)
+        for sigma in steps.sample_sigmas[:-1]
+    ]
+    expected = [0.0, 0.25, 0.5, 0.75] if is_whole else [1.0 - each for each in sigmas[:-1]]
+    assert found == pytest.approx(expected)
+
+
+def test_the_second_of_two_samplers_never_seems_to_take_all_steps() -> None:
+    for num_steps in range(2, 31):
+        sigmas = [1.0 - step / num_steps for step in range(num_steps + 1)]
+        for first in range(1, num_steps):
+            steps = SigmaSteps(sigmas[first:])
+            percent = steps.percent_at(sigmas[first], 0, flow_sigma(1.0))
+            assert percent == pytest.approx(first / num_steps)
+
+
+def test_progress_at_an_unknown_step_is_that_of_the_noise() -> None:
+    assert SigmaSteps(()).percent_at(0.4, None, flow_sigma(1.0)) == pytest.approx(0.6)
+
+
 SIGMAS = [1.0, 0.9, 0.7, 0.4, 0.0]
 
 
