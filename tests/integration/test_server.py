@@ -17,7 +17,8 @@ WAN = SCENES["wan21_t2v"]
 
 
 def test_pack_loads(comfy):
-    assert "IMPORT FAILED" not in comfy.server.log()
+    # In brackets: a node pack. Without: a file of ComfyUI's own, as one that needs OpenGL.
+    assert "(IMPORT FAILED)" not in comfy.server.log()
 
 
 @pytest.mark.parametrize("name", NODES)
