@@ -6,7 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	  done)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Modules are compiled when they are first imported: most of these packages' never are.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 TYPES := $(VENV)/types

@@ -122,7 +122,7 @@ def test_the_check_of_a_tile_sees_its_error(device: torch.device) -> None:
     from rectified_spaattn.kernels.devices import Tile
     from rectified_spaattn.kernels.selfcheck import TOLERANCE, error_of
 
-    config = SparseConfig(0.6, 128, 64)
+    config = SparseConfig(0.6, 128, 64, rectification="paper")
     error = error_of(Tile(64, 4, 1), device, torch.float16, 64, config)
     assert 0 < error < TOLERANCE[torch.float16]
 
