@@ -11,6 +11,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 TYPES := $(VENV)/types
+# The lowest and the newest release of Triton, with which tests/kernels/test_compile.py compiles, too.
+TRITON_RELEASES := 3.3.1 3.9.0
+TRITON_STAMPS := $(TRITON_RELEASES:%=$(VENV)/triton-%/.installed)
 TEST_JOBS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
@@ -40,7 +43,8 @@ help:
 	@echo "make demo      clips of a small trained model, dense and sparse; table and pictures"
 	@echo "make demo-comfy   the example workflow on ComfyUI's server, beside diffusers"
 	@echo "make test      the test suite (TEST_JOBS=$(TEST_JOBS), PYTEST_ARGS=...)"
-	@echo "make test-all  the same, with every tile compiled for every architecture"
+	@echo "make test-all  the same, with every tile compiled for every architecture,"
+	@echo "               also with Triton $(TRITON_RELEASES) (downloads 450 MB)"
 	@echo "make comfyui   check out and install the ComfyUI versions of tests/integration"
 	@echo "make lint      ruff, mypy and the registry's validation"
 	@echo "make format    rewrite the code in the house format"
@@ -61,6 +65,13 @@ $(STAMP): requirements/dev.txt $(DEMO_STAMP)
 	$(PIP) -r requirements/dev.txt
 	@touch $@
 
+# Beside the installed release, which stays as it is. Elsewhere than on Linux nothing is installed.
+$(VENV)/triton-%/.installed: | $(STAMP)
+	rm -rf $(@D)
+	$(PIP) --no-deps --target $(@D) \
+	  "triton==$*; platform_system == 'Linux' and platform_machine == 'x86_64'"
+	@mkdir -p $(@D) && touch $@
+
 demo: $(DEMO_STAMP)
 	$(BIN)/python -m rectified_spaattn.benchmarks.clips $(DEMO_ARGS)
 
@@ -70,7 +81,7 @@ demo-comfy: $(DEMO_STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -rs -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
 
-test-all:
+test-all: $(TRITON_STAMPS)
 	$(MAKE) test PYTEST_ARGS="--all-tiles $(PYTEST_ARGS)"
 
 comfyui:

@@ -11,12 +11,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon._runtime import GluonASTSource
 
 from ...kernels.attend import attend_kernel, value_width
-from ...kernels.attend_hopper import attend_hopper_kernel
-from ...kernels.devices import Tile, tile_candidates
+from ...kernels.devices import Tile, has_descriptors, has_gluon, tile_candidates
 from ...rspa_core.quantisation import TAIL_SCALE_GROUPS
 
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
@@ -34,10 +31,11 @@ UNUSED = {
 
 
 def tiles(arch: int, blocks: tuple[int, int]) -> list[Tile]:
-    """What a GPU of `arch` tries for bf16 heads and int8 products, the usual one first."""
+    """What a GPU of `arch` tries with this Triton for bf16 heads and int8 products, the usual one
+    first."""
     return tile_candidates(
         (arch // 10, arch % 10), SHARED_MEMORY[arch], torch.bfloat16, HEAD_DIM, *blocks,
-        has_descriptors=True, has_gluon=True, int8=True,
+        has_descriptors(), has_gluon(), int8=True,
     )  # fmt: skip
 
 
@@ -59,7 +57,11 @@ def compile_entry(
         "RECTIFICATION": rectification,
     }
     options = {"num_warps": tile.num_warps}
-    if tile.specialised:
+    if tile.specialised:  # not every release has Gluon
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        from ...kernels.attend_hopper import attend_hopper_kernel
+
         kernel, make_source = attend_hopper_kernel, GluonASTSource
         constants["STAGES"] = tile.num_stages
     else:
@@ -106,6 +108,8 @@ def tile_type(dtype: str, rows: int, columns: int, tile: Tile) -> str:
     """How a tensor that is read in tiles appears in a kernel's signature."""
     block = f"{dtype}[{rows}, {columns}]"
     if tile.specialised:
+        from triton.experimental.gluon import language as gl
+
         element = gl.int8 if dtype == "i8" else gl.bfloat16
         layout = gl.NVMMASharedLayout.get_default_for([rows, columns], element)
         return f"tensordesc<{block},{layout!r}>"

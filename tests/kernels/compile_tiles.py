@@ -2,10 +2,11 @@
 
     python compile_tiles.py 90 [--first] [--save DIR]
 
-prints one JSON line per (tile, blocks, rectification): shared memory in bytes, registers per
-thread, bytes spilled, and how many instructions of that are inside the loops; with --save the
-machine code goes into a folder. It runs in a process of its own, because the other tests turn
-Triton's interpreter on. ptxas is the one that Triton brings.
+prints one JSON line per (tile, blocks, rectification): the release of Triton, shared memory in
+bytes, registers per thread, bytes spilled, how many instructions of that are inside the loops, and
+how many instructions of a loop at most copy an address from the registers of each thread; with
+--save the machine code goes into a folder. It runs in a process of its own, because the other tests
+turn Triton's interpreter on. ptxas is the one that Triton brings.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import triton
+
 from rectified_spaattn.benchmarks.cards.compiled import (
     BINARIES,
     SHARED_MEMORY,
     compile_entry,
     tiles,
 )
-from rectified_spaattn.benchmarks.cards.machine_code import loops_of, spills_in
+from rectified_spaattn.benchmarks.cards.machine_code import Loop, loops_of, spills_in
 from rectified_spaattn.kernels.devices import Tile, resolved_precision
 
 BLOCKS = ((128, 128), (128, 64), (64, 64))
@@ -67,11 +70,19 @@ def registers_and_spills(ptx: str, arch: int) -> tuple[int, int]:
     return int(re.search(r"Used (\d+) registers", report)[1]), int(stores) + int(loads)
 
 
+def copies_in(loop: Loop) -> int:
+    """Instructions that copy a register of each thread to one that a warp shares, as addresses of
+    products must be."""
+    return sum(each.kind == "R2UR" for each in loop)
+
+
 def main(arch: int, only_first: bool, folder: Path | None) -> None:
     for tile, blocks, rectification in entries(arch, only_first):
         kernel = compile_entry(arch, tile, blocks, rectification)
         registers, spilled = registers_and_spills(kernel.asm["ptx"], arch)
+        loops = loops_of(kernel.asm["cubin"])
         record = {
+            "triton": triton.__version__,
             "tile": tile,
             "blocks": blocks,
             "rectification": rectification,
@@ -79,7 +90,8 @@ def main(arch: int, only_first: bool, folder: Path | None) -> None:
             "limit": SHARED_MEMORY[arch],
             "registers": registers,
             "spilled": spilled,
-            "spills_in_loops": sum(map(spills_in, loops_of(kernel.asm["cubin"]))) if spilled else 0,
+            "spills_in_loops": sum(map(spills_in, loops)),
+            "copies_in_a_loop": max(map(copies_in, loops)),
         }
         sys.stdout.write(json.dumps(record) + "\n")
         if folder is not None:
