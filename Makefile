@@ -44,7 +44,7 @@ help:
 	@echo "make demo-comfy   the example workflow on ComfyUI's server, beside diffusers"
 	@echo "make test      the test suite (TEST_JOBS=$(TEST_JOBS), PYTEST_ARGS=...)"
 	@echo "make test-all  the same, with every tile compiled for every architecture,"
-	@echo "               also with Triton $(TRITON_RELEASES) (downloads 450 MB)"
+	@echo "               also with Triton $(TRITON_RELEASES), which it installs beside"
 	@echo "make comfyui   check out and install the ComfyUI versions of tests/integration"
 	@echo "make lint      ruff, mypy and the registry's validation"
 	@echo "make format    rewrite the code in the house format"

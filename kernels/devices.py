@@ -2,8 +2,9 @@
 
 A new GPU is a row here. Tiles stand in static tables: nothing is tuned while an artist waits. With
 D = 128 and 16-bit inputs every row fits its architecture and spills no registers inside its loops;
-tests/kernels/test_compile.py checks both and bounds what is parked around them. Rows are tried in
-order: the first that fits into shared memory and passes its check is used.
+tests/kernels/test_compile.py checks both, names the few exceptions of some releases of Triton, and
+bounds what is parked around the loops. Rows are tried in order: the first that fits into shared
+memory and passes its check is used.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ KNOWN_RELEASES = ((3, 3), (3, 4), (3, 5), (3, 6), (3, 7), (3, 8), (3, 9))
 """Releases of Triton with which the other kernels are run without a trial (see trial.py)."""
 GLUON_RELEASES = ((3, 6), (3, 7), (3, 8), (3, 9))
 """Releases of Triton with which attend_hopper.py has been run."""
+WHOLE_INT8_BLOCK_STOPS = ((10, 0), (3, 9))
+"""GPU and release of Triton whose compiler stops ("Op used before defined") at an int8 tile of the
+generic kernel that is a whole kv-block."""
 MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 128
 
 
@@ -141,7 +145,8 @@ class Tile(NamedTuple):
 _POINTERS = (Tile(64, 8, 3), Tile(64, 8, 2), Tile(32, 8, 2), Tile(32, 8, 1))
 _POINTERS_64 = tuple(tile._replace(num_warps=4) for tile in _POINTERS)
 # Tensor cores of graphics cards sum in fp16 at twice the rate of fp32. A tile of 128 keys becomes
-# fp32 half as often as two of 64; with 16-bit keys, and compiled for 12.x, its loops spill.
+# fp32 half as often as two of 64; with 16-bit keys, and compiled for 12.x, its loops spill. So do
+# those of 64 int8 keys whose values are summed in fp32, compiled for 12.x.
 _CARDS_128 = (Tile(64, 8, 2, half_sums=True),)
 _CARDS_128_INT8 = (Tile(128, 8, 2, half_sums=True), Tile(64, 8, 3, half_sums=True))
 _CARDS_64 = (Tile(64, 4, 2, half_sums=True),)
@@ -170,6 +175,7 @@ def tile_candidates(
     has_descriptors: bool,
     has_gluon: bool = False,
     int8: bool = False,
+    version: str = triton.__version__,
 ) -> list[Tile]:
     """Tiles to try, best first, of those that fit into shared memory.
 
@@ -182,6 +188,7 @@ def tile_candidates(
         has_descriptors: whether this Triton can pass tensor descriptors to a kernel.
         has_gluon: whether this Triton runs attend_hopper.py.
         int8: tiles with int8 products first; the others remain as a way out.
+        version: of Triton.
     """
     # Half the accumulator: 4 warps hold it without spills.
     small = q_block == 64 or head_dim <= 64
@@ -196,9 +203,9 @@ def tile_candidates(
     first: tuple[Tile, ...]
     if is_graphics_card(capability) and dtype.itemsize == 2:
         first = _CARDS_64_INT8 if small else _CARDS_128_INT8
-        if capability[0] == 12 and not small:
-            first = first[1:]
         rounded = first + rows
+        if capability[0] == 12 and not small:
+            rounded = first[1:] + tuple(row for row in rows if row.tile_n < 64)
         rows = (_CARDS_64 if small else _CARDS_128) + rows
     if has_gluon and capability[0] == 9 and dtype.itemsize == 2:
         if head_dim >= _SPECIALISED_HEAD_DIM:
@@ -208,10 +215,12 @@ def tile_candidates(
             rounded = first + rounded
     if int8:
         rows = tuple(row._replace(int8=True) for row in rounded) + rows
+    stops = (capability, _release(version)) == WHOLE_INT8_BLOCK_STOPS
     return [
         row
         for row in rows
         if row.tile_n <= kv_block
+        and not (stops and row.int8 and row.tile_n == kv_block)
         and tile_bytes(row, dtype, head_dim, q_block) <= shared_memory
         and (has_descriptors or not row.tma)
     ]

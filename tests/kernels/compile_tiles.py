@@ -3,10 +3,10 @@
     python compile_tiles.py 90 [--first] [--save DIR]
 
 prints one JSON line per (tile, blocks, rectification): the release of Triton, shared memory in
-bytes, registers per thread, bytes spilled, how many instructions of that are inside the loops, and
-how many instructions of a loop at most copy an address from the registers of each thread; with
---save the machine code goes into a folder. It runs in a process of its own, because the other tests
-turn Triton's interpreter on. ptxas is the one that Triton brings.
+bytes, registers per thread, bytes of memory that a thread parks others in, how many instructions
+inside the loops do so or read them back, and how many instructions of a loop at most copy an
+address from the registers of each thread; with --save the machine code goes into a folder. It runs
+in a process of its own, because the other tests turn Triton's interpreter on.
 """
 
 from __future__ import annotations
@@ -56,18 +56,14 @@ def entries(arch: int, only_first: bool = False) -> Iterator[tuple[Tile, tuple[i
                 yield tile, blocks, rectification
 
 
-def registers_and_spills(ptx: str, arch: int) -> tuple[int, int]:
-    """Registers per thread, and bytes of spill stores and loads, as ptxas reports them."""
-    newest = BINARIES / "ptxas-blackwell"
-    ptxas = newest if arch >= 100 and newest.exists() else BINARIES / "ptxas"
+def registers_and_spills(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread, and bytes of memory that each thread parks others in."""
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "kernel.ptx"
-        source.write_text(ptx)
-        name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
-        command = [ptxas, "-v", f"--gpu-name={name}", source, "-o", source.with_suffix(".cubin")]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report).groups()
-    return int(re.search(r"Used (\d+) registers", report)[1]), int(stores) + int(loads)
+        file = Path(scratch) / "kernel.cubin"
+        file.write_bytes(cubin)
+        command = [BINARIES / "cuobjdump", "--dump-resource-usage", file]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"REG:(\d+)", report)[1]), int(re.search(r"STACK:(\d+)", report)[1])
 
 
 def copies_in(loop: Loop) -> int:
@@ -79,7 +75,7 @@ def copies_in(loop: Loop) -> int:
 def main(arch: int, only_first: bool, folder: Path | None) -> None:
     for tile, blocks, rectification in entries(arch, only_first):
         kernel = compile_entry(arch, tile, blocks, rectification)
-        registers, spilled = registers_and_spills(kernel.asm["ptx"], arch)
+        registers, parked = registers_and_spills(kernel.asm["cubin"])
         loops = loops_of(kernel.asm["cubin"])
         record = {
             "triton": triton.__version__,
@@ -89,7 +85,7 @@ def main(arch: int, only_first: bool, folder: Path | None) -> None:
             "shared": kernel.metadata.shared,
             "limit": SHARED_MEMORY[arch],
             "registers": registers,
-            "spilled": spilled,
+            "parked": parked,
             "spills_in_loops": sum(map(spills_in, loops)),
             "copies_in_a_loop": max(map(copies_in, loops)),
         }

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -29,9 +29,27 @@ LOWEST, NEWEST = "3.3.1", "3.9.0"
 RELEASES = (None, LOWEST, NEWEST)
 """Of Triton; None for the installed one."""
 
+
+class Spills(NamedTuple):
+    """Bytes of memory that a thread parks registers in, and instructions of all loops that do so or
+    read them back."""
+
+    parked: int
+    in_loops: int
+
+
 # What does not fit beside the innermost loops is parked around them, mostly for the tail of
-# `precise`, which comes last. Inside these loops nothing spills, which is checked below.
-PARKED_BYTES = 100
+# `precise`, which comes last. Inside these loops nothing spills.
+USUAL_SPILLS = Spills(48, 0)
+# But these releases read a few of the parked registers back in the loops of one tile, with less
+# than one instruction in a hundred (docs/notes/kernels.md, "Tiles").
+MOST_SPILLS = {
+    (LOWEST, 80): Spills(48, 4),
+    (LOWEST, 86): Spills(48, 10),
+    (LOWEST, 89): Spills(48, 10),
+    (NEWEST, 80): Spills(48, 4),
+    (NEWEST, 120): Spills(56, 6),
+}
 
 # A product of Hopper takes its addresses from registers that the threads share. Some are copied
 # there once a tile; more where the assembler does not know that threads take a branch together, see
@@ -56,11 +74,11 @@ def records_of(script: str, *options: str, release: str | None = None) -> list[d
             pytest.skip(f"make test-all installs Triton {release}")
         paths = [str(folder), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    # Not through pipes: Triton 3.9 lists what it has not freed behind an error.
     run = subprocess.run(
         [sys.executable, HERE / script, *options], env=environment, capture_output=True, text=True
     )
-    assert run.returncode == 0, run.stderr[-2000:]
+    # Behind an error Triton 3.9 lists what it has not freed.
+    assert run.returncode == 0, run.stderr.split("nanobind: leaked")[0][-2000:]
     records = [json.loads(line) for line in run.stdout.splitlines()]
     assert {record["triton"] for record in records} == {release or installed()}
     return records
@@ -82,11 +100,16 @@ def test_tile_table(release: str | None, arch: int, pytestconfig: pytest.Config)
     options = [] if is_whole else ["--first"]
     records = records_of("compile_tiles.py", str(arch), *options, release=release)
     assert {tuple(record["blocks"]) for record in records} == {(128, 128), (128, 64), (64, 64)}
-    for record in records:
-        assert record["shared"] <= record["limit"], record
-        assert record["spilled"] <= PARKED_BYTES, record
-        assert record["spills_in_loops"] == 0, record
-        assert record["copies_in_a_loop"] <= MOST_COPIES, record
+    most = MOST_SPILLS.get((release, arch), USUAL_SPILLS)
+    wrong = [
+        record
+        for record in records
+        if record["shared"] > record["limit"]
+        or record["parked"] > most.parked
+        or record["spills_in_loops"] > most.in_loops
+        or record["copies_in_a_loop"] > MOST_COPIES
+    ]
+    assert not wrong, "\n".join(map(json.dumps, wrong))
 
 
 @pytest.mark.timeout(900)  # minutes, where other processes have the processors
@@ -101,8 +124,8 @@ def test_kernels_of_a_call(release: str | None, arch: int, pytestconfig: pytest.
     is_hopper_kernel_taken = arch == 90 and release != LOWEST
     other = "attend_kernel" if is_hopper_kernel_taken else "attend_hopper_kernel"
     assert {record["kernel"] for record in records} == kernels - {other}
-    for record in records:
-        assert record["shared"] <= record["limit"], record
+    wrong = [record for record in records if record["shared"] > record["limit"]]
+    assert not wrong, "\n".join(map(json.dumps, wrong))
 
 
 def test_releases_are_those_of_the_makefile_and_the_first_and_last_known() -> None:

@@ -93,3 +93,19 @@ def test_specialised_warps_are_offered_where_they_can_run() -> None:
     assert not first((9, 0), torch.float16, 32, True)
     assert not first((8, 9), torch.float16, 128, True)
     assert not first((12, 0), torch.float16, 128, True)
+
+
+def test_what_a_release_does_not_compile_is_not_offered() -> None:
+    from rectified_spaattn.kernels.devices import tile_candidates
+
+    def first(capability: tuple[int, int], kv_block: int, version: str, int8: bool = True) -> int:
+        return tile_candidates(
+            capability, SHARED_MEMORY[capability], torch.bfloat16, 128, 128, kv_block,
+            has_descriptors=True, int8=int8, version=version,
+        )[0].tile_n  # fmt: skip
+
+    assert first((10, 0), 64, "3.9.0") == 32
+    assert first((10, 0), 64, "3.8.0") == 64
+    assert first((10, 0), 128, "3.9.0") == 64
+    assert first((10, 0), 64, "3.9.0", int8=False) == 64
+    assert first((8, 0), 64, "3.9.0") == 64
