@@ -90,7 +90,7 @@ def installed() -> str:
     return triton.__version__
 
 
-@pytest.mark.timeout(900)  # minutes, where other processes have the processors
+@pytest.mark.timeout(1800)  # minutes, where other processes have the processors
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("release", RELEASES, ids=name_of)
 def test_tile_table(release: str | None, arch: int, pytestconfig: pytest.Config) -> None:
@@ -112,7 +112,7 @@ def test_tile_table(release: str | None, arch: int, pytestconfig: pytest.Config)
     assert not wrong, "\n".join(map(json.dumps, wrong))
 
 
-@pytest.mark.timeout(900)  # minutes, where other processes have the processors
+@pytest.mark.timeout(1800)  # minutes, where other processes have the processors
 @pytest.mark.parametrize("arch", USUAL)
 @pytest.mark.parametrize("release", RELEASES, ids=name_of)
 def test_kernels_of_a_call(release: str | None, arch: int, pytestconfig: pytest.Config) -> None:
