@@ -177,6 +177,7 @@ def filling(graph: Graph, scene: Scene, name: str, spec: list, given: Any) -> An
     return extra.get("default", PLAIN.get(kind)) if given is None else given
 
 
+@pytest.mark.timeout(1200)  # three renders for each of eighty nodes
 @pytest.mark.parametrize("ours_first", [True, False], ids=["ours_first", "ours_last"])
 @pytest.mark.parametrize("name", list(LEAST))
 def test_every_node_with_a_model(comfy, name, ours_first):
@@ -208,13 +209,13 @@ def test_every_node_with_a_model(comfy, name, ours_first):
     assert len(acting) >= least_acting
 
 
-def attempt(make: Callable[[], Result], again: bool = True) -> Result | str:
+def attempt(make: Callable[[], Result], times: int = 4) -> Result | str:
     """What `make` returns, or the first line of why the server could not."""
     try:
         return make()
     except GraphError as error:
-        if again and FORGOTTEN_MODEL in str(error):
-            return attempt(make, again=False)
+        if times > 1 and FORGOTTEN_MODEL in str(error):
+            return attempt(make, times - 1)
         return str(error).splitlines()[0]
 
 
