@@ -173,8 +173,12 @@ def test_status_shows_on_the_node_and_on_the_subgraph_around_it(artist: Any, hos
     send_status("sparse 2 / dense 2", f"{subgraph}:{inner}")
     wait_for_words(artist, lambda: overlaid(artist), "sparse 2 / dense 2")
     assert sum(text.startswith("sparse ") for text in overlaid(artist)) == 1
-    top, bottom = artist.page.evaluate(LINE_AND_NODE, [subgraph, "sparse 2"])
-    assert top >= bottom
+
+    def is_beneath() -> bool:  # a new text has no place until the canvas is drawn
+        top, bottom = artist.page.evaluate(LINE_AND_NODE, [subgraph, "sparse 2"])
+        return bool(top >= bottom)
+
+    assert wait_until(artist, is_beneath)
     artist.enter_subgraph(subgraph)
     send_status("sparse 2 / dense 3", f"{subgraph}:{inner}")
     wait_for_words(artist, lambda: overlaid(artist), "sparse 2 / dense 3")
