@@ -385,6 +385,8 @@ class Forward:
             None for a call that is to take the dense path.
         """
         config = self._config_or_reason(block, total)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            unsupported = unsupported or why(Reason.GRAPH)
         # Asked once it matters, since it may import Triton.
         if not isinstance(config, DenseReason):
             config = unsupported or self._backend_reason(device, dtype, head_dim) or config

@@ -45,6 +45,7 @@ class Reason(Enum):
     PROCESSOR_REPLACED = "attention processor {}, set after the installation"
     PARALLEL = "context parallelism"
     GRADIENTS = "gradients are recorded (call the model under torch.no_grad)"
+    GRAPH = "a CUDA graph is being recorded: it would be played again at other steps"
     # Of what happened.
     PROBED = "measured by the probe"
     NO_BACKEND = "{}"
