@@ -160,14 +160,8 @@ def save_calls(recorder: Recorder, path: Path) -> None:
     save_file(tensors, str(path), metadata={"format": "pt", "calls": calls})
 
 
-def load_calls(
-    path: Path, limit: int | None = None
-) -> list[tuple[CapturedCall, tuple[Tensor, Tensor, Tensor]]]:
+def load_calls(path: Path) -> list[tuple[CapturedCall, tuple[Tensor, Tensor, Tensor]]]:
     """Read a file that `save_calls` wrote: each call and its q, k, v `[H, N, D]` on the CPU.
-
-    Args:
-        path: the file.
-        limit: calls to read at most, evenly spread over the file.
 
     Raises:
         ValueError: the file lacks the metadata, or a grid does not fit the tokens.
@@ -178,19 +172,16 @@ def load_calls(
         entry = (file.metadata() or {}).get("calls")
         if entry is None:
             raise ValueError(f"{path}: no metadata entry 'calls'; benchmarks.capture writes it")
-        calls = [
-            CapturedCall(**{**each, "grid": tuple(each["grid"])}) for each in json.loads(entry)
-        ]
-        count = len(calls) if limit is None else min(limit, len(calls))
         found = []
-        for index in (number * len(calls) // count for number in range(count)):
+        for index, fields in enumerate(json.loads(entry)):
+            call = CapturedCall(**fields | {"grid": tuple(fields["grid"])})
             q, k, v = (file.get_tensor(f"{index:04d}.{name}") for name in "qkv")
-            if q.shape[-2] != math.prod(calls[index].grid):
+            if q.shape[-2] != math.prod(call.grid):
                 raise ValueError(
                     f"{path}: call {index} has {q.shape[-2]} tokens, "
-                    f"its grid {calls[index].grid} has {math.prod(calls[index].grid)}"
+                    f"its grid {call.grid} has {math.prod(call.grid)}"
                 )
-            found.append((calls[index], (q, k, v)))
+            found.append((call, (q, k, v)))
     return found
 
 

@@ -171,7 +171,7 @@ def _one_head(
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=noise_rng, device=device)
 
-    coords = _coordinates(grid, device)
+    coords = torch.cartesian_prod(*(torch.arange(n, device=device) for n in grid)).float()
     count = coords.shape[0]
     content_dim = head_dim // 4
     position_dim = head_dim - content_dim
@@ -209,11 +209,6 @@ def _one_head(
     text_k = text_signal * root + kind.noise * noise(context, head_dim)
     text_v = noise(context, head_dim)
     return [(q, text_q), (k, text_k), (v, text_v)]
-
-
-def _coordinates(grid: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Return the fp32 (t, y, x) coordinates of all tokens in raster order, [T * H * W, 3]."""
-    return torch.cartesian_prod(*(torch.arange(size, device=device) for size in grid)).float()
 
 
 def _fourier_features(coords: Tensor, frequencies: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ def measure_interleaved(
     device: torch.device,
     *,
     rounds: int = 5,
-    warm_up: int = 1,
     host_time: bool = False,
     settle: float = 0.0,
     before: Callable[[str], None] = lambda name: None,
@@ -29,8 +28,7 @@ def measure_interleaved(
     Args:
         calls: name to function without arguments; the result is dropped.
         device: where the calls compute.
-        rounds: timed calls of each candidate.
-        warm_up: untimed calls of each candidate before the first round (compilation, caches).
+        rounds: timed calls of each candidate, after one that is not (compilation, caches).
         host_time: let the GPU wait idle for the call instead, so that its launch counts, too.
         settle: seconds for which a candidate runs in front of each of its timed calls on a GPU. A
             chip at its power limit lowers its clock by what runs on it: this gives each candidate
@@ -46,13 +44,13 @@ def measure_interleaved(
     if rounds < 1:
         raise ValueError(f"rounds = {rounds} is not allowed: 1 or more")
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for index in range(warm_up + rounds):
+    for index in range(1 + rounds):
         order = list(calls.items())
         # Backwards, so that nobody always runs on a chip that the one before has heated.
         for name, call in reversed(order) if index % 2 else order:
             before(name)
-            elapsed = _time_call(call, device, host_time, settle if index >= warm_up else 0.0)
-            if index >= warm_up:
+            elapsed = _time_call(call, device, host_time, settle if index else 0.0)
+            if index:
                 seconds[name].append(elapsed)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

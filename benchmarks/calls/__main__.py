@@ -46,7 +46,6 @@ from ...rspa_core import dense_attention, rectified_attention
 from ...rspa_core.config import PRECISIONS, RECTIFICATIONS, TAIL_KEYS
 from ..methods import methods
 from ..output import device_name, write_json
-from ..synthetic import KINDS
 from .comparison import (
     BASELINE,
     Candidate,
@@ -97,10 +96,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--tiles", nargs="+", default=[], help="launch configurations instead of the table's")
     add("--only", nargs="+", metavar="TEXT",
         help="only what has one of these in its name; cuDNN always")  # fmt: skip
-    add("--kind", choices=KINDS, default="mixed", help="kind of attention head")
     add("--dtype", choices=["float16", "bfloat16", "float32"], default="bfloat16")
-    add("--storage", choices=["bhnd", "bnhd"], default="bhnd",
-        help="order in which q, k, v lie in memory; models keep bnhd")  # fmt: skip
     add("--rounds", type=int, default=5)
     add("--settle", type=float, default=0.3,
         help="seconds of the same call before each timed one (not for break-even)")  # fmt: skip
@@ -142,12 +138,10 @@ def measure(
     name: str, shape: Shape, arguments: argparse.Namespace, device: torch.device
 ) -> list[Record]:
     """Check, time and print everything at one shape; returns the rows as data."""
-    problem = make_problem(
-        shape, arguments.kind, getattr(torch, arguments.dtype), device, arguments.storage
-    )
+    problem = make_problem(shape, getattr(torch, arguments.dtype), device)
     about = {
         "shape": name, "tokens": shape.layout.length, "heads": shape.heads,
-        "dtype": arguments.dtype, "storage": arguments.storage, "kind": arguments.kind,
+        "dtype": arguments.dtype,
     }  # fmt: skip
     print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     if arguments.what == "first-use":

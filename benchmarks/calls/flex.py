@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ...rspa_core import SparseConfig, rectified_attention, token_order
+from ...rspa_core import SparseConfig, rectified_attention
+from ...rspa_core.order import join_sequence, split_sequence
 from ..methods import Method
 from .comparison import Candidate, Prepared
 from .problem import Problem, difference_reason, exact_rows
 
 BLOCK = 128
+ORDER = SparseConfig().order
 LIMIT = 1e-2
 
 
@@ -28,44 +30,35 @@ class FlexInputs:
 
     Attributes:
         q, k, v: `[B, H, T, D]`, T tokens with the padding.
-        source, target: original token and its place among the T, both int64 `[N]`.
         is_token: which of the T are no padding, bool `[T]`.
         mask_mod: tells keys from padding, for `flex_attention`. One object for all masks of one
             shape, so that `torch.compile` sees one function.
         attend: `flex_attention`, compiled.
     """
 
-    def __init__(self, problem: Problem, order: str = "gilbert") -> None:
-        layout, device = problem.layout, problem.q.device
-        padded_video = layout.num_blocks(BLOCK) * BLOCK
-        length = padded_video + -(-layout.context_length // BLOCK) * BLOCK
-        tokens = torch.arange(layout.length, device=device)
-        outside = (tokens < layout.video_start) | (tokens >= layout.video_end)
-        index = token_order(layout.grid, order).to(device) + layout.video_start
-        self.source = torch.cat([index, tokens[outside]])
-        gap = padded_video - layout.video_length
-        self.target = torch.where(tokens < layout.video_length, tokens, tokens + gap)
-        self.is_token = torch.zeros(length, dtype=torch.bool, device=device)
-        self.is_token[self.target] = True
+    def __init__(self, problem: Problem) -> None:
+        self.layout = problem.layout
         self.q, self.k, self.v = (self._in_blocks(x) for x in problem.qkv)
         self.attend = compiled_flex()
-        video, end = layout.video_length, padded_video + layout.context_length
+        video, start = self.layout.video_length, self.layout.num_blocks(BLOCK) * BLOCK
+        end = start + self.layout.context_length
 
         def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (key < video) | ((key >= padded_video) & (key < end))
+            return (key < video) | ((key >= start) & (key < end))
 
         self.mask_mod = mask_mod
+        place = torch.arange(self.q.shape[-2], device=self.q.device)
+        self.is_token = mask_mod(place, place, place, place)
 
     def _in_blocks(self, x: Tensor) -> Tensor:
-        blocks = x.new_zeros(*x.shape[:2], len(self.is_token), x.shape[-1])
-        blocks[:, :, self.target] = x[:, :, self.source]
-        return blocks
+        parts = split_sequence(x, self.layout, ORDER)
+        padded = [torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % BLOCK)) for x in parts]
+        return torch.cat(padded, dim=-2)
 
     def in_order(self, out: Tensor) -> Tensor:
         """From `[B, H, T, D]` in blocks to `[B, H, N, D]` in the original order."""
-        result = out.new_empty(*out.shape[:2], len(self.source), out.shape[-1])
-        result[:, :, self.source] = out[:, :, self.target]
-        return result
+        video, context = out[:, :, self.is_token].tensor_split([self.layout.video_length], dim=-2)
+        return join_sequence(video, context, self.layout, ORDER)
 
     def block_mask(self, blocks: Tensor) -> BlockMask:
         """Torch's form of a block mask `[B, H, T / BLOCK, T / BLOCK]` bool."""

@@ -63,14 +63,11 @@ class Problem:
         return (video_density * video**2 + length**2 - video**2) / length**2
 
 
-def make_problem(
-    shape: Shape, kind: str, dtype: torch.dtype, device: torch.device, storage: str = "bhnd"
-) -> Problem:
-    """Synthetic heads of one kind at this shape, stored with the tokens ("bhnd") or the heads of
-    one token ("bnhd") together."""
-    q, k, v = synthetic_qkv(kind, shape.grid, shape.heads, HEAD_DIM, shape.context, dtype, device)
-    if storage == "bnhd":
-        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+def make_problem(shape: Shape, dtype: torch.dtype, device: torch.device) -> Problem:
+    """Synthetic heads of all kinds in turn at this shape."""
+    q, k, v = synthetic_qkv(
+        "mixed", shape.grid, shape.heads, HEAD_DIM, shape.context, dtype, device
+    )
     return Problem(q, k, v, shape.layout)
 
 

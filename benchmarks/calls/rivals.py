@@ -38,25 +38,24 @@ SOL_TOP_K = (0.25, 0.15, 0.10)
 
 def torch_candidates(problem: Problem, exact: Tensor, checked_heads: int) -> list[Candidate]:
     """Dense attention of torch: cuDNN and flash."""
-
-    def prepare_cudnn() -> Prepared:
-        call = sdpa(SDPBackend.CUDNN_ATTENTION)
-        return Prepared(
-            lambda: call(*problem.qkv), lambda out: exact_reason(out, problem, checked_heads)
-        )
-
-    def prepare_flash() -> Prepared:
-        call = sdpa(SDPBackend.FLASH_ATTENTION)
-        return Prepared(lambda: call(*problem.qkv), against(exact, LIMIT_16_BIT))
-
-    return [Candidate(BASELINE, prepare_cudnn), Candidate(FLASH, prepare_flash)]
+    checked = partial(exact_reason, problem=problem, checked_heads=checked_heads)
+    flash = against(exact, LIMIT_16_BIT)
+    return [
+        _sdpa_candidate(BASELINE, problem, checked, SDPBackend.CUDNN_ATTENTION),
+        _sdpa_candidate(FLASH, problem, flash, SDPBackend.FLASH_ATTENTION),
+    ]
 
 
 def default_candidate(problem: Problem, exact: Tensor) -> Candidate:
     """Dense attention of torch as ComfyUI calls it by default."""
-    call = sdpa(*DEFAULT_BACKENDS)
-    limit = against(exact, LIMIT_16_BIT)
-    return Candidate(DEFAULT, lambda: Prepared(lambda: call(*problem.qkv), limit))
+    return _sdpa_candidate(DEFAULT, problem, against(exact, LIMIT_16_BIT), *DEFAULT_BACKENDS)
+
+
+def _sdpa_candidate(
+    label: str, problem: Problem, wrong: Callable[[Tensor], str], *backends: SDPBackend
+) -> Candidate:
+    call = partial(sdpa(*backends), *problem.qkv)
+    return Candidate(label, lambda: Prepared(call, wrong))
 
 
 def dense_int8_candidates(problem: Problem, exact: Tensor) -> list[Candidate]:

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...rspa_core.attention import BACKENDS
 from ...rspa_core.config import BLOCK_SIZES, MAX_SPARSITY, PRECISIONS, TAIL_KEYS
 from ..methods import METHODS, POOLED, methods
 from ..output import device_name, table_lines, write_json
@@ -70,8 +69,8 @@ def measure(
         The records, and for each variant the latents `[16, T, h, w]` of the first clip, on the CPU.
     """
     variants = [DENSE, *variants_of(options)]
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    groups = list(itertools.product(options.scenes, batches(seeds, options.batch)))
+    groups = list(itertools.product(options.scenes, batches(range(options.seeds), options.batch)))
+    backend = "auto" if torch.device(options.device).type == "cuda" else "reference"
     runs: list[Run] = []
     shown: dict[Variant, Tensor] = {}
     with tqdm(total=len(groups) * len(variants) * sampling.steps, unit="step") as bar:
@@ -79,9 +78,7 @@ def measure(
             dense = torch.empty(0)
             for variant in variants:
                 bar.set_description(f"scene {scene}, seeds {group[0]}-{group[-1]}, {variant.label}")
-                sampled = sample(
-                    checkpoint, scene, group, sampling, variant, options.backend, bar.update
-                )
+                sampled = sample(checkpoint, scene, group, sampling, variant, backend, bar.update)
                 videos = decode(checkpoint.code, sampled.latents)
                 if variant == DENSE:
                     dense = videos
@@ -111,7 +108,7 @@ def save_pictures(
         stem += "" if precision == "auto" else f"_{precision}"
         title = f"{what}, kept {kept:g}, first {dense_steps} steps dense, blocks of {block}"
         paths += [options.out / f"{stem}.gif", options.out / f"{stem}.png"]
-        save_side_by_side(clips, paths[-2], options.panel_width)
+        save_side_by_side(clips, paths[-2])
         save_differences(clips, title, paths[-1])
     return paths
 
@@ -128,7 +125,6 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("demo_output/clips"), help="default: %(default)s")
     add("--scenes", type=int, nargs="+", default=[3], help="default: 3")
     add("--seeds", type=int, default=1, help="how many (default: %(default)s)")
-    add("--first-seed", type=int, default=0, help="default: %(default)s")
     add("--kept", type=float, nargs="+",
         help="share of the blocks (default: 0.25 and 0.15 on a GPU, 0.25 on a CPU)")  # fmt: skip
     add("--dense-steps", type=int, nargs="+", default=[2], help="first steps")
@@ -146,8 +142,6 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--batch", type=int, help="clips at once (default: 4 on a GPU, 1 on a CPU)")
     add("--device", default="cuda" if on_gpu else "cpu", help="default: %(default)s")
     add("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
-    add("--backend", choices=BACKENDS, help="default: auto on a GPU, reference on a CPU")
-    add("--panel-width", type=int, default=256, help="of a clip in the GIF (%(default)s)")
     add("--no-pictures", action="store_true", help="numbers only")
     options = parser.parse_args(words)
     for name, least in (("seeds", 1), ("dense_steps", 0), ("scenes", 0), ("kept", MIN_KEPT)):
@@ -159,7 +153,6 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     options.steps = options.steps or (20 if is_gpu else 8)
     options.batch = options.batch or (4 if is_gpu else 1)
     options.size = options.size or list(tiny_wan("model_flow").VIDEO_SIZE if is_gpu else CPU_SIZE)
-    options.backend = options.backend or ("auto" if is_gpu else "reference")
     options.dtype = options.dtype or ("bfloat16" if is_gpu else "float32")
     return options
 

@@ -18,30 +18,30 @@ from .picture_metrics import psnr
 MARGIN = 6
 LABEL_HEIGHT = 24
 SHOWN_FRAMES = 6
+PANEL_PIXELS = 256
 PANEL_INCHES = 1.9
 CURVE_INCHES = 1.7
 
 
-def save_side_by_side(clips: dict[str, Tensor], path: Path, width: int) -> None:
+def save_side_by_side(clips: dict[str, Tensor], path: Path) -> None:
     """Write a GIF with a panel for every clip.
 
     Args:
         clips: label to RGB `[3, F, H, W]` in [-1, 1], all of one shape.
         path: of the GIF.
-        width: of a panel in pixels at most; clips are not enlarged.
     """
     pictures = tiny_wan("pictures")
     images = [pictures.to_images(clip) for clip in clips.values()]
-    frames = [_panels(tuple(clips), row, width) for row in zip(*images, strict=True)]
+    frames = [_panels(tuple(clips), row) for row in zip(*images, strict=True)]
     # GIF counts in hundredths of a second.
     duration = round(100 / pictures.FRAMES_PER_SECOND) * 10
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, loop=0)
 
 
-def _panels(labels: Sequence[str], images: Sequence[Image.Image], width: int) -> Image.Image:
-    """One picture of labelled panels beside one another."""
+def _panels(labels: Sequence[str], images: Sequence[Image.Image]) -> Image.Image:
+    """One picture of labelled panels beside one another; clips are not enlarged."""
     first = images[0]
-    width = min(width, first.width)
+    width = min(PANEL_PIXELS, first.width)
     height = round(first.height * width / first.width)
     total = len(images) * (width + MARGIN) - MARGIN
     sheet = Image.new("RGB", (total, height + LABEL_HEIGHT), "white")

@@ -27,8 +27,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -58,15 +56,7 @@ from .report import (
     record_line,
     table_lines,
 )
-from .variants import (
-    RUNNERS,
-    Outcome,
-    Variant,
-    compile_in_parallel,
-    our_variants,
-    rival_variants,
-    run_ours,
-)
+from .variants import RUNNERS, Outcome, Variant, our_variants, rival_variants, run_ours
 
 Calls = dict[tuple[str, float | None], Callable[[], object]]
 """What can be timed, by label and kept share."""
@@ -79,7 +69,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "cpu": {"grid": [9, 24, 40], "heads": 5, "rows": 512, "shares": [0.1, 0.2, 0.3]},
 }  # fmt: skip
-COMPILE_SECONDS = 150.0
 SHARED = ("kind", "name", "blocks", "order", "precision", "timing_key")
 """Of a variant, for its records."""
 
@@ -92,7 +81,6 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--device", choices=DEFAULTS, help="default: cuda where there is one")
     add("--captured", type=Path, nargs="+", default=[], help="files of benchmarks.capture")
-    add("--calls", type=int, help="calls to read from each of them at most")
     add("--no-synthetic", action="store_true", help="captured heads only")
     add("--grid", type=int, nargs=3, metavar=("T", "H", "W"), help="of the synthetic heads")
     add("--heads", type=int, help="synthetic heads, of all kinds in turn")
@@ -109,8 +97,6 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--timed-shares", type=float, nargs="+", default=[0.05, 0.15, 0.3])
     add("--rounds", type=int, default=3, help="timed calls of each; 0: no times")
     add("--settle", type=float, default=0.1, help="seconds of the same call before each of them")
-    add("--workers", type=int, default=min(16, os.cpu_count() or 1), help="compiling processes")
-    add("--max-seconds", type=float, default=math.inf, help="start no further variant after this")
     add("--json", type=Path, default=Path("demo_output/fidelity.json"))
     add("--figure", type=Path, help="default: beside the JSON file")
     add("--draw", type=Path, metavar="JSON", help="only summarise and draw this file")
@@ -188,11 +174,6 @@ class Benchmark:
         print(f"{self.document['device']}, torch {torch.__version__}", flush=True)
         if cuda:
             torch.set_float32_matmul_precision("highest")
-            for line in compile_in_parallel(
-                self.variants, self.dtype, arguments.workers, COMPILE_SECONDS
-            ):
-                print(f"not compiled: {line}", flush=True)
-            self.say("kernels compiled")
         prepared = [(inputs, self._oracle(inputs)) for inputs in self._inputs()]
         calls = self._errors(prepared)
         if cuda and arguments.rounds:
@@ -213,7 +194,7 @@ class Benchmark:
             found.append(
                 synthetic_inputs(grid, arguments.heads, self.dtype, self.device, arguments.seed)
             )
-        found += captured_inputs(arguments.captured, self.dtype, self.device, arguments.calls)
+        found += captured_inputs(arguments.captured, self.dtype, self.device)
         for each in found:
             self.document["inputs"][each.name] = {
                 "grid": each.layout.grid, "tokens": each.layout.length,
@@ -231,9 +212,6 @@ class Benchmark:
         """Measure errors; returns what can be timed on the first inputs."""
         calls: Calls = {}
         for variant in self.variants:
-            if time.monotonic() - self.start > self.arguments.max_seconds:
-                self.say(f"no time left for {variant.label} and what follows")
-                break
             for share in self.arguments.shares if variant.tau is None else [None]:
                 for index, (inputs, oracle) in enumerate(prepared):
                     record, call = measure(variant, inputs, oracle, share)

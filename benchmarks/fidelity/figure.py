@@ -30,8 +30,10 @@ def save_figure(document: dict[str, Any], path: Path) -> Path:
     panels = {inputs: drawn_curves(document, inputs) for inputs in document["inputs"]}
     with plt.rc_context(STYLE | {"font.size": 11, "axes.titlesize": 12}):
         size = (6.4 * max(len(panels), 1.4), 7.2)
-        figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained")
-        for axis, (inputs, curves) in zip([axes] if len(panels) == 1 else axes, panels.items()):  # noqa: B905
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=size, layout="constrained", squeeze=False
+        )
+        for axis, (inputs, curves) in zip(axes[0], panels.items(), strict=True):
             _draw_panel(axis, document["inputs"][inputs], inputs, curves)
         used = [record for curves in panels.values() for each in curves.values() for record in each]
         figure.legend(

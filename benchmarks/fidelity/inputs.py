@@ -54,21 +54,20 @@ def synthetic_inputs(
 
 
 def captured_inputs(
-    paths: Sequence[Path], dtype: torch.dtype, device: torch.device, calls: int | None = None
+    paths: Sequence[Path], dtype: torch.dtype, device: torch.device
 ) -> list[Inputs]:
     """Calls that `capture` recorded, one `Inputs` for each grid among them.
 
     Args:
         paths: files.
         dtype, device: what the tensors become and where they go.
-        calls: calls to read from each file at most.
 
     Raises:
         ValueError: a file is not one of `capture`.
     """
     by_grid: dict[tuple[int, int, int], list[tuple[str, str, tuple[Tensor, Tensor, Tensor]]]] = {}
     for path in paths:
-        for call, (q, k, v) in load_calls(path, calls):
+        for call, (q, k, v) in load_calls(path):
             kind = f"layer {call.layer}"
             where = f"{kind} step {call.step} {call.branch} scene {call.scene} seed {call.seed}"
             by_grid.setdefault(call.grid, []).extend(

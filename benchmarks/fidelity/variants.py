@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...rspa_core import SparseConfig, TokenLayout, rectified_attention
-from ..calls.comparison import first_line
+from ...rspa_core import SparseConfig, rectified_attention
 from ..calls.sol_attn import SOL_BLOCK, SOL_TAU, sol_call, sol_masks, sol_rows
 from ..methods import POOLED, Method, methods
 from .inputs import Inputs
@@ -40,10 +38,6 @@ class Variant:
     precision: str = "16-bit"
     tail_keys: int = 1
     tau: float | None = None
-
-    @property
-    def is_ours(self) -> bool:
-        return self.kind not in RUNNERS
 
     @property
     def method(self) -> Method:
@@ -181,47 +175,3 @@ def density_of(masks: Tensor) -> list[float]:
 
 RUNNERS: dict[str, Runner] = {"sol": run_sol, "sol formula": run_sol_formula}
 """By kind; all other kinds are ours."""
-
-
-def compile_in_parallel(
-    variants: Sequence[Variant], dtype: torch.dtype, workers: int, seconds: float
-) -> list[str]:
-    """Compile the kernels of `variants` into Triton's cache, in processes of their own.
-
-    One process would take some ten seconds for each kind of call.
-
-    Args:
-        variants: those of ours are compiled.
-        dtype: of q, k and v.
-        workers: processes at most.
-        seconds: after which to stop.
-
-    Returns:
-        What is not compiled by then, and why.
-    """
-    end = time.monotonic() + seconds
-    ours = {variant.timing_key: variant for variant in variants if variant.is_ours}
-    failed = []
-    with multiprocessing.get_context("spawn").Pool(max(1, min(workers, len(ours)))) as pool:
-        results = {
-            each.label: pool.apply_async(compile_variant, (each, dtype)) for each in ours.values()
-        }
-        for label, result in results.items():
-            try:
-                result.get(max(0.0, end - time.monotonic()))
-            except Exception as error:  # a worker may fail in any way
-                failed.append(f"{label}: {first_line(error)}")
-    return failed
-
-
-def compile_variant(variant: Variant, dtype: torch.dtype) -> None:
-    """Run a small problem on the GPU once, with and without statistics."""
-    layout = TokenLayout((5, 16, 16), 5 * 16 * 16)
-    q, k, v = torch.randn(3, 1, 2, layout.length, 128, device="cuda").to(dtype).unbind(0)
-    for with_stats in (True, False):
-        found: Any = rectified_attention(
-            q, k, v, layout, variant.config(0.3), backend="triton", return_stats=with_stats
-        )
-        if with_stats:
-            found[1].block_mask()
-    torch.cuda.synchronize()

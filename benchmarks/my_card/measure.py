@@ -148,7 +148,7 @@ def _measure(
         }
     }  # fmt: skip
     say(f"{shape.layout.length:,} tokens, {shape.heads} heads: full attention in fp32")
-    record["rows"] = compare(make_problem(shape, "mixed", dtype, device), say, advance)
+    record["rows"] = compare(make_problem(shape, dtype, device), say, advance)
     timed = {row["name"] for row in record["rows"] if row["ms"] is not None}
     record["break_even"] = None
     if on_gpu and {DEFAULT, OURS + BREAK_EVEN_PRESET} <= timed:
@@ -266,7 +266,7 @@ def break_even(
     for index, shape in enumerate(shapes):
         advance(0.85 + 0.15 * index / len(shapes))
         say(f"break-even: {shape.layout.length:,} tokens")
-        problem = make_problem(shape, "mixed", dtype, device)
+        problem = make_problem(shape, dtype, device)
         calls = {
             DEFAULT: partial(sdpa(*DEFAULT_BACKENDS), *problem.qkv),
             OURS: partial(rectified_attention, *problem.qkv, problem.layout, config),

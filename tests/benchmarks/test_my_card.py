@@ -121,7 +121,7 @@ def test_what_is_missing_has_a_reason_and_the_rest_goes_on(monkeypatch: pytest.M
     monkeypatch.setattr(measure, "prepare_ours", full)
     said: list[str] = []
     done: list[float] = []
-    problem = make_problem(Shape((2, 9, 9), 5), "mixed", torch.float32, CPU)
+    problem = make_problem(Shape((2, 9, 9), 5), torch.float32, CPU)
     rows = measure.compare(problem, said.append, done.append, rivals=True)
     reasons = {each["name"]: each["reason"] for each in rows}
     assert reasons[DEFAULT] is None
@@ -150,7 +150,7 @@ def test_memory_that_runs_out_while_timing_is_a_reason(monkeypatch: pytest.Monke
         return Prepared(call, ready.wrong)
 
     monkeypatch.setattr(measure, "prepare_ours", once)
-    problem = make_problem(Shape((2, 9, 9), 5), "mixed", torch.float32, CPU)
+    problem = make_problem(Shape((2, 9, 9), 5), torch.float32, CPU)
     dense, *ours = measure.compare(problem, quiet, quiet)
     assert dense["ms"] > 0
     assert {(each["ms"], each["reason"]) for each in ours} == {(None, "out of memory")}
@@ -165,7 +165,7 @@ def test_without_triton_the_reason_is_plain(monkeypatch: pytest.MonkeyPatch) -> 
         )
 
     monkeypatch.setattr(measure, "prepare_ours", missing)
-    problem = make_problem(Shape((2, 9, 9), 5), "mixed", torch.float32, CPU)
+    problem = make_problem(Shape((2, 9, 9), 5), torch.float32, CPU)
     reason = measure.compare(problem, quiet, quiet)[-1]["reason"]
     assert reason.startswith("Triton is not installed: 'pip install triton'")
     made = card(quality=None, balanced=None, fast=None)
@@ -177,10 +177,10 @@ def test_record_of_a_small_card(monkeypatch: pytest.MonkeyPatch) -> None:
     build, interleaved = measure.make_problem, measure.measure_interleaved
     asked: list[Shape] = []
 
-    def small(shape: Shape, kind: str, dtype: torch.dtype, device: torch.device) -> Any:
+    def small(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
         asked.append(shape)
         assert (dtype, device.type) == (torch.bfloat16, "cuda")
-        return build(Shape((2, 9, 9), 5), kind, torch.float32, CPU)
+        return build(Shape((2, 9, 9), 5), torch.float32, CPU)
 
     cuda: dict[str, Any] = {
         "get_device_name": "NVIDIA GeForce RTX 3060\u2122",
@@ -218,7 +218,7 @@ def test_an_interruption_ends_it_at_once() -> None:
         if share > 0.6:
             raise Interrupted
 
-    problem = make_problem(Shape((2, 9, 9), 5), "mixed", torch.float32, CPU)
+    problem = make_problem(Shape((2, 9, 9), 5), torch.float32, CPU)
     with pytest.raises(Interrupted):
         measure.compare(problem, quiet, advance)
 
