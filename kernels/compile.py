@@ -1,14 +1,16 @@
 """Compile: the kernels of a call side by side, so that a first call waits for the slowest one only.
 
 Launchers call `run`. While `recorded` is open in their context, launches are written down instead,
-and and nothing reaches the GPU; `compiling` then compiles what was written down in several threads.
+and nothing reaches the GPU; `compiling` then compiles what was written down in several threads.
 Compilers work outside Python's lock. The binaries stay with the kernels, and on disk, as usual.
+`compiler_problem` tells what is missing where Triton cannot compile at all.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -19,9 +21,19 @@ from typing import Any
 import torch
 
 MAX_THREADS = 6
-"""More only keep the longest waiting: a kernel is read in Python, one thread at a time."""
+"""More only delay the longest: a kernel is parsed in Python, one thread at a time."""
 
 logger = logging.getLogger("rectified_spaattn")
+
+HEADERS = {
+    False: "Install gcc and Python's headers (Debian, Ubuntu: 'apt install gcc python3-dev'), "
+    "then restart.",
+    True: "Portable: put the folders 'include' and 'libs' of your Python version into "
+    "python_embeded (python_3.x.x_include_libs.zip on the page of triton-windows). Else install "
+    "Python from python.org, and 'pip install -U triton-windows', which brings its compiler. "
+    "Then restart.",
+}
+"""What to install, by whether this is Windows."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,8 @@ class Launch:
 
 
 def _type_of(value: Any) -> Any:
-    """What of an argument decides about the binary: of tensors dtype, of numbers the type."""
+    """What of an argument decides about the binary: of tensors dtype and alignment, of numbers the
+    type (no kernel is specialised on their values)."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
     if isinstance(value, (bool, str)) or value is None:
@@ -120,3 +133,35 @@ def compiling(
                 logger.debug("Rectified SpaAttn: left to its launch: %r", problem)
             if on_progress is not None:
                 on_progress(done, len(variants))
+
+
+class NoKernelError(RuntimeError):
+    """No tile of the table works on this GPU. The message says what happened to the last one."""
+
+
+def compiler_problem(error: BaseException) -> str | None:
+    """What to do where Triton cannot build the C code around its kernels; None for other errors.
+
+    Triton needs a C compiler and Python's headers for that, whatever the kernel. Its error is the
+    compiler's command line.
+    """
+    said, has_failed = "", False
+    each: BaseException | None = error
+    while each is not None:
+        said += f"{each}\n"
+        if type(each).__name__ == "CalledProcessError":  # of subprocess
+            has_failed = True
+            for stream in (getattr(each, "stdout", None), getattr(each, "stderr", None)):
+                said += (
+                    stream.decode(errors="replace") if isinstance(stream, bytes) else stream or ""
+                )
+        each = each.__cause__ or each.__context__
+    if "Failed to find C compiler" in said:
+        cause = "it finds no C compiler"
+    elif "Python.h" in said:
+        cause = "Python.h is missing"
+    elif has_failed:
+        cause = "its C compiler failed, mostly because Python's headers are missing"
+    else:
+        return None
+    return f"Triton cannot compile: {cause}. {HEADERS[sys.platform == 'win32']}"

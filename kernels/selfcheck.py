@@ -2,15 +2,13 @@
 
 Compilers differ between Triton versions and chips, and a bad configuration may return garbage
 without any error. A tile that fails, or does not fit, gives way to the next row of the table. With
-a Triton that is new to the pack each tile is tried in a process of its own before, see trial.py.
+a Triton that is new to the pack each tile runs in a process of its own first, see trial.py.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -18,10 +16,7 @@ import torch
 import triton
 
 from ..rspa_core.config import SparseConfig
-from ..rspa_core.layout import TokenLayout
-from ..rspa_core.metrics import relative_l2
-from ..rspa_core.reference import reference_attention
-from .compile import Launch, compiling, progress, recorded
+from .compile import NoKernelError, compiler_problem
 from .devices import (
     Tile,
     has_descriptors,
@@ -30,60 +25,14 @@ from .devices import (
     resolved_precision,
     tile_candidates,
 )
-from .launch import launch
-from .trial import Trial
+from .trial import Trial, error_of
 
-# 16-bit rounding of inputs, weights and output stays below 1e-2; a wrong tile is off by 1.
+# What rounding inputs, weights and output to the dtype stays below; a wrong tile is off by 1.
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 2e-2, torch.float32: 1e-4}
 # A value half way between two steps of int8 may go either way.
 INT8_TOLERANCE = 1e-3
 
-_LAYOUT = TokenLayout(grid=(5, 9, 17), length=5 * 9 * 17 + 150, video_start=70)
-
 logger = logging.getLogger("rectified_spaattn")
-
-
-HEADERS = {
-    False: "Install gcc and Python's headers (Debian, Ubuntu: 'apt install gcc python3-dev'), "
-    "then restart.",
-    True: "Portable: put the folders 'include' and 'libs' of your Python version into "
-    "python_embeded (python_3.x.x_include_libs.zip on the page of triton-windows). Else install "
-    "Python from python.org, and 'pip install -U triton-windows', which brings its compiler. "
-    "Then restart.",
-}
-"""The cure, by whether this is Windows."""
-
-
-class NoKernelError(RuntimeError):
-    """No tile of the table works on this GPU. The message says what happened to the last one."""
-
-
-def compiler_problem(error: BaseException) -> str | None:
-    """What to do where Triton cannot build the C code around its kernels; None for other errors.
-
-    Triton needs a C compiler and Python's headers for that, whatever the kernel. Its error is the
-    compiler's command line.
-    """
-    said, has_failed = "", False
-    each: BaseException | None = error
-    while each is not None:
-        said += f"{each}\n"
-        if type(each).__name__ == "CalledProcessError":  # of subprocess
-            has_failed = True
-            for stream in (getattr(each, "stdout", None), getattr(each, "stderr", None)):
-                said += (
-                    stream.decode(errors="replace") if isinstance(stream, bytes) else stream or ""
-                )
-        each = each.__cause__ or each.__context__
-    if "Failed to find C compiler" in said:
-        cause = "it finds no C compiler"
-    elif "Python.h" in said:
-        cause = "Python.h is missing"
-    elif has_failed:
-        cause = "its C compiler failed, mostly because Python's headers are missing"
-    else:
-        return None
-    return f"Triton cannot compile: {cause}. {HEADERS[sys.platform == 'win32']}"
 
 
 def explained(function: Callable[..., Tile]) -> Callable[..., Tile]:
@@ -196,33 +145,3 @@ def first_correct(
             problem = f"{tile} differs from the reference by {difference:.1e}"
         logger.warning("Rectified SpaAttn: %s is not used: %s", tile, problem)
     raise NoKernelError(f"no kernel works on {gpu}: {problem}")
-
-
-def error_of(
-    tile: Tile,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    config: SparseConfig,
-    has_context: bool = True,
-) -> float:
-    """Relative L2 error of `tile` on a small random problem with ragged blocks and context.
-
-    On a GPU the kernels are compiled side by side first; `compile.progress` hears of it.
-    """
-    layout = _LAYOUT if has_context else TokenLayout(_LAYOUT.grid, _LAYOUT.video_length)
-    generator = torch.Generator(device).manual_seed(0)
-    q, k, v = (
-        torch.randn(1, 2, layout.length, head_dim, generator=generator, device=device).to(dtype)
-        for _ in range(3)
-    )
-    config = replace(config, precision="int8" if tile.int8 else "16-bit")
-    # One head at a time: later chunks start at other offsets than the first.
-    arguments = (q, k, v, layout, config, tile, False, 1)
-    launches: list[Launch] = []
-    if device.type == "cuda":
-        with recorded() as launches:
-            launch(*arguments)
-    with compiling(launches, device, progress.get()):
-        expected, _ = reference_attention(q, k, v, layout, config)
-    return relative_l2(launch(*arguments)[0], expected)

@@ -1,11 +1,12 @@
-"""Trial: the check of a tile in a process of its own, where Triton is newer than what was run.
+"""Trial: a tile against the reference on a small problem, here or in a process of its own.
 
-There a kernel may hang or take its process with it, and nothing in that process could help. So a
-child compiles and runs the tile first (`selfcheck.error_of`), and is killed where it gives no
-answer in time. Its verdict is kept in Triton's cache folder. A call waits `TRIAL_LIMIT` for all of
-its tiles, and `END_LIMIT` for a child that does not end.
+The second where Triton is newer than the releases that the kernels have run with: there a kernel
+may hang or take its process with it, and nothing in that process could help. So a child calls
+`error_of` first, and is killed where it gives no answer in time. Its verdict is kept in Triton's
+cache folder. A call waits at most `TRIAL_LIMIT` for all of its tiles, and `END_LIMIT` for each
+child to end once it is killed.
 
-The parent asks in `Trial`; the child runs `PROGRAM`, which comes to `answer`.
+The parent asks in `Trial`; the child runs `PROGRAM`, which calls `answer`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,22 @@ import torch
 import triton
 
 from ..rspa_core.config import SparseConfig
-from .compile import progress
+from ..rspa_core.layout import TokenLayout
+from ..rspa_core.metrics import relative_l2
+from ..rspa_core.reference import reference_attention
+from .compile import (
+    Launch,
+    NoKernelError,
+    compiler_problem,
+    compiling,
+    progress,
+    recorded,
+)
 from .devices import Tile
+from .launch import launch
 
 TILE_LIMIT = 120.0
-"""Seconds that a child has, with its imports and compilers."""
+"""Seconds that a child has, imports and compilers included."""
 TRIAL_LIMIT = 240.0
 """Seconds for all tiles of one kind of call."""
 END_LIMIT = 5.0
@@ -58,10 +70,11 @@ trial = importlib.import_module("rspa_trial.kernels.trial")
 """How the child finds the pack: by its folder, whatever its name, without its front door."""
 PROGRAM = LOAD + "trial.answer(asked)"
 Lines = queue.SimpleQueue[dict[str, Any]]
-"""Of what the child says, as it says it."""
+"""What the child says, line by line."""
 
 _MARK = b"rspa-trial "  # of lines for the parent; compilers write to stdout, too
 _POLL = 0.1
+_LAYOUT = TokenLayout(grid=(5, 9, 17), length=5 * 9 * 17 + 150, video_start=70)
 
 logger = logging.getLogger("rectified_spaattn")
 
@@ -86,7 +99,8 @@ class Trial:
     Attributes:
         device, dtype, head_dim, config, has_context: see `selfcheck.trusted_tile`.
         gpu: name and compute capability.
-        program: of the child, Python; `_ask` says what it gets, `answer` what it says.
+        program: Python source that the child runs; see `_ask` for what it gets, `answer` for what
+            it says.
         pack, cache: folders of the pack, and of Triton's cache.
         tile_limit, trial_limit: seconds for a tile, and for all.
     """
@@ -141,7 +155,7 @@ class Trial:
         return f"{versions}, sources {sources.hexdigest()[:16]}, {self.gpu}"
 
     def _key(self, tile: Tile | None) -> str:
-        """All that decides about a verdict; for None, about that of all specialised tiles."""
+        """All that decides about a verdict; for None, about one on all specialised tiles."""
         if tile is None:
             return f"{self._where}, specialised"
         call = f"{self.dtype}, head_dim={self.head_dim}, has_context={self.has_context}"
@@ -171,8 +185,6 @@ class Trial:
         if "full" in told:
             raise torch.OutOfMemoryError(f"trial of a kernel: {told['full']}")
         if "cure" in told:
-            from .selfcheck import NoKernelError
-
             raise NoKernelError(told["cure"])
         hangs = code is None and not told.keys() & {"error", "problem"}
         problem = told.get("problem", "")
@@ -245,6 +257,36 @@ class Trial:
             _end(process)
 
 
+def error_of(
+    tile: Tile,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    config: SparseConfig,
+    has_context: bool = True,
+) -> float:
+    """Relative L2 error of `tile` on a small random problem with ragged blocks and context.
+
+    On a GPU the kernels are compiled side by side first; `compile.progress` hears of it.
+    """
+    layout = _LAYOUT if has_context else TokenLayout(_LAYOUT.grid, _LAYOUT.video_length)
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v = (
+        torch.randn(1, 2, layout.length, head_dim, generator=generator, device=device).to(dtype)
+        for _ in range(3)
+    )
+    config = replace(config, precision="int8" if tile.int8 else "16-bit")
+    # One head at a time: later chunks start at other offsets than the first.
+    arguments = (q, k, v, layout, config, tile, False, 1)
+    launches: list[Launch] = []
+    if device.type == "cuda":
+        with recorded() as launches:
+            launch(*arguments)
+    with compiling(launches, device, progress.get()):
+        expected, _ = reference_attention(q, k, v, layout, config)
+    return relative_l2(launch(*arguments)[0], expected)
+
+
 def cache_folder() -> Path:
     """Triton's cache folder."""
     knobs = getattr(getattr(triton, "knobs", None), "cache", None)  # of Triton 3.4 and newer
@@ -315,7 +357,7 @@ def answer(asked: dict[str, Any], error: Callable[[], float] | None = None) -> N
 
     Args:
         asked: see `Trial._ask`.
-        error: in place of `selfcheck.error_of`.
+        error: in place of `error_of`.
     """
     # Even a hanging kernel ends, should the parent no longer be there to kill it.
     faulthandler.dump_traceback_later(asked["limit"] + END_LIMIT, exit=True)
@@ -324,8 +366,6 @@ def answer(asked: dict[str, Any], error: Callable[[], float] | None = None) -> N
         _say(started=True)
         _say(error=float(error()))
     except Exception as exception:
-        from .selfcheck import compiler_problem
-
         text = (str(exception).strip().splitlines() or [""])[0][:200]
         is_full = isinstance(exception, (torch.OutOfMemoryError, MemoryError))
         if is_full or "out of memory" in text:  # a full GPU may fail before torch can say so
@@ -338,8 +378,6 @@ def answer(asked: dict[str, Any], error: Callable[[], float] | None = None) -> N
 
 def _ready(asked: dict[str, Any]) -> Callable[[], float]:
     """`error_of` of what is asked, once nothing but the tile is left to fail."""
-    from .selfcheck import error_of
-
     if asked["versions"] != [triton.__version__, torch.__version__]:
         raise RuntimeError(f"another process finds Triton {triton.__version__}, {triton.__file__}")
     device = torch.device(asked["device"])
@@ -353,5 +391,5 @@ def _ready(asked: dict[str, Any]) -> Callable[[], float]:
 
 
 def _say(**told: Any) -> None:
-    # What a compiler has left of a line ends first.
+    # The first line break ends what a compiler may have left of a line.
     os.write(1, b"\n" + _MARK + json.dumps(told).encode() + b"\n")
