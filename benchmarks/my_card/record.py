@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import platform
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,13 @@ import torch
 
 from ...rspa_core.config import ConfigError
 from ...rspa_core.run.profile import pack_version
+from .. import rules
 from ..calls.rivals import DEFAULT
 from ..output import table_lines
+from ..rules import LABEL, NAME, RELEASE, OrNull, line, number, only, plain_name, text
 
 FORMAT, VERSION = "rectified-spaattn-card", 1
-MAX_BYTES, MAX_LIST = 64 << 10, 64
+MAX_BYTES = 64 << 10
 PACKAGES = ("triton", "triton-windows", "sageattention", "comfy-kitchen")
 OURS = "ours "
 SMALL = "small"
@@ -47,7 +46,7 @@ def machine(device: torch.device) -> Record:
         "version": VERSION,
         "pack": pack_version(),
         "device": {
-            "name": re.sub(r"[^A-Za-z0-9 ()+/-]", " ", name)[:60].strip(),
+            "name": plain_name(name),
             "capability": ".".join(map(str, capability)) or None,
             "memory_gib": None if memory is None else round(memory, 1),
             "driver": _driver() if on_gpu else None,
@@ -87,114 +86,57 @@ def plain(text: str) -> str:
     return "".join(each if each.isprintable() else " " for each in text)[:300]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What one value may be, and in words."""
-
-    allows: Callable[[Any], bool]
-    allowed: str
-
-    @property
-    def or_null(self) -> Rule:
-        return Rule(lambda value: value is None or self.allows(value), f"{self.allowed}, or null")
-
-
-def _number(low: float, high: float) -> Rule:
-    def allows(value: Any) -> bool:
-        return type(value) in (int, float) and low <= value <= high
-
-    return Rule(allows, f"a number from {low:g} to {high:g}")
-
-
-def _text(pattern: str, allowed: str) -> Rule:
-    matches = re.compile(pattern, re.ASCII).fullmatch
-    return Rule(lambda value: isinstance(value, str) and bool(matches(value)), allowed)
-
-
-def _only(*values: Any) -> Rule:
-    return Rule(
-        lambda value: type(value) is type(values[0]) and value in values,
-        "one of " + ", ".join(map(str, values)),
-    )
-
-
-# What reaches the table is a number, or a text of these characters: nothing that Markdown reads.
-_NAME = _text(r"[A-Za-z0-9][A-Za-z0-9 ()+/-]{0,59}", "up to 60 letters, digits, spaces, ()+/-")
-_LABEL = _text(
-    r"[A-Za-z][A-Za-z0-9 -]{0,30}(\.\d+)?", "letters, digits, spaces, -, such as wan-720p"
-)
-_VERSION = _text(r"\d[A-Za-z0-9.+-]{0,39}", "a version, up to 40 letters, digits, .+-")
-_TOKENS, _HEADS = _number(1, 1e7), _number(1, 1024)
+_TOKENS, _HEADS = number(1, 1e7), number(1, 1024)
 
 SPEC: dict[str, Any] = {
-    "format": _only(FORMAT),
-    "version": _only(VERSION),
-    "pack": _VERSION,
+    "format": only(FORMAT),
+    "version": only(VERSION),
+    "pack": RELEASE,
     "device": {
-        "name": _NAME,
-        "capability": _text(r"\d{1,2}\.\d", "a compute capability such as 8.9").or_null,
-        "memory_gib": _number(0, 4096).or_null,
-        "driver": _VERSION.or_null,
+        "name": NAME,
+        "capability": text(r"\d{1,2}\.\d", "a compute capability such as 8.9").or_null,
+        "memory_gib": number(0, 4096).or_null,
+        "driver": RELEASE.or_null,
     },
-    "software": {"system": _LABEL, "python": _VERSION, "torch": _VERSION, "cuda": _VERSION.or_null}
-    | {package.replace("-", "_"): _VERSION.or_null for package in PACKAGES},
+    "software": {"system": LABEL, "python": RELEASE, "torch": RELEASE, "cuda": RELEASE.or_null}
+    | {package.replace("-", "_"): RELEASE.or_null for package in PACKAGES},
     "call": {
-        "name": _LABEL, "grid": [_TOKENS], "tokens": _TOKENS, "heads": _HEADS,
-        "model_heads": _HEADS, "head_dim": _HEADS, "dtype": _only("bfloat16", "float16", "float32"),
+        "name": LABEL, "grid": [_TOKENS], "tokens": _TOKENS, "heads": _HEADS,
+        "model_heads": _HEADS, "head_dim": _HEADS, "dtype": only("bfloat16", "float16", "float32"),
     },
     "rows": [
         {
-            "name": _LABEL,
-            "density": _number(0, 1).or_null,
-            "ms": _number(1e-3, 1e7).or_null,
-            "relative_l2": _number(0, 100).or_null,
-            "extra_mib": _number(-1e6, 1e6).or_null,
-            "first_s": _number(0, 1e6).or_null,
-            "tile": _text(r"[a-z0-9,_]{1,60}", "a launch configuration").or_null,
-            "reason": Rule(
-                lambda value: isinstance(value, str) and 0 < len(value) <= 300
-                and value.isprintable(),
-                "a text of one line, up to 300 characters",
-            ).or_null,
+            "name": LABEL,
+            "density": number(0, 1).or_null,
+            "ms": number(1e-3, 1e7).or_null,
+            "relative_l2": number(0, 100).or_null,
+            "extra_mib": number(-1e6, 1e6).or_null,
+            "first_s": number(0, 1e6).or_null,
+            "tile": text(r"[a-z0-9,_]{1,60}", "a launch configuration").or_null,
+            "reason": line(300).or_null,
         }
     ],
-    "break_even": {
-        "preset": _LABEL, "tokens": _TOKENS.or_null, "sizes": [[_number(0, 1e7)]],
-    },
-    "seconds": _number(0, 1e6),
+    "break_even": OrNull(
+        {"preset": LABEL, "tokens": _TOKENS.or_null, "sizes": [[number(0, 1e7)]]}
+    ),
+    "seconds": number(0, 1e6),
 }  # fmt: skip
-"""Every field and what it may be; a list holds up to `MAX_LIST` of one kind."""
+"""Every field and what it may be; a list holds up to `rules.MAX_LIST` of one kind."""
 
 
 def check(record: Any) -> Record:
-    """The record itself, if every field is what `SPEC` says; `break_even` may be null.
+    """The record itself, if every field is what `SPEC` says.
 
     Raises:
         ConfigError: a field is missing, unknown or not allowed; the message names it.
     """
-    _check(record, SPEC, "record")
+    rules.check(record, SPEC)
     for index, row in enumerate(record["rows"]):
         if (row["ms"] is None) == (row["reason"] is None):
             raise ConfigError(f"rows[{index}].ms", row["ms"], "a number, or null with a reason")
         if row["ms"] is not None and row["relative_l2"] is None:
             raise ConfigError(f"rows[{index}].relative_l2", None, "a number beside a time")
     return record
-
-
-def _check(value: Any, spec: Any, field: str) -> None:
-    if isinstance(spec, Rule):
-        if not spec.allows(value):
-            raise ConfigError(field, value, spec.allowed)
-    elif isinstance(spec, list):
-        if not isinstance(value, list) or len(value) > MAX_LIST:
-            raise ConfigError(field, value, f"a list of up to {MAX_LIST}")
-        for index, each in enumerate(value):
-            _check(each, spec[0], f"{field}[{index}]")
-    elif not (value is None and field == "break_even"):
-        if not isinstance(value, dict) or value.keys() != spec.keys():
-            raise ConfigError(field, value, "an object with the fields " + ", ".join(spec))
-        for name, inner in spec.items():
-            _check(value[name], inner, name if field == "record" else f"{field}.{name}")
 
 
 def read(path: Path) -> Record:
@@ -204,15 +146,7 @@ def read(path: Path) -> Record:
         ConfigError: it is too large, no JSON, or not a record.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ConfigError("file", path.name, f"up to {MAX_BYTES >> 10} KiB")
-    try:
-        found = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError("file", path.name, f"JSON in UTF-8 ({type(error).__name__})") from error
-    return check(found)
+    return check(rules.read_json(path, MAX_BYTES))
 
 
 def file_stem(record: Record) -> str:

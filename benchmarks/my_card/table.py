@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from .. import rules
 from ..calls.rivals import DEFAULT
 from .record import OURS, Record, fastest_dense, milliseconds
 
@@ -54,18 +55,9 @@ def with_row(document: str, row: str) -> str:
     Raises:
         ValueError: the table is not in the document.
     """
-    lines = document.split("\n")
-    if HEADER not in lines:
-        raise ValueError(f"the document has no table with the header {HEADER}")
-    start = lines.index(HEADER) + 2
-    end = start
-    while end < len(lines) and lines[end].startswith("|"):
-        end += 1
-    card = row.split("|")[1]
-    rows = [each for each in lines[start:end] if each.split("|")[1] != card]
-    lines[start:end] = sorted([*rows, row])
-    named = missing_words(lines[start : start + len(rows) + 1])
-    return "\n".join(named if line.startswith(MISSING) else line for line in lines)
+    text, rows = rules.with_row(document, HEADER, row)
+    named = missing_words(rows)
+    return "\n".join(named if line.startswith(MISSING) else line for line in text.split("\n"))
 
 
 def missing_words(rows: list[str]) -> str:
