@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .inputs import RSPATestInput
+from .tiny_wan import RSPATestClip, RSPATestVae
 
 CONDITION_KEYS = (
     "concat_latent_image",
@@ -216,6 +217,7 @@ class RSPATestBypassAttention:
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
     for node in (
+        RSPATestClip,
         RSPATestConditioning,
         RSPATestInput,
         RSPATestLatent,
@@ -224,5 +226,6 @@ NODE_CLASS_MAPPINGS = {
         RSPATestSaveLatent,
         RSPATestAttentionOverride,
         RSPATestBypassAttention,
+        RSPATestVae,
     )
 }
