@@ -18,7 +18,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def lpips_distance() -> Distance | None:
-    """LPIPS with AlexNet, or None where the package is not installed.
+    """LPIPS with AlexNet, or None where the package is not installed or cannot load its weights.
 
     R. Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", 2018.
     """
@@ -26,7 +26,11 @@ def lpips_distance() -> Distance | None:
         import lpips
     except ImportError:
         return None
-    return lpips.LPIPS(net="alex", verbose=False)
+    try:
+        return lpips.LPIPS(net="alex", verbose=False)
+    except OSError as error:  # torchvision fetches AlexNet when it is first used
+        print(f"LPIPS is left out, its weights cannot be loaded: {error}")
+        return None
 
 
 def compare(

@@ -62,6 +62,8 @@ class Server:
             ServerError: it does not answer, or has no node of ours.
         """
         stats = self._json("/system_stats")
+        if not isinstance(stats, dict) or not {"system", "devices"} <= stats.keys():
+            raise ServerError(f"what answers at {self.url} is no ComfyUI")
         if MAIN.node_id not in self._json(f"/object_info/{MAIN.node_id}"):
             raise ServerError(
                 f"the ComfyUI at {self.url} has no node {MAIN.title!r}: install the pack there"
@@ -139,7 +141,10 @@ class Server:
             time.sleep(POLL_S)
 
     def _json(self, path: str, data: Any = None) -> Any:
-        return json.loads(self._bytes(path, data))
+        try:
+            return json.loads(self._bytes(path, data))
+        except ValueError as error:
+            raise ServerError(f"what answers at {self.url} is no ComfyUI: {error}") from error
 
     def _bytes(self, path: str, data: Any = None) -> bytes:
         body = None if data is None else json.dumps(data).encode()

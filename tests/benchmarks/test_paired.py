@@ -18,10 +18,10 @@ from PIL import Image
 from rectified_spaattn.benchmarks.paired import __main__ as program
 from rectified_spaattn.benchmarks.paired import graph as graphs
 from rectified_spaattn.benchmarks.paired import record, server
-from rectified_spaattn.benchmarks.paired.compare import compare
+from rectified_spaattn.benchmarks.paired.compare import compare, lpips_distance
 from rectified_spaattn.rspa_core import ConfigError
 
-from .fake_comfy import FRAMES, HEIGHT, REPORT, WIDTH, FakeComfy
+from .fake_comfy import FRAMES, HEIGHT, REPORT, WIDTH, FakeComfy, answer
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW = ROOT / "workflows" / "api" / "wan2.1_text_to_video.json"
@@ -148,6 +148,26 @@ def test_no_server(tmp_path: Path) -> None:
     fake.url = "http://127.0.0.1:1"
     with pytest.raises(SystemExit, match=r"no ComfyUI answers at http://127.0.0.1:1 .*--server"):
         program.main(words(fake, tmp_path))
+
+
+def test_another_server(comfy: FakeComfy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for body in (b"<html>", {"hello": 1}):
+        monkeypatch.setattr(
+            FakeComfy, "_get", lambda self, request, said=body: answer(request, said)
+        )
+        with pytest.raises(SystemExit, match="is no ComfyUI"):
+            program.main(words(comfy, tmp_path))
+
+
+def test_lpips_without_weights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(net: str, verbose: bool) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=offline))
+    assert lpips_distance() is None
+    assert "left out, its weights cannot be loaded: no network" in capsys.readouterr().out
 
 
 def test_a_server_without_the_pack(comfy: FakeComfy, tmp_path: Path) -> None:

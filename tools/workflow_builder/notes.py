@@ -164,6 +164,12 @@ side is worse.
 
 Change **steps**, **cfg** or the sampler in *both* KSamplers, or the two sides are no longer \
 comparable.
+
+### In figures
+One clip says little about the next one. A command renders a list of prompts and seeds with the \
+node off and on, measures how far each pair is apart, and writes a picture and a file to post: \
+[how to](https://github.com/rectified-spaattn/comfyui-rectified-spaattn/blob/main/docs/benchmarks.md\
+#real-weights-compared-by-those-who-have-them). It takes this workflow, too.
 """
 )
 
