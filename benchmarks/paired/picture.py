@@ -39,6 +39,8 @@ def draw_comparison(record: Record, clips: Sequence[Clip]) -> Image.Image:
     canvas.text((MARGIN, 70), fitted(model, 15, right - MARGIN), 15, MUTED, "ls")
     many = "1 clip" if found["clips"] == 1 else f"{found['clips']} clips"
     line = f"{setting_words(record)}, {size}: {many} against the same seed with the node off"
+    if record["device"]["type"] == "cpu":
+        line += "; on a CPU times tell nothing"
     canvas.text((MARGIN, 92), fitted(drawable(line), 15, right - MARGIN), 15, MUTED, "ls")
     y = 128.0
     for x, (name, value) in zip(COLUMNS, figures(record).items(), strict=True):
