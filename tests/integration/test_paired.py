@@ -13,6 +13,9 @@ from rectified_spaattn.benchmarks.paired import record
 from rectified_spaattn.benchmarks.trained_model import CHECKPOINT, TOOLS, tiny_wan
 
 from .comfy_server import PROJECT_ROOT
+from .graphs import SCENES as SCENES_OF_MODELS
+from .graphs import STEPS as STEPS_OF_MODELS
+from .graphs import rectified, sampled
 
 WORKFLOW = PROJECT_ROOT / "workflows" / "api" / "wan2.1_text_to_video.json"
 SIZE = (17, 192, 192)
@@ -97,6 +100,30 @@ def test_two_prompts(comfy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(comfy.server.get("/history")) == queued
     assert "clip 1 of 2, dense" not in capsys.readouterr().out
     assert record.read(tmp_path / "out" / "paired.json") == made
+
+
+def test_both_experts_with_the_workflows_own_prompt(comfy, tmp_path: Path) -> None:
+    nodes = sampled(SCENES_OF_MODELS["wan22_t2v_a14b"], rectified())
+    (saver,) = (key for key, node in nodes.items() if node["class_type"] == "RSPATestSaveLatent")
+    latent = nodes.pop(saver)["inputs"]["latent"]
+    code = {"tools": str(TOOLS), "path": str(CHECKPOINT / "tiny_wan_code.safetensors")}
+    nodes["vae"] = {"class_type": "RSPATestVae", "inputs": code}
+    decode = {"samples": latent, "vae": ["vae", 0]}
+    nodes["decode"] = {"class_type": "VAEDecode", "inputs": decode}
+    file = tmp_path / "experts.json"
+    file.write_text(json.dumps(nodes))
+    out = tmp_path / "out"
+    program.main(
+        ["--server", comfy.server.url, "--workflow", str(file), "--seeds", "7", "--out", str(out)]
+    )
+    made = record.read(out / "paired.json")
+    (clip,) = made["clips"]
+    assert (clip["prompt"], clip["seed"]) == (None, 7)
+    assert 10 < clip["psnr"] < 80
+    assert len(made["settings"]) == len(clip["reports"]) == 2
+    assert [report["steps"] for report in clip["reports"]] == [STEPS_OF_MODELS] * 2
+    assert all(report["sparse"] for report in clip["reports"])
+    assert len(made["workflow"]["diffusion"]) == 2
 
 
 def test_missing_model_is_said_in_the_servers_words(comfy, tmp_path: Path) -> None:
