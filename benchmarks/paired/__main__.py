@@ -34,6 +34,7 @@ from PIL import Image
 
 from ...rspa_core.config import ConfigError
 from ...rspa_core.run.profile import pack_version
+from .. import rules
 from ..my_card.table import DOCUMENT
 from ..output import write_json
 from . import graph as graphs
@@ -114,6 +115,8 @@ class Comparison:
             "settings": [],
             "clips": [],
         }
+        for part in ("pack", "device", "software"):  # known before hours of rendering
+            rules.check(self.record[part], records.SPEC[part], part)
 
     def run(self) -> tuple[records.Record, list[tuple[list[Path], list[Path]]]]:
         """Render and compare; returns the record and the frames of every clip.
@@ -129,7 +132,7 @@ class Comparison:
             self._add(prompt, seed, kinds)
             shown.append((kinds["dense"][0], kinds["sparse"][0]))
             write_json(self.record, self.out / "paired.json")
-        return records.check(self.record), shown
+        return self.record, shown
 
     def _graph(self, prompt: str | None, seed: int, enabled: bool) -> graphs.Graph:
         text = None if prompt is None or self.text is None else (*self.text, prompt)
@@ -168,7 +171,8 @@ class Comparison:
         found = compare(dense, sparse, self.distance)
         times = ("seconds", "sampling_s", "peak_gib")
         self.record["clips"].append({
-            "prompt": None if prompt is None else " ".join(prompt.split()), "seed": seed, **found,
+            "prompt": None if prompt is None else records.plain_prompt(prompt), "seed": seed,
+            **found,
             "dense": {name: of_dense[name] for name in times},
             "sparse": {name: of_sparse[name] for name in times},
             "reports": [records.short_report(report) for report in of_sparse["reports"]],

@@ -15,6 +15,7 @@ from ..rules import NAME, RELEASE, Rule, line, number, only, text
 
 FORMAT, VERSION = "rectified-spaattn-paired", 1
 MAX_BYTES = 1 << 20
+MAX_PROMPT = 4000
 MAX_CLIPS = rules.MAX_LIST
 Record = dict[str, Any]
 
@@ -51,7 +52,7 @@ SPEC: Record = {
     "settings": [_SMALL],
     "clips": [
         {
-            "prompt": line(4000).or_null, "seed": number(0, 2.0**64),
+            "prompt": line(MAX_PROMPT).or_null, "seed": number(0, 2.0**64),
             "psnr": number(-1e3, 1e3).or_null, "ssim": number(-1, 1),
             "lpips": number(0, 1e3).or_null,
             "dense": _RENDER, "sparse": _RENDER, "reports": [_REPORT],
@@ -89,6 +90,12 @@ def read(path: Path) -> Record:
         OSError: it cannot be read.
     """
     return check(rules.read_json(path, MAX_BYTES))
+
+
+def plain_prompt(prompt: str) -> str:
+    """A prompt in one line of what prints."""
+    printed = "".join(each if each.isprintable() else " " for each in prompt)
+    return " ".join(printed.split())[:MAX_PROMPT]
 
 
 def short_report(report: dict[str, Any]) -> Record:

@@ -103,7 +103,6 @@ class FakeComfy:
         request.send_header("Connection", "Upgrade")
         digest = hashlib.sha1(key.encode()).digest()
         request.send_header("Sec-WebSocket-Accept", base64.b64encode(digest).decode())
-        request.end_headers()
 
         def send(message: dict[str, Any]) -> None:
             payload = json.dumps(message).encode()
@@ -111,6 +110,7 @@ class FakeComfy:
             request.wfile.write(head + payload)
 
         self._clients[client] = send
+        request.end_headers()  # from now on the client may queue
         request.rfile.read(1)  # until the client leaves
 
     def _queue(self, request: BaseHTTPRequestHandler, data: dict[str, Any]) -> None:

@@ -38,7 +38,8 @@ def comfy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeComfy]:
 
 def words(fake: FakeComfy, folder: Path, *more: str, workflow: Path = WORKFLOW) -> list[str]:
     folder.mkdir(exist_ok=True)
-    (folder / "prompts.txt").write_text("a fox\n\n# not this\n  a paper boat  \n")
+    lines = ["a fox", "", "# not this", "  a paper boat \N{ZERO WIDTH JOINER} "]
+    (folder / "prompts.txt").write_text("\n".join(lines), encoding="utf-8")
     files = ["--workflow", str(workflow), "--prompts", str(folder / "prompts.txt")]
     return ["--server", fake.url, *files, "--out", str(folder / "out"), *more]
 
