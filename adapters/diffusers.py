@@ -1,4 +1,4 @@
-"""Sparse, rectified attention for the Wan and HunyuanVideo transformers of diffusers.
+"""Sparse, rectified attention for the video transformers of diffusers.
 
     from rectified_spaattn.adapters import sparse_attention
 
@@ -12,60 +12,37 @@ Wan 2.2 14B has a second transformer for the later steps, which takes its own:
         with sparse_attention(pipe.transformer_2, scheduler=pipe.scheduler) as late:
             video = pipe(prompt).frames
 
-Only the processors of the self-attention layers are replaced, and only while it is installed.
-Cross-attention, text refiners and every call that cannot be sparse run as they did before; the
-report counts the latter with the reasons. Compiled models work too; their graph then breaks at
-every self-attention. Several threads may run pipelines over one transformer. Needs diffusers 0.35
-or newer. What is decided, computed and counted is in rspa_core/run.
+Only the processors of the self-attention layers over the video are replaced, and only while it is
+installed. Cross-attention, audio, text refiners and every call that cannot be sparse run as they
+did before; the report counts the latter with the reasons. Compiled models work too; their graph
+then breaks at every self-attention. Several threads may run pipelines over one transformer. Under
+context parallelism by Ulysses each process installs it, with the same settings, and counts its own
+calls. Needs diffusers 0.35 or newer. What is decided, computed and counted is in rspa_core/run.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..rspa_core import ConfigError, SparseConfig, TokenLayout, release_tables
+from ..rspa_core import ConfigError, SparseConfig, release_tables
 from ..rspa_core.attention import BACKENDS
 from ..rspa_core.config import check_choice, check_integer
 from ..rspa_core.run.calls import Forward, RunSettings, SparseRun
 from ..rspa_core.run.probe import NothingMeasured, ProbeOutcome, ProbeSettings, make_outcome
-from ..rspa_core.run.profile import ModelFingerprint, SparsityProfile
+from ..rspa_core.run.profile import SparsityProfile
 from ..rspa_core.run.reasons import Reason, why
 from ..rspa_core.run.record import RunRecord
 from ..rspa_core.run.report_text import log_line, why_nothing_measured
 from ..rspa_core.run.schedule import DenseBlocks, Position, SparsitySchedule, parse_dense_blocks
-from .processors import (
-    BlockPlace,
-    Current,
-    HunyuanSparseProcessor,
-    SparseProcessor,
-    WanSparseProcessor,
-)
-
-MODELS = "WanTransformer3DModel or HunyuanVideoTransformer3DModel of diffusers"
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What has to be known about a transformer.
-
-    Attributes:
-        patch: of the latent, in frames, rows and columns.
-        modules: the self-attention modules over the video tokens, by their block.
-        processor: class that stands in for their processors.
-        fingerprint: tells whether a profile fits.
-    """
-
-    patch: tuple[int, int, int]
-    modules: dict[BlockPlace, Any]
-    processor: type[WanSparseProcessor | HunyuanSparseProcessor]
-    fingerprint: ModelFingerprint
+from .models import Parts, parts_of, uncompiled, unsupported
+from .processors import BlockPlace, Current, SparseProcessor
 
 
 class StepCounter:
@@ -150,19 +127,24 @@ class SparseAttention:
     """
 
     def __init__(
-        self, transformer: nn.Module, run: SparseRun, steps: StepCounter, parts: _Parts
+        self, transformer: nn.Module, run: SparseRun, steps: StepCounter, parts: Parts
     ) -> None:
         self.transformer = transformer
         self.run = run
         self._steps = steps
         self._parts = parts
         self._current = Current(run)
-        self._processors = {
-            module: parts.processor(module.get_processor(), self._current, place)
-            for place, module in parts.modules.items()
-        }
+        self._processors = {}
+        if parts.family is not None:
+            make = parts.family.processor
+            for place, module in parts.modules.items():
+                self._processors[module] = make(module.get_processor(), self._current, place)
         for module, processor in self._processors.items():
             module.set_processor(processor)
+        if parts.family is None:
+            run.report.warn_once(f"this model stays dense: {unsupported(transformer).text}")
+        model = uncompiled(transformer)
+        self._parameters = tuple(inspect.signature(type(model).forward).parameters)[1:]
         # On the outermost module: compiled code may not look for hooks that are new inside it.
         self._hooks = [
             transformer.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -172,7 +154,7 @@ class SparseAttention:
     @property
     def record(self) -> RunRecord:
         """What was counted since the installation, or since `reset`."""
-        return self.run.report.record(type(_uncompiled(self.transformer)).__name__)
+        return self.run.report.record(type(uncompiled(self.transformer)).__name__)
 
     @property
     def report(self) -> str:
@@ -201,9 +183,9 @@ class SparseAttention:
             cause = why_nothing_measured(recorder, self.record)
             raise NothingMeasured(f"the probe has measured nothing: {cause}")
         config, table = self.run.settings.config, recorder.table()
-        return make_outcome(
-            table, self._parts.fingerprint, config, recorder.grid, wanted_error, name
-        )
+        fingerprint = self._parts.fingerprint
+        assert fingerprint is not None  # else nothing is measured
+        return make_outcome(table, fingerprint, config, recorder.grid, wanted_error, name)
 
     def set_step(self, step: int | None, num_steps: int | None = None) -> None:
         """Say which step this thread's next forwards belong to, for samplers of your own.
@@ -232,16 +214,11 @@ class SparseAttention:
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._current.is_repeating:
             return
-        # Both families start with hidden_states and timestep.
-        latent = args[0] if args else kwargs["hidden_states"]
-        timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
-        frames, height, width = (
-            size // step for size, step in zip(latent.shape[-3:], self._parts.patch, strict=True)
-        )
-        grid = (frames, height, width)
-        layout = TokenLayout(grid, frames * height * width)
-        plan = self.run.plan(layout, self._steps.current(timestep))
-        self._current.begin(self.run.open(plan, latent.device))
+        given = dict(zip(self._parameters, args, strict=False)) | kwargs
+        family, model = self._parts.family, uncompiled(self.transformer)
+        layout = unsupported(model) if family is None else family.layout(model.config, given)
+        plan = self.run.plan(layout, self._steps.current(given.get("timestep")))
+        self._current.begin(self.run.open(plan, given["hidden_states"].device))
 
     @torch.compiler.disable()
     def _after(
@@ -256,10 +233,9 @@ class SparseAttention:
         if output is None:  # the model has raised an error
             return None
         self._count_replaced(forward)
-        # Caches of diffusers (`enable_cache`) count the model's calls.
-        caches = getattr(_uncompiled(self.transformer), "is_cache_enabled", False)
-        effects = "diffusers' cache is enabled" if caches else ""
-        again = self.run.close(forward, _sample(output), effects)
+        if self._parts.family is None:
+            forward.count_dense(("", None), unsupported(self.transformer))
+        again = self.run.close(forward, _sample(output), self._effects())
         if again is None:
             return None
         current.begin(again)
@@ -271,6 +247,14 @@ class SparseAttention:
             current.is_repeating = False
         self.run.close(again, _sample(output))
         return output
+
+    def _effects(self) -> str:
+        """What speaks against repeating a forward, "" for nothing."""
+        model = uncompiled(self.transformer)
+        if getattr(model, "_parallel_config", None) is not None:
+            return "other processes take part in it"
+        # Caches of diffusers (`enable_cache`) count the model's calls.
+        return "diffusers' cache is enabled" if getattr(model, "is_cache_enabled", False) else ""
 
     def _count_replaced(self, forward: Forward) -> None:
         """Count the blocks whose processors somebody has set since, and which did not call ours."""
@@ -286,11 +270,6 @@ class SparseAttention:
 def _sample(output: Any) -> Tensor:
     """The latent in a transformer's output, an object or a tuple."""
     return output[0]
-
-
-def _uncompiled(transformer: nn.Module) -> Any:
-    # torch.compile hides the model behind a module that holds it as `_orig_mod`.
-    return getattr(transformer, "_orig_mod", transformer)
 
 
 def install(
@@ -309,8 +288,8 @@ def install(
     """Make the self-attention of a transformer sparse until `remove` is called on the result.
 
     Args:
-        transformer: a WanTransformer3DModel (Wan 2.1 and 2.2, text and image to video) or a
-            HunyuanVideoTransformer3DModel, compiled or not. The two models of Wan 2.2 14B are
+        transformer: of a class in `models.FAMILIES`, compiled or not; any other model of diffusers
+            stays dense and is counted with that reason. The two models of Wan 2.2 14B are
             installed one by one, with the same scheduler.
         config: how calls are made sparse; None for `SparseConfig()`.
         schedule: sparsity over the run, instead of `config.sparsity` throughout.
@@ -325,10 +304,10 @@ def install(
         probe: what is measured while sampling; `probe_result` then has the outcome.
 
     Raises:
-        ConfigError: an argument is out of range, or the model is of another class.
+        ConfigError: an argument is out of range, or the model is none of diffusers.
         RuntimeError: sparse attention is installed on this model already.
     """
-    parts = _parts_of(transformer)
+    parts = parts_of(transformer)
     config = SparseConfig() if config is None else config
     if not isinstance(config, SparseConfig):
         raise ConfigError("config", config, "a SparseConfig")
@@ -337,7 +316,8 @@ def install(
     if profile is not None:
         if not isinstance(profile, SparsityProfile):
             raise ConfigError("profile", profile, "a SparsityProfile or None")
-        profile.check_model(parts.fingerprint)
+        if parts.fingerprint is not None:  # any other model stays dense, with that reason
+            profile.check_model(parts.fingerprint)
     if probe is not None and not isinstance(probe, ProbeSettings):
         raise ConfigError("probe", probe, "a ProbeSettings or None")
     if isinstance(dense_blocks, str):
@@ -345,7 +325,7 @@ def install(
     if not isinstance(dense_blocks, DenseBlocks):
         raise ConfigError("dense_blocks", dense_blocks, "a text or DenseBlocks")
     places = parts.modules
-    if dense_blocks.ranges:
+    if dense_blocks.ranges and places:
         if not any(dense_blocks.contains(*each.block, each.total) for each in places):
             raise ConfigError("dense_blocks", dense_blocks.ranges, f"blocks of {_listed(places)}")
     check_integer("min_tokens", min_tokens, 0)
@@ -370,34 +350,6 @@ def sparse_attention(
         yield sparse
     finally:
         sparse.remove()
-
-
-def _parts_of(transformer: nn.Module) -> _Parts:
-    from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
-
-    model = _uncompiled(transformer)
-    config: Any = getattr(model, "config", None)
-    if issubclass(type(model), WanTransformer3DModel):
-        frames, height, width = config.patch_size
-        modules = _numbered("double", [block.attn1 for block in model.blocks])
-        heads = config.num_attention_heads
-        sizes = (len(modules), 0, heads * config.attention_head_dim, heads)
-        fingerprint = ModelFingerprint("Wan", *sizes)
-        return _Parts((frames, height, width), modules, WanSparseProcessor, fingerprint)
-    if issubclass(type(model), HunyuanVideoTransformer3DModel):
-        side = config.patch_size
-        double = _numbered("double", [block.attn for block in model.transformer_blocks])
-        single = _numbered("single", [block.attn for block in model.single_transformer_blocks])
-        heads = config.num_attention_heads
-        sizes = (len(double), len(single), heads * config.attention_head_dim, heads)
-        fingerprint = ModelFingerprint("HunyuanVideo", *sizes)
-        patch = (config.patch_size_t, side, side)
-        return _Parts(patch, double | single, HunyuanSparseProcessor, fingerprint)
-    raise ConfigError("class of transformer", type(model).__name__, MODELS)
-
-
-def _numbered(kind: str, modules: list[Any]) -> dict[BlockPlace, Any]:
-    return {BlockPlace((kind, index), len(modules)): module for index, module in enumerate(modules)}
 
 
 def _listed(places: dict[BlockPlace, Any]) -> str:

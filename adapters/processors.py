@@ -1,20 +1,26 @@
-"""Attention processors for the self-attention of diffusers' Wan and HunyuanVideo transformers.
+"""Attention processors for the self-attention of diffusers' video transformers.
 
-A call that cannot be sparse goes to the processor that was there before, arguments untouched.
+A call that cannot be sparse goes to the processor that was there before, arguments untouched. Under
+context parallelism by Ulysses, every call that could be sparse is made here, also one that is not:
+processes in which it fails must not leave the others waiting for their part of the all-to-alls.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..rspa_core.run.calls import Decision, Forward, ForwardPlan, SparseRun
+from ..rspa_core.run.calls import Forward, ForwardPlan, SparseRun
 from ..rspa_core.run.reasons import DenseReason, Reason, why
 from ..rspa_core.run.record import Block
+from .ulysses import HeadExchange
+
+QKV = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Current(threading.local):
         """How many of the `length` tokens each sample of the batch attends to, from its mask.
 
         Args:
-            mask: None, or bool `[B, 1, 1, length]`, True for the tokens to attend to.
+            mask: None, or bool `[B, 1, 1, length]`, True for the tokens to attend to, or bool
+                `[B, L]` for the last L of them.
             batch: samples.
             length: tokens with all padding.
 
@@ -75,14 +82,18 @@ class Current(threading.local):
     def _read_mask(self, mask: Tensor, batch: int, length: int) -> list[int] | DenseReason:
         assert self.forward is not None
         assert self.forward.plan.layout is not None
-        if mask.dtype != torch.bool or tuple(mask.shape) != (batch, 1, 1, length):
+        covered = mask.shape[-1]
+        is_of_all = tuple(mask.shape) == (batch, 1, 1, length)
+        is_of_text = tuple(mask.shape) == (batch, covered) and covered <= length
+        if mask.dtype != torch.bool or not (is_of_all or is_of_text):
             return why(Reason.MASK_FORM, tuple(mask.shape), mask.dtype)
-        flat = mask.view(batch, length)
+        flat = mask.view(batch, covered)
         rises = (flat[:, 1:] & ~flat[:, :-1]).sum(1)
         counts, number_of_rises = torch.stack([flat.sum(1), rises]).tolist()
-        if any(number_of_rises) or min(counts) < self.forward.plan.layout.video_length:
+        lengths = [length - covered + count for count in counts]
+        if any(number_of_rises) or min(lengths) < self.forward.plan.layout.video_length:
             return why(Reason.MASK_NOT_AT_END)
-        return counts
+        return lengths
 
 
 class SparseProcessor:
@@ -102,27 +113,44 @@ class SparseProcessor:
         self.current = current
         self.place = place
 
-    def decide(
-        self, attn: Any, video: Tensor, mask: Tensor | None, length: int, form: Reason | None
-    ) -> tuple[Decision, list[int]] | None:
-        """What becomes of a call, and the tokens of each sample; None if it is dense, counted.
+    def attention(
+        self,
+        attn: Any,
+        video: Tensor,
+        text: Tensor | None,
+        mask: Tensor | None,
+        form: DenseReason | None,
+        projected: Callable[[], QKV],
+    ) -> Tensor | None:
+        """What a call attends, `[B, H, N, D]`; None if it is left to the original processor.
 
         Args:
             attn: the module.
-            video: hidden states of the video tokens, `[B, N, C]`.
+            video: hidden states of the video tokens and what shares their weights, `[B, n, C]`;
+                under Ulysses those of this process.
+            text: those of the text tokens, `[B, L, C]`, or None.
             mask: of the call.
-            length: its tokens, with text and padding.
             form: what its form has against it.
+            projected: makes its q, k and v, `[B, H, n + L, D]`.
         """
         block, forward = self.place.block, self.current.forward
         if forward is None:
             self.current.note_outside(block, video.device)
             return None
-        plan, lengths = forward.plan, self.current.key_lengths(None, len(video), length)
-        unsupported = None
-        if plan.config is not None and plan.layout is not None:  # else it is dense anyway
-            unsupported = self._unsupported(attn, video, plan.layout.video_length, form)
-            if unsupported is None:
+        length = video.shape[1] + (0 if text is None else text.shape[1])
+        layout = forward.plan.layout
+        lengths: Sequence[int] = [length] * len(video)
+        exchange, unsupported = None, form
+        if layout is not None:  # else it is dense anyway
+            found = self._exchange(attn, layout.length, text is not None)
+            exchange = found if isinstance(found, HeadExchange) else None
+            unsupported = found if isinstance(found, DenseReason) else None
+            own = layout.length if exchange is None else exchange.tokens[exchange.rank]
+            unsupported = unsupported or self._unsupported(attn, video, own, form)
+            if unsupported is None and exchange is not None:
+                lengths = [layout.length] * len(video)
+                unsupported = None if mask is None else why(Reason.MASK)
+            elif unsupported is None:
                 read = self.current.key_lengths(mask, len(video), length)
                 lengths, unsupported = (
                     (lengths, read) if isinstance(read, DenseReason) else (read, None)
@@ -131,38 +159,54 @@ class SparseProcessor:
         decision = forward.decide(
             block, self.place.total, video.device, dtype, head_dim, unsupported
         )
-        if decision is None:
+        if decision is None and (exchange is None or unsupported is not None):
             return None
-        assert isinstance(lengths, list)
-        return decision, lengths
-
-    def attend(
-        self, decided: tuple[Decision, list[int]], q: Tensor, k: Tensor, v: Tensor, mask: Any
-    ) -> Tensor | None:
-        """`[B, H, N, D]` of such q, k and v; None if it failed, which is counted."""
-        decision, lengths = decided
+        q, k, v = projected()
         # As torch's attention under autocast: the norms may leave q and k in fp32.
         q, k = q.to(v.dtype), k.to(v.dtype)
+        if exchange is None:
+            assert decision is not None
+            return forward.attend(decision, q, k, v, lambda: _dense(q, k, v, lengths), lengths)
+        q, k, v = (exchange.to_heads(each) for each in (q, k, v))
+        out = None
+        if decision is not None:
+            out = forward.attend(decision, q, k, v, lambda: self._backend(q, k, v), lengths)
+        return exchange.to_tokens(self._backend(q, k, v) if out is None else out)
 
-        def dense() -> Tensor:
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    def _exchange(
+        self, attn: Any, length: int, has_text: bool
+    ) -> HeadExchange | DenseReason | None:
+        """The all-to-alls of a call under context parallelism, or why it cannot be sparse there."""
+        config = getattr(self.original, "_parallel_config", None)
+        if config is None:
+            return None
+        # A ContextParallelConfig alone, or with others in a ParallelConfig.
+        config = getattr(config, "context_parallel_config", config)
+        if config.ring_degree > 1:
+            return why(Reason.RING)
+        if has_text:  # each process has a part of the video and one of the text
+            return why(Reason.PARALLEL_TEXT)
+        return HeadExchange(length, attn.heads, config._ulysses_mesh.get_group())
 
-        assert self.current.forward is not None
-        return self.current.forward.attend(decision, q, k, v, dense, lengths)
+    def _backend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Dense attention of `[B, H, N, D]` by the backend that is set."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        backend = self.original._attention_backend
+        return dispatch_attention_fn(q, k, v, backend=backend).transpose(1, 2)
 
     def _unsupported(
-        self, attn: Any, video: Tensor, video_length: int, form: Reason | None
+        self, attn: Any, video: Tensor, length: int, form: DenseReason | None
     ) -> DenseReason | None:
         if type(self.original).__name__ not in self.known:
             return why(Reason.PROCESSOR, type(self.original).__name__)
-        if getattr(self.original, "_parallel_config", None) is not None:
-            return why(Reason.PARALLEL)
-        if video.shape[1] != video_length:
-            return why(Reason.OTHER_LENGTH, video.shape[1], video_length)
+        if video.shape[1] != length:
+            return why(Reason.OTHER_LENGTH, video.shape[1], length)
         if torch.is_grad_enabled():
             if video.requires_grad or any(each.requires_grad for each in attn.parameters()):
                 return why(Reason.GRADIENTS)
-        return None if form is None else why(form)
+        return form
 
     # `set_attention_backend` and `enable_parallelism` write to the processors that they find:
     # they mean the dense calls.
@@ -202,21 +246,24 @@ class WanSparseProcessor(SparseProcessor):
         """As `WanAttnProcessor`: `hidden_states [B, N, C]` to `[B, N, C]`."""
         form = None
         if encoder_hidden_states is not None or kwargs:
-            form = Reason.UNKNOWN_CALL
+            form = why(Reason.UNKNOWN_CALL)
         elif not _is_pair(rotary_emb):  # complex numbers before diffusers 0.35
-            form = Reason.UNKNOWN_ROTARY
-        length = hidden_states.shape[1]
-        decided = self.decide(attn, hidden_states, attention_mask, length, form)
-        if decided is not None:
-            q, k, v = self._projected(attn, hidden_states, rotary_emb)
-            out = self.attend(decided, q, k, v, attention_mask)
-            if out is not None:
-                return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+            form = why(Reason.UNKNOWN_ROTARY)
+        out = self.attention(
+            attn,
+            hidden_states,
+            None,
+            attention_mask,
+            form,
+            lambda: self._projected(attn, hidden_states, rotary_emb),
+        )
+        if out is not None:
+            return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
         return self.original(
             attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **kwargs
         )
 
-    def _projected(self, attn: Any, video: Tensor, rotary: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _projected(self, attn: Any, video: Tensor, rotary: Any) -> QKV:
         """q, k, v `[B, H, N, D]` of `video [B, N, C]`, rotary embedding applied."""
         if getattr(attn, "fused_projections", False):
             q, k, v = attn.to_qkv(video).chunk(3, dim=-1)
@@ -248,19 +295,21 @@ class HunyuanSparseProcessor(SparseProcessor):
         The output of padded text tokens differs: it comes from zeros. Nothing reads it, because
         no token attends to them.
         """
-        form, length = None, hidden_states.shape[1]
-        if encoder_hidden_states is None:
-            form = Reason.UNKNOWN_CALL
-        else:
-            length += encoder_hidden_states.shape[1]
-            if not _is_pair(image_rotary_emb):
-                form = Reason.UNKNOWN_ROTARY
-        decided = self.decide(attn, hidden_states, attention_mask, length, form)
-        if decided is not None and encoder_hidden_states is not None:
-            q, k, v = self._projected(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
-            out = self.attend(decided, q, k, v, attention_mask)
-            if out is not None:
-                return self._parted(attn, out, hidden_states.shape[1])
+        form, text = None, encoder_hidden_states
+        if text is None:
+            form = why(Reason.UNKNOWN_CALL)
+        elif not _is_pair(image_rotary_emb):
+            form = why(Reason.UNKNOWN_ROTARY)
+        out = self.attention(
+            attn,
+            hidden_states,
+            text,
+            attention_mask,
+            form,
+            lambda: self._projected(attn, hidden_states, text, image_rotary_emb),
+        )
+        if out is not None:
+            return self._parted(attn, out, hidden_states.shape[1])
         return self.original(
             attn,
             hidden_states,
@@ -269,12 +318,11 @@ class HunyuanSparseProcessor(SparseProcessor):
             image_rotary_emb=image_rotary_emb,
         )
 
-    def _projected(
-        self, attn: Any, video: Tensor, text: Tensor, rotary: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _projected(self, attn: Any, video: Tensor, text: Tensor | None, rotary: Any) -> QKV:
         """q, k, v `[B, H, N + L, D]` of `video [B, N, C]` and `text [B, L, C]`."""
         from diffusers.models.embeddings import apply_rotary_emb
 
+        assert text is not None
         video_qkv = _heads(attn, "to_q", "to_k", "to_v", "norm_q", "norm_k", video)
         if attn.add_q_proj is None:  # a single-stream block: one set of weights for both
             text_qkv = _heads(attn, "to_q", "to_k", "to_v", "norm_q", "norm_k", text)
@@ -298,6 +346,95 @@ class HunyuanSparseProcessor(SparseProcessor):
         return video, text
 
 
+class Hunyuan15SparseProcessor(HunyuanSparseProcessor):
+    """Joint attention of a HunyuanVideo 1.5 block; its mask is that of the text alone."""
+
+    known = ("HunyuanVideo15AttnProcessor2_0",)
+
+
+class Ltx2SparseProcessor(SparseProcessor):
+    """Self-attention of the video stream of an LTX 2 block: video tokens, then those of guides."""
+
+    known = ("LTX2AudioVideoAttnProcessor", "LTX2PerturbedAttnProcessor")
+
+    # The module drops arguments that this signature does not name.
+    @torch.compiler.disable()
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        query_rotary_emb: Any = None,
+        key_rotary_emb: Any = None,
+        perturbation_mask: Tensor | None = None,
+        all_perturbed: Any = None,
+    ) -> Tensor:
+        """As `LTX2PerturbedAttnProcessor`: `hidden_states [B, N, C]` to `[B, N, C]`."""
+        form = None
+        if encoder_hidden_states is not None or key_rotary_emb is not None:
+            form = why(Reason.UNKNOWN_CALL)
+        elif perturbation_mask is not None:
+            form = why(Reason.ARGUMENT, "perturbation_mask")
+        elif not _is_pair(query_rotary_emb):
+            form = why(Reason.UNKNOWN_ROTARY)
+        out = self.attention(
+            attn,
+            hidden_states,
+            None,
+            attention_mask,
+            form,
+            lambda: self._projected(attn, hidden_states, query_rotary_emb),
+        )
+        if out is None:
+            perturbation = {}
+            if perturbation_mask is not None or all_perturbed is not None:
+                perturbation = {
+                    "perturbation_mask": perturbation_mask,
+                    "all_perturbed": all_perturbed,
+                }
+            return self.original(
+                attn,
+                hidden_states,
+                encoder_hidden_states,
+                attention_mask,
+                query_rotary_emb,
+                key_rotary_emb,
+                **perturbation,
+            )
+        out = out.transpose(1, 2)
+        if attn.to_gate_logits is not None:  # a gate of 0 to 2 for each head
+            gates = 2.0 * torch.sigmoid(attn.to_gate_logits(hidden_states))
+            out = out * gates.unsqueeze(-1)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2)))
+
+    def _projected(self, attn: Any, video: Tensor, rotary: Any) -> QKV:
+        """q, k, v `[B, H, N, D]` of `video [B, N, C]`, rotary embedding applied."""
+        from diffusers.models.transformers import transformer_ltx2
+
+        rotate: Any = transformer_ltx2.apply_interleaved_rotary_emb
+        if attn.rope_type == "split":
+            rotate = transformer_ltx2.apply_split_rotary_emb
+        # The norms span all heads.
+        q, k = (
+            rotate(x, rotary)
+            for x in (attn.norm_q(attn.to_q(video)), attn.norm_k(attn.to_k(video)))
+        )
+        q, k, v = (
+            x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (q, k, attn.to_v(video))
+        )
+        return q, k, v
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Full attention of `[B, H, N, D]` to the first tokens of each sample, as many as it has."""
+    mask = None
+    if min(lengths) < q.shape[-2]:
+        ends = torch.tensor(lengths, device=q.device)
+        mask = (torch.arange(q.shape[-2], device=q.device) < ends[:, None])[:, None, None]
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 def _is_pair(rotary: Any) -> bool:
     """Whether a rotary embedding is a pair of cosines and sines."""
     if not isinstance(rotary, tuple) or len(rotary) != 2:
@@ -313,9 +450,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.flatten(-2).type_as(x)
 
 
-def _heads(
-    attn: Any, to_q: str, to_k: str, to_v: str, norm_q: str, norm_k: str, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(attn: Any, to_q: str, to_k: str, to_v: str, norm_q: str, norm_k: str, x: Tensor) -> QKV:
     """q, k, v `[B, H, N, D]` of `x [B, N, C]` by the layers of these names; norms may be None."""
     q, k, v = (
         getattr(attn, name)(x).unflatten(2, (attn.heads, -1)).transpose(1, 2)

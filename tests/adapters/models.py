@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
+from diffusers import (
+    HunyuanVideo15Transformer3DModel,
+    HunyuanVideoTransformer3DModel,
+    LTX2VideoTransformer3DModel,
+    WanTransformer3DModel,
+)
 from torch import Tensor
 
 from rectified_spaattn.adapters import SparseAttention
@@ -40,6 +45,25 @@ def hunyuan(**changes: Any) -> Any:
     return HunyuanVideoTransformer3DModel(**(widths | changes)).eval()
 
 
+def hunyuan15(**changes: Any) -> Any:
+    """A HunyuanVideo 1.5 transformer of two blocks, with patches of one latent pixel."""
+    torch.manual_seed(0)
+    widths = {"num_attention_heads": 2, "attention_head_dim": 16, "rope_axes_dim": (4, 6, 6)}
+    widths |= {"num_layers": 2, "num_refiner_layers": 1, "in_channels": 4, "out_channels": 4}
+    widths |= {"text_embed_dim": 8, "text_embed_2_dim": 8, "image_embed_dim": 8}
+    return HunyuanVideo15Transformer3DModel(**(widths | changes)).eval()
+
+
+def ltx2(**changes: Any) -> Any:
+    """An LTX 2 transformer of two blocks, with a video and an audio stream."""
+    torch.manual_seed(0)
+    widths = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 2}
+    widths |= {"audio_num_attention_heads": 2, "audio_attention_head_dim": 12}
+    widths |= {"in_channels": 4, "out_channels": 4, "audio_in_channels": 4, "caption_channels": 8}
+    widths |= {"cross_attention_dim": 48, "audio_cross_attention_dim": 24}
+    return LTX2VideoTransformer3DModel(**(widths | changes)).eval()
+
+
 def latent(grid: tuple[int, int, int] = GRID, batch: int = 2) -> Tensor:
     """A latent `[B, 4, T, H, W]` with these tokens."""
     frames, height, width = grid
@@ -65,6 +89,59 @@ def hunyuan_inputs(*text_lengths: int, grid: tuple[int, int, int] = GRID) -> dic
         "pooled_projections": torch.ones(batch, 8),
         "guidance": torch.full((batch,), 6000.0),
     }
+
+
+def hunyuan15_inputs(
+    text: tuple[int, ...] = (6, 4),
+    glyphs: tuple[int, ...] = (2, 0),
+    has_image: bool = True,
+    grid: tuple[int, int, int] = GRID,
+) -> dict[str, Any]:
+    """As many samples as there are numbers of text and of glyph tokens, padded to 9 and 3."""
+    batch, generator = len(text), torch.Generator().manual_seed(1)
+
+    def tokens(length: int) -> Tensor:
+        return torch.randn((batch, length, 8), generator=generator)
+
+    def mask(counts: tuple[int, ...], length: int) -> Tensor:
+        return (torch.arange(length).expand(batch, length) < torch.tensor(counts)[:, None]).long()
+
+    return {
+        "hidden_states": torch.randn((batch, 4, *grid), generator=generator),
+        "timestep": torch.full((batch,), 500.0),
+        "encoder_hidden_states": tokens(TEXT),
+        "encoder_attention_mask": mask(text, TEXT),
+        "encoder_hidden_states_2": tokens(3),
+        "encoder_attention_mask_2": mask(glyphs, 3),
+        "image_embeds": tokens(2) if has_image else torch.zeros(batch, 2, 8),
+    }
+
+
+def ltx2_inputs(
+    grid: tuple[int, int, int] = GRID, guides: int = 0, batch: int = 2
+) -> dict[str, Any]:
+    """`guides`: tokens of keyframes behind the video's."""
+    frames, height, width = grid
+    tokens, generator = frames * height * width + guides, torch.Generator().manual_seed(1)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn((batch, *shape), generator=generator)
+
+    inputs = {
+        "hidden_states": some(tokens, 4),
+        "audio_hidden_states": some(5, 4),
+        "encoder_hidden_states": some(8, 8),
+        "audio_encoder_hidden_states": some(8, 8),
+        "timestep": torch.full((batch,), 500.0),
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "audio_num_frames": 5,
+    }
+    if guides:
+        inputs["video_coords"] = torch.arange(3 * tokens * 2.0).view(1, 3, tokens, 2) % 97
+        inputs["video_coords"] = inputs["video_coords"].repeat(batch, 1, 1, 1)
+    return inputs
 
 
 @torch.no_grad()
