@@ -214,6 +214,44 @@ class RSPATestBypassAttention:
         return (patched,)
 
 
+class RSPATestTwoDevices:
+    """ComfyUI's MultiGPU CFG Split over two devices that are both the CPU.
+
+    Every model call logs its device and which copy of the model it runs.
+    """
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def patch(self, model):
+        import logging
+
+        import comfy.model_management as management
+        from comfy.patcher_extension import WrappersMP
+        from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
+
+        def log(executor, *args, **conds):
+            options = args[5]
+            device = options.get("multigpu_thread_device")
+            logging.info("RSPA_TEST_DEVICE %s %d", device, id(executor.class_obj.diffusion_model))
+            return executor(*args, **conds)
+
+        # An index makes another device of the CPU for ComfyUI, not for torch.
+        found = management.get_all_torch_devices
+        management.get_all_torch_devices = lambda **_: [model.load_device, torch.device("cpu", 1)]
+        try:
+            split = MultiGPUCFGSplitNode.execute(model, 2).result[0]
+        finally:
+            management.get_all_torch_devices = found
+        split.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "RSPA_TEST_DEVICE", log)
+        return (split,)
+
+
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
     for node in (
@@ -227,5 +265,6 @@ NODE_CLASS_MAPPINGS = {
         RSPATestAttentionOverride,
         RSPATestBypassAttention,
         RSPATestVae,
+        RSPATestTwoDevices,
     )
 }
