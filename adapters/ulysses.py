@@ -60,30 +60,35 @@ class HeadExchange:
     def to_heads(self, x: Tensor) -> Tensor:
         """`[B, H, n, D]`, this process's tokens, to `[B, h, N, D]`, its heads of all tokens."""
         batch, _, tokens, channels = x.shape
+        sizes = [tokens * batch * heads * channels for heads in self.heads]
+        sent = x.new_empty(sum(sizes))
+        # Tokens first: what comes from the others then is one behind the other.
+        parts = x.permute(2, 0, 1, 3).split(self.heads, dim=2)
+        for place, part in zip(sent.split(sizes), parts, strict=True):
+            place.view(part.shape).copy_(part)
         heads = self.heads[self.rank]
-        sent = [each * batch * tokens * channels for each in self.heads]
-        received = [heads * batch * each * channels for each in self.tokens]
-        parts = self._exchange(x.transpose(0, 1), sent, received).split(received)
-        shaped = [
-            part.view(heads, batch, each, channels)
-            for part, each in zip(parts, self.tokens, strict=True)
-        ]
-        return torch.cat(shaped, dim=2).transpose(0, 1)
+        received = [each * batch * heads * channels for each in self.tokens]
+        out = self._exchange(sent, sizes, received)
+        return out.view(sum(self.tokens), batch, heads, channels).permute(1, 2, 0, 3)
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """`[B, h, N, D]`, this process's heads, to `[B, H, n, D]`, its tokens of all heads."""
         batch, heads, _, channels = x.shape
+        sizes = [each * batch * heads * channels for each in self.tokens]
         tokens = self.tokens[self.rank]
-        sent = [heads * batch * each * channels for each in self.tokens]
-        received = [each * batch * tokens * channels for each in self.heads]
-        parts = [part.flatten() for part in x.transpose(0, 1).split(self.tokens, dim=2)]
-        out = self._exchange(torch.cat(parts), sent, received)
-        return out.view(sum(self.heads), batch, tokens, channels).transpose(0, 1)
+        received = [tokens * batch * each * channels for each in self.heads]
+        # As attention leaves it, `[B, N, h, D]` in memory, a batch of one is not copied.
+        parts = self._exchange(x.permute(2, 0, 1, 3).flatten(), sizes, received).split(received)
+        shaped = [
+            part.view(tokens, batch, each, channels)
+            for part, each in zip(parts, self.heads, strict=True)
+        ]
+        return torch.cat(shaped, dim=2).permute(1, 2, 0, 3)
 
     def _exchange(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        """What the others send, one behind the other, for what of `x` goes to each; flat."""
+        """What the others send, one behind the other, for what of `x` goes to each; both flat."""
         out = x.new_empty(sum(received))
-        dist.all_to_all_single(out, x.flatten(), received, sent, self.group)
+        dist.all_to_all_single(out, x, received, sent, self.group)
         return out
 
 

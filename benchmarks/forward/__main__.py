@@ -14,6 +14,11 @@ With ComfyUI's own Python (`python` here), after `python -m pip install --no-dep
     python -P -m rectified_spaattn.benchmarks.forward --comfyui ~/ComfyUI --device cpu --small \\
         --layers 2                                    # about a thousand tokens: does it run at all?
 
+On several GPUs it is diffusers' Wan, on one of them and on all (see several_gpus.py):
+
+    python -m rectified_spaattn.benchmarks.forward --gpus 2 --dense default cudnn --density 0.25
+    python -m rectified_spaattn.benchmarks.forward --gpus 2 --device cpu --small --layers 2
+
 Method: one `CFGGuider.sample` per measurement. Its sampler first runs the model cut down to one
 block of each kind (warm-up: allocator, libraries, the tables a run keeps), then times one whole
 forward between two synchronisations. Variants take turns, in reversed order every other round;
@@ -43,6 +48,7 @@ from ...rspa_core import metrics
 from ...rspa_core.config import RECTIFICATIONS
 from ..calls.comparison import first_line
 from ..output import aligned, device_name, write_json
+from . import several_gpus
 from .comfy_models import CASES, TEXT_WIDTH, Case, build_patcher, import_comfyui
 
 
@@ -273,7 +279,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--comfyui", type=Path, required=True, metavar="DIR", help="a ComfyUI checkout")
+    add("--comfyui", type=Path, metavar="DIR", help="a ComfyUI checkout")
+    add("--gpus", type=int, default=0, help="2 or more: diffusers' Wan on one GPU and on so many")
     add("--model", choices=[*CASES, "all"], default="all")
     add("--tokens", choices=["720p", "480p"], default="720p", help="size of the video")
     add("--small", action="store_true", help="a few hundred tokens, narrow model, for checking")
@@ -286,7 +293,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=["bfloat16", "float16", "float32"], help="default: bfloat16 on a GPU")
     add("--repeats", type=int, default=2, help="rounds; every round times each variant once")
     add("--json", type=Path, metavar="FILE", help="write all numbers here")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.gpus and options.gpus < 2:
+        parser.error("--gpus: 2 or more")
+    if not options.gpus and options.comfyui is None:
+        parser.error("--comfyui DIR is needed, or --gpus")
+    return options
 
 
 def run_case(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -318,6 +330,8 @@ def main(words: list[str] | None = None) -> int:
     device = torch.device(options.device)
     if device.type == "cpu" and not options.small:
         raise SystemExit("--device cpu: the full models need a GPU, add --small")
+    if options.gpus:
+        return several_gpus.main(options)
     if device.type == "cuda" and device.index is None:  # ComfyUI compares devices with an index
         device = torch.device("cuda", torch.cuda.current_device())
     import_comfyui(options.comfyui, device)

@@ -21,7 +21,18 @@ from rectified_spaattn.rspa_core.run.profile import ModelFingerprint, SparsityPr
 from rectified_spaattn.rspa_core.run.reasons import Reason
 from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 
-from .models import FULL, SPARSE, counts, hunyuan, hunyuan_inputs, velocity, wan, wan_inputs
+from .models import (
+    FULL,
+    SPARSE,
+    counts,
+    hunyuan,
+    hunyuan15,
+    hunyuan15_inputs,
+    hunyuan_inputs,
+    velocity,
+    wan,
+    wan_inputs,
+)
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -399,6 +410,25 @@ def test_a_probe_measures_and_leaves_the_output_dense(make: Any, inputs: dict[st
     assert len(outcome.measured) == len(outcome.blocks) == (2 if make is wan else 4)
     low, high = (max(row) for row in zip(*outcome.table.errors[0], strict=True))
     assert 0.0 < low < high
+
+
+@pytest.mark.parametrize(
+    "make, inputs", [(hunyuan, hunyuan_inputs(6, 6)), (hunyuan15, hunyuan15_inputs((6, 6), (1, 1)))]
+)
+def test_a_probe_leaves_padding_out_of_dense_steps_too(make: Any, inputs: dict[str, Any]) -> None:
+    probe = ProbeSettings(ProbeSteps((0,)), sparsities=(0.5,))
+    errors = []
+    for steps in ((0.75,), (None,)):  # a sparse step, and one that the schedule has dense
+        model = make()
+        schedule = SparsitySchedule(0.75, 0.75, steps=steps)
+        with sparse_attention(
+            model, SPARSE, min_tokens=0, backend="reference", num_steps=1, probe=probe,
+            schedule=schedule,
+        ) as sparse:  # fmt: skip
+            velocity(model, inputs)
+            assert sparse.run.recorder is not None
+            errors.append(sparse.run.recorder.table().errors)
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize("make", [wan, hunyuan])

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import LTX2VideoTransformer3DModel, WanTransformer3DModel, WanVACETransformer3DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    LTX2VideoTransformer3DModel,
+    WanTransformer3DModel,
+    WanVACETransformer3DModel,
+)
 from torch import Tensor, nn
 
 from rectified_spaattn.adapters import install, sparse_attention
@@ -125,18 +130,25 @@ def test_voxels_are_where_the_layout_has_them(name: str) -> None:
 
 
 def test_both_transformers_of_wan_2_2() -> None:
-    """A pipeline gives the early steps to one and the late ones to the other."""
+    """As its pipeline does: one scheduler, early steps for one model, late ones for the other."""
     early, late = wan(), wan(num_layers=3)
-    schedule = SparsitySchedule(0.75, 0.75, start_percent=0.25)
-    options = {"schedule": schedule, "num_steps": 4}
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    schedule = SparsitySchedule(0.75, 0.75, start_percent=0.2)
+    options = {"schedule": schedule, "scheduler": scheduler}
+    boundary = 0.875 * scheduler.config.num_train_timesteps
     with at_work(early, **options) as first, at_work(late, **options) as second:
-        for step, model in enumerate((early, early, late, late)):
-            for sparse in (first, second):
-                sparse.set_step(step)
-            for _ in range(2):  # with and without the text
-                velocity(model, wan_inputs())
-    assert counts(first) == (4, {"schedule: first 25 %": 4})
-    assert counts(second) == (12, {})
+        scheduler.set_timesteps(6)
+        x, steps = wan_inputs()["hidden_states"], []
+        for t in scheduler.timesteps:
+            model = early if t >= boundary else late
+            steps.append(model)
+            inputs = wan_inputs(timestep=float(t)) | {"hidden_states": x}
+            velocity(model, inputs)  # without the text
+            x = scheduler.step(velocity(model, inputs), t, x, return_dict=False)[0]
+    assert steps == [early] * 3 + [late] * 3
+    # Steps 0 and 1 of six begin before a fifth of them is done: two calls, two blocks each.
+    assert counts(first) == (4, {"schedule: first 20 %": 8})
+    assert counts(second) == (18, {})
 
 
 def test_hunyuan_15_attends_exactly_to_its_text_and_not_to_padding() -> None:

@@ -89,13 +89,13 @@ def test_no_process_repeats_a_forward_alone(processes: list[dict[str, Any]]) -> 
         assert (sparse, reasons) == (2, {text: 2})
 
 
-def test_a_host_with_its_own_model(processes: list[dict[str, Any]]) -> None:
-    q, k, v = torch.randn((3, 2, 3, 191, 16), generator=torch.Generator().manual_seed(3))
-    q, k, v = (each[:, :, :189] for each in (q, k, v))
+def test_the_example_for_other_hosts(processes: list[dict[str, Any]]) -> None:
+    q, k, v = torch.randn((3, 2, 191, 48), generator=torch.Generator().manual_seed(3))
+    q, k, v = (x[:, :189].unflatten(-1, (3, 16)).transpose(1, 2) for x in (q, k, v))
     expected = rectified_attention(q, k, v, TokenLayout(ODD, 189), SPARSE)
-    out = torch.cat([each["exchanged"] for each in processes], dim=2)
-    torch.testing.assert_close(out[:, :, :189], expected)
-    assert not out[:, :, 189:].any()
+    out = torch.cat([each["another host"] for each in processes], dim=1)
+    torch.testing.assert_close(out[:, :189], expected.transpose(1, 2).flatten(2))
+    assert not out[:, 189:].any()
 
 
 def test_padding_is_no_key() -> None:

@@ -7,6 +7,7 @@ counted, to FOLDER.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from diffusers import ContextParallelConfig
 from torch import Tensor
 
 from rectified_spaattn.adapters import sparse_attention
-from rectified_spaattn.adapters.ulysses import HeadExchange, attend_share
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout
 from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 
@@ -103,15 +103,22 @@ def not_finite_in_one(rank: int) -> Any:
     return out, counts(sparse)
 
 
-def exchanged(rank: int) -> Tensor:
-    """Attention of 3 heads over 189 tokens, behind them two of padding."""
+def of_the_page() -> Any:
+    """The attention function that the page about hosts gives as an example."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "notes" / "hosts.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names["self_attention"]
+
+
+def in_another_host(rank: int) -> Tensor:
+    """Attention of 3 heads over 189 tokens, behind them two of padding; this process's tokens."""
     layout, generator = TokenLayout(ODD, 189), torch.Generator().manual_seed(3)
-    exchange = HeadExchange(191, 3)
-    q, k, v = torch.randn((3, 2, 3, 191, 16), generator=generator)
-    begin = sum(exchange.tokens[:rank])
-    mine = slice(begin, begin + exchange.tokens[rank])
-    q, k, v = (exchange.to_heads(each[:, :, mine]) for each in (q, k, v))
-    return exchange.to_tokens(attend_share(q, k, v, layout, SPARSE))
+    mine = slice(0, 96) if rank == 0 else slice(96, 191)
+    q, k, v = (x[:, mine] for x in torch.randn((3, 2, 191, 48), generator=generator))
+    out: Tensor = of_the_page()(q, k, v, 3, layout, SPARSE, padded=191)
+    return out
 
 
 def main(rank: int, number: int, folder: Path) -> None:
@@ -130,7 +137,7 @@ def main(rank: int, number: int, folder: Path) -> None:
     results["dense"] = result(parallel(wan), wan_inputs(), SPARSE, **options)
     results["failing"] = failing_in_one(rank)
     results["not finite"] = not_finite_in_one(rank)
-    results["exchanged"] = exchanged(rank)
+    results["another host"] = in_another_host(rank)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -1,0 +1,55 @@
+"""One forward on one process and on two, in miniature: the program that measures two GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rectified_spaattn.benchmarks.forward import several_gpus
+from rectified_spaattn.benchmarks.forward.__main__ import parse
+
+needs_diffusers = pytest.mark.skipif(
+    not importlib.util.find_spec("diffusers"), reason="diffusers is not installed (make venv)"
+)
+
+
+@needs_diffusers
+def test_two_processes_on_a_cpu(tmp_path: Path) -> None:
+    words = ["--gpus", "2", "--device", "cpu", "--small", "--layers", "1", "--repeats", "1"]
+    words += ["--density", "0.5", "--rectification", "none", "--json", str(tmp_path / "out.json")]
+    command = [sys.executable, "-m", "rectified_spaattn.benchmarks.forward", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert (results["gpus"], results["tokens"], results["blocks"]) == (2, 1120, 1)
+    dense, sparse = results["rows"]
+    assert (dense["density"], dense["refused"], sparse["refused"]) == (1.0, "", "")
+    assert 0.5 <= sparse["density"] < 0.9
+    assert max(dense["difference"], sparse["difference"]) < 1e-5
+    assert min(each[name] for each in (dense, sparse) for name in ("one", "several")) > 0.0
+    assert f"{sparse['one'] / sparse['several']:.2f}x" in done.stdout
+
+
+def test_a_pair_that_differs_is_refused() -> None:
+    alone = {"seconds": [2.0, 3.0, 1.0], "output": torch.ones(4), "refused": ""}
+    shared = alone | {"seconds": [1.0], "density": 0.25}
+    good = several_gpus.row("mine", alone, shared, ["", ""])
+    assert (good["one"], good["several"], good["refused"]) == (2.0, 1.0, "")
+    assert any("2.00x" in line for line in several_gpus.table([good], 2))
+    other = shared | {"output": torch.tensor([1.0, 1.0, 1.0, 2.0])}
+    bad = several_gpus.row("mine", alone, other, ["", "1 dense call"])
+    assert bad["refused"] == "process 1: 1 dense call; the outputs differ by 0.5 of their norm"
+    assert "mine: refused: process 1: 1 dense call" in several_gpus.table([bad], 2)[-1]
+
+
+@pytest.mark.parametrize("words", [[], ["--gpus", "1"]])
+def test_what_is_missing_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(words)
+    assert "--gpus" in capsys.readouterr().err
