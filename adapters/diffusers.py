@@ -216,8 +216,12 @@ class SparseAttention:
             return
         given = dict(zip(self._parameters, args, strict=False)) | kwargs
         family, model = self._parts.family, uncompiled(self.transformer)
-        layout = unsupported(model) if family is None else family.layout(model.config, given)
-        plan = self.run.plan(layout, self._steps.current(given.get("timestep")))
+        if family is None:
+            plan = self.run.plan(unsupported(model), Position())
+            self._current.begin(self.run.open(plan, torch.device("cpu")))
+            return
+        position = self._steps.current(given.get("timestep"))
+        plan = self.run.plan(family.layout(model.config, given), position)
         self._current.begin(self.run.open(plan, given["hidden_states"].device))
 
     @torch.compiler.disable()
@@ -232,9 +236,11 @@ class SparseAttention:
         current.begin(None)
         if output is None:  # the model has raised an error
             return None
-        self._count_replaced(forward)
         if self._parts.family is None:
             forward.count_dense(("", None), unsupported(self.transformer))
+            self.run.close(forward, None)
+            return None
+        self._count_replaced(forward)
         again = self.run.close(forward, _sample(output), self._effects())
         if again is None:
             return None

@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LTX2VideoTransformer3DModel,
+    UNet2DModel,
     WanTransformer3DModel,
     WanVACETransformer3DModel,
 )
@@ -234,6 +235,21 @@ def test_a_class_that_is_not_known_stays_dense(caplog: pytest.LogCaptureFixture)
     assert counts(sparse) == (0, {reason: 2})
     assert reason in sparse.report
     assert caplog.messages == [f"Rectified SpaAttn: this model stays dense: {reason}"]
+
+
+def test_a_model_that_is_no_transformer_stays_dense() -> None:
+    model = UNet2DModel(
+        sample_size=8, block_out_channels=(32,), layers_per_block=1,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    x = torch.ones(1, 3, 8, 8)
+    dense = model(x, 5).sample
+    with at_work(model) as sparse:
+        assert torch.equal(model(x, 5).sample, dense)
+        assert torch.equal(model(sample=x, timestep=5).sample, dense)
+    ((reason, number),) = counts(sparse)[1].items()
+    assert (counts(sparse)[0], number) == (0, 2)
+    assert reason.startswith("model class UNet2DModel is not supported")
 
 
 class WithMoreTokens(WanTransformer3DModel):  # type: ignore[misc]
