@@ -138,28 +138,17 @@ class SparseProcessor:
             self.current.note_outside(block, video.device)
             return None
         length = video.shape[1] + (0 if text is None else text.shape[1])
-        layout = forward.plan.layout
-        lengths: Sequence[int] = [length] * len(video)
-        exchange, unsupported = None, form
-        if layout is not None:  # else it is dense anyway
-            found = self._exchange(attn, layout.length, text is not None)
-            exchange = found if isinstance(found, HeadExchange) else None
-            unsupported = found if isinstance(found, DenseReason) else None
-            own = layout.length if exchange is None else exchange.tokens[exchange.rank]
-            unsupported = unsupported or self._unsupported(attn, video, own, form)
-            if unsupported is None and exchange is not None:
-                lengths = [layout.length] * len(video)
-                unsupported = None if mask is None else why(Reason.MASK)
-            elif unsupported is None:
-                read = self.current.key_lengths(mask, len(video), length)
-                lengths, unsupported = (
-                    (lengths, read) if isinstance(read, DenseReason) else (read, None)
-                )
+        exchange, against = self._exchange(attn, forward, text is not None)
+        against = against or self._unsupported(attn, forward, video, exchange) or form
+        lengths: Sequence[int] = [length if exchange is None else exchange.length] * len(video)
+        if exchange is not None and mask is not None:
+            against = against or why(Reason.MASK)
+        elif exchange is None and against is None and _may_be_sparse(forward):
+            read = self.current.key_lengths(mask, len(video), length)
+            lengths, against = (lengths, read) if isinstance(read, DenseReason) else (read, None)
         dtype, head_dim = video.dtype, attn.inner_dim // attn.heads
-        decision = forward.decide(
-            block, self.place.total, video.device, dtype, head_dim, unsupported
-        )
-        if decision is None and (exchange is None or unsupported is not None):
+        decision = forward.decide(block, self.place.total, video.device, dtype, head_dim, against)
+        if decision is None and (exchange is None or against is not None):
             return None
         q, k, v = projected()
         # As torch's attention under autocast: the norms may leave q and k in fp32.
@@ -174,19 +163,19 @@ class SparseProcessor:
         return exchange.to_tokens(self._backend(q, k, v) if out is None else out)
 
     def _exchange(
-        self, attn: Any, length: int, has_text: bool
-    ) -> HeadExchange | DenseReason | None:
-        """The all-to-alls of a call under context parallelism, or why it cannot be sparse there."""
-        config = getattr(self.original, "_parallel_config", None)
-        if config is None:
-            return None
+        self, attn: Any, forward: Forward, has_text: bool
+    ) -> tuple[HeadExchange | None, DenseReason | None]:
+        """The all-to-alls of a call under context parallelism, or why it is not sparse there."""
+        config, layout = getattr(self.original, "_parallel_config", None), forward.plan.layout
         # A ContextParallelConfig alone, or with others in a ParallelConfig.
         config = getattr(config, "context_parallel_config", config)
+        if config is None or layout is None:
+            return None, None
         if config.ring_degree > 1:
-            return why(Reason.RING)
+            return None, why(Reason.RING)
         if has_text:  # each process has a part of the video and one of the text
-            return why(Reason.PARALLEL_TEXT)
-        return HeadExchange(length, attn.heads, config._ulysses_mesh.get_group())
+            return None, why(Reason.PARALLEL_TEXT)
+        return HeadExchange(layout.length, attn.heads, config._ulysses_mesh.get_group()), None
 
     def _backend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Dense attention of `[B, H, N, D]` by the backend that is set."""
@@ -197,16 +186,19 @@ class SparseProcessor:
         return dispatch_attention_fn(q, k, v, backend=backend).transpose(1, 2)
 
     def _unsupported(
-        self, attn: Any, video: Tensor, length: int, form: DenseReason | None
+        self, attn: Any, forward: Forward, video: Tensor, exchange: HeadExchange | None
     ) -> DenseReason | None:
+        """What the module and its tokens have against a sparse call."""
         if type(self.original).__name__ not in self.known:
             return why(Reason.PROCESSOR, type(self.original).__name__)
-        if video.shape[1] != length:
-            return why(Reason.OTHER_LENGTH, video.shape[1], length)
+        if (layout := forward.plan.layout) is not None:
+            own = layout.length if exchange is None else exchange.tokens[exchange.rank]
+            if video.shape[1] != own:
+                return why(Reason.OTHER_LENGTH, video.shape[1], own)
         if torch.is_grad_enabled():
             if video.requires_grad or any(each.requires_grad for each in attn.parameters()):
                 return why(Reason.GRADIENTS)
-        return form
+        return None
 
     # `set_attention_backend` and `enable_parallelism` write to the processors that they find:
     # they mean the dense calls.
@@ -424,6 +416,12 @@ class Ltx2SparseProcessor(SparseProcessor):
             x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (q, k, attn.to_v(video))
         )
         return q, k, v
+
+
+def _may_be_sparse(forward: Forward) -> bool:
+    """Whether sparse attention may look at a call: to compute it, or to be measured."""
+    plan = forward.plan
+    return plan.layout is not None and bool(plan.config or forward.run.recorder)
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -41,6 +41,7 @@ class HeadExchange:
     Attributes:
         tokens: of each process outside of attention.
         heads: of each process inside.
+        length: of the whole sequence.
         rank: of this process.
 
     Raises:
@@ -50,6 +51,7 @@ class HeadExchange:
     def __init__(self, tokens: int, heads: int, group: Any = None) -> None:
         self.group = group
         self.rank = dist.get_rank(group)
+        self.length = tokens
         number = dist.get_world_size(group)
         for name, value in (("tokens", tokens), ("heads", heads)):
             if value < number:
@@ -69,7 +71,7 @@ class HeadExchange:
         heads = self.heads[self.rank]
         received = [each * batch * heads * channels for each in self.tokens]
         out = self._exchange(sent, sizes, received)
-        return out.view(sum(self.tokens), batch, heads, channels).permute(1, 2, 0, 3)
+        return out.view(self.length, batch, heads, channels).permute(1, 2, 0, 3)
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """`[B, h, N, D]`, this process's heads, to `[B, H, n, D]`, its tokens of all heads."""

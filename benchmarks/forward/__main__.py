@@ -16,7 +16,7 @@ With ComfyUI's own Python (`python` here), after `python -m pip install --no-dep
 
 On several GPUs it is diffusers' Wan, on one of them and on all (see several_gpus.py):
 
-    python -m rectified_spaattn.benchmarks.forward --gpus 2 --dense default cudnn --density 0.25
+    python -m rectified_spaattn.benchmarks.forward --gpus 2 --density 0.25
     python -m rectified_spaattn.benchmarks.forward --gpus 2 --device cpu --small --layers 2
 
 Method: one `CFGGuider.sample` per measurement. Its sampler first runs the model cut down to one

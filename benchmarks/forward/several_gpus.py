@@ -118,7 +118,7 @@ def timed(
 
 def variants_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Dense ones, then sparse ones as the options ask for."""
-    kinds = options.dense or ["default"]
+    kinds = options.dense or (["default"] if options.device == "cpu" else [*BACKENDS])
     variants = [{"name": f"dense, {kind}", "dense": kind, "config": None} for kind in kinds]
     for size in map(int, options.block_size):
         for density in options.density:
