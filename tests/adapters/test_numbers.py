@@ -20,7 +20,11 @@ from .models import (
     TEXT,
     counts,
     hunyuan,
+    hunyuan15,
+    hunyuan15_inputs,
     hunyuan_inputs,
+    ltx2,
+    ltx2_inputs,
     velocity,
     wan,
     wan_inputs,
@@ -184,12 +188,16 @@ def test_kernels_do_what_the_reference_does_in_a_model(rectification: str) -> No
     pairs = [
         (wan(attention_head_dim=64), wan_inputs()),
         (hunyuan(attention_head_dim=64, rope_axes_dim=(16, 24, 24)), hunyuan_inputs(6, 4)),
+        (hunyuan15(attention_head_dim=64, rope_axes_dim=(16, 24, 24)), hunyuan15_inputs()),
+        (ltx2(attention_head_dim=64, cross_attention_dim=128), ltx2_inputs(guides=7)),
     ]
     for model, inputs in pairs:
         model.to("cuda", torch.float16)
-        on_gpu = {name: value.to("cuda") for name, value in inputs.items()}
-        for name, value in on_gpu.items():
-            on_gpu[name] = value.half() if value.is_floating_point() else value
+        on_gpu = dict(inputs)
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                is_real = value.is_floating_point()
+                on_gpu[name] = value.to("cuda", torch.float16 if is_real else value.dtype)
         outs = []
         for backend in ("triton", "reference"):
             with sparse_attention(model, config, min_tokens=0, backend=backend) as sparse:
