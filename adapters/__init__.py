@@ -1,4 +1,4 @@
-"""Rectified SpaAttn in other hosts than ComfyUI: so far the video models of diffusers."""
+"""Rectified SpaAttn in other hosts than ComfyUI: diffusers, and those that share sequences."""
 
 from .diffusers import SparseAttention, install, sparse_attention
 

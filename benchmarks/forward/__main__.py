@@ -296,6 +296,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.gpus and options.gpus < 2:
         parser.error("--gpus: 2 or more")
+    if options.gpus and options.model not in ("all", "wan14b"):
+        parser.error(f"--gpus: of Wan only, not of --model {options.model}")
     if not options.gpus and options.comfyui is None:
         parser.error("--comfyui DIR is needed, or --gpus")
     return options

@@ -7,16 +7,19 @@ they are not, or whose sparse calls are not exactly one per block in every proce
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from torch import Tensor
 
 from ...adapters import sparse_attention
@@ -28,6 +31,38 @@ SAME = 0.05
 """Largest relative L2 difference between the outputs of one GPU and of several: in bf16, matrix
 products of other sizes round otherwise, and what rounds otherwise may select otherwise."""
 BACKENDS = {"default": "native", "cudnn": "_native_cudnn"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the model.
+
+    Attributes:
+        name: for the table.
+        config: of the sparse calls; None for a dense model.
+        backend: of diffusers, for the dense calls.
+    """
+
+    name: str
+    config: SparseConfig | None
+    backend: str = BACKENDS["default"]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What was measured of a variant in one process.
+
+    Attributes:
+        seconds: per timed forward.
+        output: of the last one.
+        density: of its sparse calls, 1 if the model is dense.
+        refused: what speaks against the times, or "".
+    """
+
+    seconds: list[float]
+    output: Tensor
+    density: float = 1.0
+    refused: str = ""
 
 
 def build(case: Case, device: torch.device, dtype: torch.dtype) -> Any:
@@ -74,21 +109,21 @@ def inputs_of(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str,
 
 
 @contextmanager
-def running_as(model: Any, variant: dict[str, Any]) -> Iterator[Any]:
-    """The model dense, by the back end of a variant, or sparse; yields what counts its calls."""
-    if variant["config"] is None:
-        model.set_attention_backend(BACKENDS[variant["dense"]])
+def running_as(model: Any, variant: Variant) -> Iterator[Any]:
+    """The model as a variant has it; yields what counts its calls, None for a dense model."""
+    if variant.config is None:
+        model.set_attention_backend(variant.backend)
         yield None
         return
     backend = "reference" if model.device.type == "cpu" else "auto"
-    with sparse_attention(model, variant["config"], min_tokens=0, backend=backend) as sparse:
+    with sparse_attention(model, variant.config, min_tokens=0, backend=backend) as sparse:
         yield sparse
 
 
 def timed(
-    model: Any, case: Case, inputs: dict[str, Tensor], variant: dict[str, Any], repeats: int
-) -> dict[str, Any]:
-    """Seconds of some forwards after one that is not timed, its output, and a reason against it."""
+    model: Any, case: Case, inputs: dict[str, Tensor], variant: Variant, repeats: int
+) -> Timed:
+    """Some forwards after one that is not timed."""
     device = inputs["hidden_states"].device
 
     def wait() -> None:
@@ -113,20 +148,19 @@ def timed(
                 refused = f"{record.sparse} sparse, {record.dense} dense calls: {reasons}"
     if not bool(output.isfinite().all()):
         refused = "the output is not finite"
-    return {"seconds": seconds[1:], "output": output, "refused": refused, "density": density}
+    return Timed(seconds[1:], output, density, refused)
 
 
-def variants_of(options: argparse.Namespace) -> list[dict[str, Any]]:
+def variants_of(options: argparse.Namespace) -> list[Variant]:
     """Dense ones, then sparse ones as the options ask for."""
     kinds = options.dense or (["default"] if options.device == "cpu" else [*BACKENDS])
-    variants = [{"name": f"dense, {kind}", "dense": kind, "config": None} for kind in kinds]
+    variants = [Variant(f"dense, {kind}", None, BACKENDS[kind]) for kind in kinds]
     for size in map(int, options.block_size):
         for density in options.density:
             name = f"{options.rectification}, blocks of {size}, density {density:g}"
-            config = SparseConfig(
-                round(1.0 - density, 6), size, size, rectification=options.rectification
-            )
-            variants.append({"name": name, "dense": "", "config": config})
+            sparsity = round(1.0 - density, 6)
+            config = SparseConfig(sparsity, size, size, rectification=options.rectification)
+            variants.append(Variant(name, config))
     return variants
 
 
@@ -149,18 +183,17 @@ def work(rank: int, options: argparse.Namespace, folder: str) -> None:
         if rank == 0:
             for variant in variants:
                 alone.append(timed(model, case, inputs, variant, options.repeats))
-                print(f"1 GPU, {variant['name']}: {alone[-1]['seconds']}", flush=True)
+                print(f"1 GPU, {variant.name}: {alone[-1].seconds}", flush=True)
         dist.barrier()
         enable_ulysses(model, options.gpus)
         rows = []
         for index, variant in enumerate(variants):
             shared = timed(model, case, inputs, variant, options.repeats)
             said: list[str] = [""] * options.gpus
-            dist.all_gather_object(said, shared["refused"])
+            dist.all_gather_object(said, shared.refused)
             if rank == 0:
-                rows.append(row(variant["name"], alone[index], shared, said))
-                seconds = shared["seconds"]
-                print(f"{options.gpus} GPUs, {variant['name']}: {seconds}", flush=True)
+                rows.append(row(variant.name, alone[index], shared, said))
+                print(f"{options.gpus} GPUs, {variant.name}: {shared.seconds}", flush=True)
     if rank == 0:
         results: dict[str, Any] = {"device": device_name(device), "torch": torch.__version__}
         results |= {"gpus": options.gpus, "tokens": case.tokens, "blocks": case.blocks}
@@ -169,23 +202,21 @@ def work(rank: int, options: argparse.Namespace, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def row(
-    name: str, alone: dict[str, Any], shared: dict[str, Any], said: list[str]
-) -> dict[str, Any]:
+def row(name: str, alone: Timed, shared: Timed, said: list[str]) -> dict[str, Any]:
     """What is reported of a variant; `said`: what each process has against it."""
-    difference = metrics.relative_l2(shared["output"], alone["output"])
-    against = {f"process {rank}: {reason}" for rank, reason in enumerate(said) if reason}
-    if alone["refused"]:
-        against.add(f"one GPU: {alone['refused']}")
+    difference = metrics.relative_l2(shared.output, alone.output)
+    against = [f"process {rank}: {reason}" for rank, reason in enumerate(said) if reason]
+    if alone.refused:
+        against.append(f"one GPU: {alone.refused}")
     if difference > SAME:
-        against.add(f"the outputs differ by {difference:.3g} of their norm")
+        against.append(f"the outputs differ by {difference:.3g} of their norm")
     return {
         "name": name,
-        "one": statistics.median(alone["seconds"]),
-        "several": statistics.median(shared["seconds"]),
-        "density": shared["density"],
+        "one": statistics.median(alone.seconds),
+        "several": statistics.median(shared.seconds),
+        "density": shared.density,
         "difference": difference,
-        "refused": "; ".join(sorted(against)),
+        "refused": "; ".join(against),
     }
 
 
@@ -205,10 +236,6 @@ def table(rows: list[dict[str, Any]], gpus: int) -> list[str]:
 
 def main(options: argparse.Namespace) -> int:
     """Measure on one GPU and on `options.gpus`; the exit status is 1 if anything was refused."""
-    import json
-
-    import torch.multiprocessing
-
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(work, (options, folder), nprocs=options.gpus)
         results = json.loads((Path(folder) / "results.json").read_text())

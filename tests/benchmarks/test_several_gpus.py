@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,18 +38,18 @@ def test_two_processes_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_a_pair_that_differs_is_refused() -> None:
-    alone = {"seconds": [2.0, 3.0, 1.0], "output": torch.ones(4), "refused": ""}
-    shared = alone | {"seconds": [1.0], "density": 0.25}
+    alone = several_gpus.Timed([2.0, 3.0, 1.0], torch.ones(4))
+    shared = several_gpus.Timed([1.0], torch.ones(4), 0.25)
     good = several_gpus.row("mine", alone, shared, ["", ""])
     assert (good["one"], good["several"], good["refused"]) == (2.0, 1.0, "")
     assert any("2.00x" in line for line in several_gpus.table([good], 2))
-    other = shared | {"output": torch.tensor([1.0, 1.0, 1.0, 2.0])}
+    other = replace(shared, output=torch.tensor([1.0, 1.0, 1.0, 2.0]))
     bad = several_gpus.row("mine", alone, other, ["", "1 dense call"])
     assert bad["refused"] == "process 1: 1 dense call; the outputs differ by 0.5 of their norm"
     assert "mine: refused: process 1: 1 dense call" in several_gpus.table([bad], 2)[-1]
 
 
-@pytest.mark.parametrize("words", [[], ["--gpus", "1"]])
+@pytest.mark.parametrize("words", [[], ["--gpus", "1"], ["--gpus", "2", "--model", "hunyuan"]])
 def test_what_is_missing_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(words)
