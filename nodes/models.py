@@ -10,6 +10,7 @@ not by its class name: subclasses with the same parts work, anything else is uns
     Wan              [ref_conv reference | SCAIL reference] [video] [in-context, reference, pose]
     HunyuanVideo     [vision] [byt5] [text] [ref_latent] [video]      cores after 0.13
                      [ref_latent] [video] [vision] [byt5] [text]      cores up to 0.13
+    MiniMax H3       [text] [keyframes | references] [audio] [video]
 """
 
 from __future__ import annotations
@@ -36,19 +37,21 @@ class Family:
     Attributes:
         name: as people know it.
         parts: attributes of the transformer that recognise it.
-        spans: (transformer, latent, text condition, other conditions, patch size) to where the
-            video tokens lie.
+        spans: (transformer, shape of the video latent, text condition, other conditions, patch
+            size) to where the video tokens lie.
         sizes: of a transformer: main blocks, single blocks, width of a token, attention heads.
         cross_lengths: (text condition, other conditions) to the key counts of attention calls over
             conditions, which must not be as many as the video tokens; None where such calls cannot
             be mistaken for the video's.
+        numbers_blocks: whether the model says which block makes a call.
     """
 
     name: str
     parts: tuple[str, ...]
-    spans: Callable[[Any, Any, Any, Mapping[str, Any], Shape], Spans]
+    spans: Callable[[Any, Shape, Any, Mapping[str, Any], Shape], Spans]
     sizes: Callable[[Any], tuple[int, int, int, int]]
     cross_lengths: Callable[[Any, Mapping[str, Any]], set[int]] | None = None
+    numbers_blocks: bool = True
 
 
 def family_of(diffusion_model: Any) -> Family | None:
@@ -68,7 +71,8 @@ def token_layout(
 
     Args:
         diffusion_model: the transformer, compiled or not.
-        x: the noisy latent, `[B, C, T, H, W]`.
+        x: the noisy latent, `[B, C, T, H, W]`; of a model of several streams they are packed in
+            one, and `conds` has their shapes, the video's first.
         text: text condition (`c_crossattn`), `[B, L, C]`, or None.
         conds: the other conditions of the call, by ComfyUI's names.
 
@@ -77,16 +81,19 @@ def token_layout(
     """
     model = _uncompiled(diffusion_model)
     family = family_of(model)
-    if x.ndim == 4:  # HunyuanImage's transformer has the class of HunyuanVideo's
+    shape = _video_shape(x, conds)
+    if len(shape) == 4:  # HunyuanImage's transformer has the class of HunyuanVideo's
         return why(Reason.IMAGE_MODEL)
     if family is None:
         return why(Reason.UNSUPPORTED_MODEL, type(model).__name__, family_names())
-    if x.ndim != 5:
-        return why(Reason.NO_VIDEO, x.ndim)
+    if len(shape) != 5:
+        return why(Reason.NO_VIDEO, len(shape))
     if text is None:
         return why(Reason.NO_TEXT)
+    if _has_trained_gates(model):
+        return why(Reason.TRAINED_SPARSE)
     try:
-        grid, prefix, suffix = family.spans(model, x, text, conds, model.patch_size)
+        grid, prefix, suffix = family.spans(model, shape, text, conds, model.patch_size)
         layout = TokenLayout(grid, prefix + math.prod(grid) + suffix, prefix)
     except Exception as error:  # conditions of a form that this model is not known to take
         return why(Reason.UNKNOWN_CONDITIONS, type(error).__name__, str(error))
@@ -117,13 +124,67 @@ def family_names() -> str:
     return ", ".join(each.name for each in FAMILIES)
 
 
+def with_block_numbers(diffusion_model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """transformer_options under which every attention call says which block makes it.
+
+    Where the model does not number its blocks itself, a patch around each of them does; what other
+    nodes have put around a block stays inside.
+
+    Args:
+        diffusion_model: the transformer, compiled or not.
+        options: transformer_options of a forward.
+    """
+    family = family_of(diffusion_model)
+    if family is None or family.numbers_blocks:
+        return dict(options)
+    total = family.sizes(_uncompiled(diffusion_model))[0]
+    replaced = options.get("patches_replace", {})
+    inner = replaced.get("dit", {})
+    numbered = {
+        ("double_block", index): _NumberedBlock(index, total, inner.get(("double_block", index)))
+        for index in range(total)
+    }
+    return {**options, "patches_replace": {**replaced, "dit": {**inner, **numbered}}}
+
+
+@dataclass(frozen=True)
+class _NumberedBlock:
+    """A patch of ComfyUI's kind around block `index` of `total`, with another node's inside."""
+
+    index: int
+    total: int
+    patch: Callable[..., Any] | None
+
+    def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> Any:
+        # As other models do: in place, in the copy of the options that each forward has.
+        args["transformer_options"].update(
+            block_type="double", block_index=self.index, total_blocks=self.total
+        )
+        if self.patch is not None:
+            return self.patch(args, extra)
+        return extra["original_block"](args)
+
+
+def _has_trained_gates(model: Any) -> bool:
+    """Whether a checkpoint has the gates of a sparse attention that it was trained with."""
+    attention = getattr(model.blocks[0], "attn", None) if getattr(model, "blocks", None) else None
+    return getattr(attention, "to_gate_compress", None) is not None
+
+
 def _uncompiled(diffusion_model: Any) -> Any:
     # torch.compile hides the model behind a module that holds it as `_orig_mod`.
     return getattr(diffusion_model, "_orig_mod", diffusion_model)
 
 
-def _wan_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
-    frames, height, width = _padded_grid(x.shape, patch)
+def _video_shape(x: Any, conds: Mapping[str, Any]) -> Shape:
+    streams: Sequence[Shape] = conds.get("latent_shapes", ())
+    return streams[0] if x.ndim == 3 and len(streams) > 1 else x.shape
+
+
+def _wan_spans(
+    model: Any, shape: Shape, text: Any, conds: Mapping[str, Any], patch: Shape
+) -> Spans:
+    frames, height, width = _padded_grid(shape, patch)
     extra_frames = conds.get("time_dim_concat")  # Phantom's subjects: more frames of the video
     if extra_frames is not None:
         frames += _padded_grid(extra_frames.shape, patch)[0]
@@ -152,8 +213,10 @@ def _wan_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: S
     return (frames, height, width), prefix, suffix
 
 
-def _hunyuan_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
-    grid = _padded_grid(x.shape, patch)
+def _hunyuan_spans(
+    model: Any, shape: Shape, text: Any, conds: Mapping[str, Any], patch: Shape
+) -> Spans:
+    grid = _padded_grid(shape, patch)
     text_tokens = text.shape[1]
     byt5 = conds.get("txt_byt5")
     if byt5 is not None and getattr(model, "byt5_in", None) is not None:
@@ -169,6 +232,28 @@ def _hunyuan_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patc
     if text_is_last:
         return grid, reference_tokens, text_tokens
     return grid, text_tokens + reference_tokens, 0
+
+
+def _h3_spans(model: Any, shape: Shape, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
+    frames, height, width = _padded_grid(shape, patch)
+    payload = conds["minimax_payload"]
+    tokens = text.shape[1]
+    for keyframe in payload.get("keyframes") or ():
+        # Those of one picture, or in newer cores of a clip, on the grid of the video.
+        if keyframe.get("latent") is not None:
+            tokens += keyframe["latent"].shape[2] * height * width
+        tokens += _stereo_tokens(keyframe.get("audio_latent"))
+    for reference in payload.get("refs") or ():
+        if reference.get("latent") is not None:
+            tokens += _cut_tokens(reference["latent"].shape[2:], patch)
+        tokens += _stereo_tokens(reference.get("audio_latent"))
+    audio = conds["latent_shapes"][1]
+    return (frames, height, width), tokens + 2 * audio[-1], 0
+
+
+def _stereo_tokens(latent: Any) -> int:
+    """Tokens of H3's audio latent `[B, C, 2, T]` or None: one for each channel and frame."""
+    return 0 if latent is None else 2 * latent.shape[-1]
 
 
 def _packed_motion_tokens(packer: Any, shape: Shape) -> int:
@@ -217,5 +302,12 @@ FAMILIES = (
             model.hidden_size,
             model.num_heads,
         ),
+    ),
+    Family(
+        "MiniMax H3",
+        ("video_patch_proj", "audio_patch_proj", "token_refiner", "blocks"),
+        _h3_spans,
+        lambda model: (len(model.blocks), 0, model.hidden_size, model.blocks[0].attn.heads),
+        numbers_blocks=False,
     ),
 )

@@ -50,7 +50,7 @@ from .host import (
     send_status,
 )
 from .inputs import AUTO, MAIN, MAX_ERROR, MIN_ERROR, OPTIONS_NODE
-from .models import family_names, fingerprint_of_patcher, token_layout
+from .models import family_names, fingerprint_of_patcher, token_layout, with_block_numbers
 from .override import make_override
 
 KEY = "rectified_spaattn"
@@ -338,7 +338,8 @@ class SparseAttentionPatch:
         plan = run.plan(layout, position)
 
         def call(forward: Forward) -> Any:
-            inner = {**options, OVERRIDE: make_override(forward, options.get(OVERRIDE))}
+            inner = with_block_numbers(model.diffusion_model, options)
+            inner[OVERRIDE] = make_override(forward, options.get(OVERRIDE))
             return executor(x, t, c_concat, c_crossattn, control, inner, **conds)
 
         forward = run.open(plan, x.device)
@@ -502,8 +503,9 @@ def _never_called(forward: Forward, has_own_forward: bool) -> str:
     if not lengths:
         return (
             "installed, but no attention call reached it. Another node replaces the model's "
-            "attention altogether (a SageAttention patch of the blocks, RadialAttn) or the model "
-            "does not use ComfyUI's attention. Remove that node, or this one."
+            "attention altogether (a SageAttention patch of the blocks, RadialAttn, on MiniMax H3 "
+            "Block Sparse Attention) or the model does not use ComfyUI's attention. Remove that "
+            "node, or this one."
         )
     seen = ", ".join(f"{q}x{k}" for q, k in sorted(lengths)[:6])
     return (

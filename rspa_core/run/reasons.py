@@ -22,6 +22,10 @@ class Reason(Enum):
     IMAGE_MODEL = "an image model, and this node is for videos"
     NO_VIDEO = "latent has {} dimensions, a video has 5"
     NO_TEXT = "no text condition"
+    TRAINED_SPARSE = (
+        "this checkpoint was trained with a sparse attention of its own (ComfyUI's Block Sparse "
+        "Attention node, selection VSA)"
+    )
     UNKNOWN_CONDITIONS = "conditions not understood ({}: {})"
     FRAME_CACHE = (
         "autoregressive sampling: each call is a few frames beside a cache of earlier ones"

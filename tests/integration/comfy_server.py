@@ -83,7 +83,9 @@ class Run:
 
     @property
     def samples(self) -> torch.Tensor:
-        """The latent of a graph with one save node."""
+        """The latent of a graph that saves one, or that it saves as "latent"."""
+        if "latent" in self.latents:
+            return self.latents["latent"]
         (only,) = self.latents.values()
         return only
 

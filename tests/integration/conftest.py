@@ -40,6 +40,11 @@ class Comfy:
         """The server's description of a node, {} if it does not know it."""
         return self.server.get(f"/object_info/{class_type}").get(class_type, {})
 
+    def require(self, scene: graphs.Scene) -> None:
+        """Skip the test if this ComfyUI does not know the scene's model."""
+        if scene.needs and not self.object_info(scene.needs):
+            pytest.skip(f"this ComfyUI has no {scene.needs}")
+
     def dense(self, scene: graphs.Scene, **options) -> torch.Tensor:
         """Latents of the unpatched model for the same graph, sampled once per session."""
         nodes = graphs.sampled(scene, **options)

@@ -34,7 +34,9 @@ class Scene:
     experts: checkpoint names, two for Wan 2.2 A14B. latent: (T, H, W) in latent voxels.
     extras: further conditioning (see test_nodes), here without batch-independent defaults.
     sampler: "ksampler", "experts" (two KSamplerAdvanced), "basic_guider" or "cfg_guider".
-    prefix, suffix: tokens before and after the video in the self-attention sequence.
+    shift: of ModelSamplingSD3; None for a model that has another node for it. audio: frames of an
+    audio latent that is sampled along. needs: node class without which a ComfyUI does not know the
+    model.
     """
 
     experts: tuple[str, ...]
@@ -42,7 +44,9 @@ class Scene:
     sampler: str = "ksampler"
     extras: dict = field(default_factory=dict)
     text_tokens: int = 40
-    shift: float = 5.0
+    shift: float | None = 5.0
+    audio: int = 0
+    needs: str = ""
 
     @property
     def model(self) -> tiny_models.TinyModel:
@@ -63,6 +67,22 @@ class Scene:
 WAN_LATENT = (5, 22, 26)  # 715 tokens: no multiple of any block length
 WAN_IMAGE = {"concat_latent_image": [1, 16, *WAN_LATENT], "concat_mask": [1, 1, *WAN_LATENT]}
 HUNYUAN15_LATENT = (5, 11, 13)
+
+H3 = {"shift": None, "audio": 13, "needs": "MiniMaxH3ImageToVideo"}
+H3_KEYFRAMES = [{"resolved_frame_index": 0, "latent": [1, 24, 1, 22, 26]}]
+H3_REFERENCES = [
+    {"kind": "image", "latent_h": 8, "latent_w": 6, "latent": [1, 24, 1, 8, 6]},
+    {
+        "kind": "video_audio",
+        "latent_t": 2,
+        "latent_h": 6,
+        "latent_w": 8,
+        "latent": [1, 24, 2, 6, 8],
+        "ref_audio_t": 7,
+        "audio_latent": [1, 32, 2, 7],
+    },
+    {"kind": "audio", "ref_audio_t": 5, "audio_latent": [1, 32, 2, 5]},
+]
 
 SCENES: dict[str, Scene] = {
     "wan21_t2v": Scene(("wan21_t2v",), WAN_LATENT),
@@ -107,6 +127,13 @@ SCENES: dict[str, Scene] = {
         },
         37,
         shift=7.0,
+    ),
+    "minimax_h3_t2v": Scene(("minimax_h3",), WAN_LATENT, **H3),
+    "minimax_h3_i2v": Scene(
+        ("minimax_h3",), WAN_LATENT, extras={"minimax_keyframes": H3_KEYFRAMES}, **H3
+    ),
+    "minimax_h3_r2v": Scene(
+        ("minimax_h3",), WAN_LATENT, extras={"minimax_refs": H3_REFERENCES}, **H3
     ),
 }
 
@@ -207,7 +234,7 @@ def sampled(
     steps: int = STEPS,
     sampler: str = "euler",
 ) -> dict:
-    """The graph that samples a scene and saves one latent.
+    """The graph that samples a scene and saves its latent, and that of the audio as "audio".
 
     `patch` sits between loader and ModelSamplingSD3, as the templates would have our node;
     `after_shift` follows ModelSamplingSD3. `conditioning` is applied to the positive text.
@@ -229,6 +256,7 @@ def sampled(
         height=height,
         width=latent_width,
         batch=batch,
+        audio=scene.audio,
         nonce=0,
     )
 
@@ -236,7 +264,9 @@ def sampled(
         """Patched model before and after the sampling shift."""
         model = graph.add("UNETLoader", unet_name=f"{name}.safetensors", weight_dtype="default")
         model = patch(graph, model)
-        shifted = graph.add("ModelSamplingSD3", model=model, shift=scene.shift)
+        shifted = model
+        if scene.shift is not None:
+            shifted = graph.add("ModelSamplingSD3", model=model, shift=scene.shift)
         return model, after_shift(graph, shifted)
 
     conds = {"positive": positive, "negative": negative}
@@ -251,6 +281,9 @@ def sampled(
     else:
         model, shifted = load(scene.experts[0])
         result = _custom_advanced(graph, scene, model, shifted, conds, empty, cfg, steps, sampler)
+    if scene.audio:
+        result = graph.add("LTXVSeparateAVLatent", av_latent=result)
+        graph.add("RSPATestSaveLatent", latent=[result[0], 1], name="audio")
     graph.add("RSPATestSaveLatent", latent=result, name="latent")
     return graph.nodes
 

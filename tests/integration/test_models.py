@@ -16,12 +16,14 @@ each_scene = pytest.mark.parametrize("scene", SCENES.values(), ids=list(SCENES))
 @each_scene
 def test_attention_matters(comfy, scene):
     """Without self-attention the latents are others: the comparisons below are not vacuous."""
+    comfy.require(scene)
     without = comfy.run(sampled(scene, model_node("RSPATestAttentionOverride", mode="zero")))
     assert relative_error(without.samples, comfy.dense(scene)) > 0.05
 
 
 @each_scene
 def test_sparse_run(comfy, scene):
+    comfy.require(scene)
     run = comfy.run(sampled(scene, rectified(sparsity=0.75, block_size="64")))
 
     config = SparseConfig(sparsity=0.75, q_block=64, kv_block=64)
@@ -37,6 +39,7 @@ def test_sparse_run(comfy, scene):
 @each_scene
 def test_exact_when_every_block_is_kept(comfy, scene):
     """top_p = 1 keeps all blocks: the sparse path itself must reproduce dense attention."""
+    comfy.require(scene)
     run = comfy.run(sampled(scene, rectified(top_p=1.0)))
 
     for report in run.reports:
@@ -47,12 +50,26 @@ def test_exact_when_every_block_is_kept(comfy, scene):
 
 @each_scene
 def test_sparsity_zero_is_dense(comfy, scene):
+    comfy.require(scene)
     run = comfy.run(sampled(scene, rectified(sparsity=0.0)))
 
     for report in run.reports:
         assert report["sparse"] == 0
         assert report["reasons"] == {"schedule: sparsity 0": report["dense"]}
     assert relative_error(run.samples, comfy.dense(scene)) < EXACT
+
+
+@pytest.mark.parametrize("name", [name for name in SCENES if SCENES[name].audio])
+def test_tokens_outside_the_video_are_exact(comfy, name):
+    """Audio sampled along: sparse video in the last block of the only step leaves it as it is."""
+    scene = SCENES[name]
+    comfy.require(scene)
+    dense = comfy.run(sampled(scene, steps=1))
+    run = comfy.run(sampled(scene, rectified(sparsity=0.9, dense_blocks="0"), steps=1))
+
+    assert run.report["calls"] == [[0, "double", 0, 0, 1], [0, "double", 1, 1, 0]]
+    assert relative_error(run.samples, dense.samples) > 1e-3
+    assert relative_error(run.latents["audio"], dense.latents["audio"]) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from . import tiny_models
 from .comfy_server import PROJECT_ROOT, clean_environment
+from .graphs import H3_REFERENCES
 
 PROBE = Path(__file__).parent / "voxel_probe.py"
 CLIP_IMAGE = [1, 257, tiny_models.WAN_CLIP_WIDTH]
@@ -34,7 +35,8 @@ class Case:
 
     model: a checkpoint of tiny_models, or a class of comfy.ldm.wan.model with its `arguments` on
     top of VARIANT. before, after: context tokens around the video. extra_frames: tokens along T
-    that conditions add behind the video. needs: what ComfyUI's Wan models must know for the case.
+    that conditions add behind the video. audio: frames of an audio latent. needs: what ComfyUI's
+    Wan models must know for the case, or the folder of another family's model.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Case:
     after: int = 0
     extra_frames: int = 0
     text_tokens: int = 21
+    audio: int = 0
     needs: str = ""
     arguments: dict = field(default_factory=dict)
 
@@ -76,6 +79,7 @@ class Case:
             "model": self.model,
             "latent": self.latent,
             "channels": self.recipe.latent_channels,
+            "audio": self.audio,
             "text_tokens": self.text_tokens,
             "width": self.recipe.text_width,
             "extras": self.extras,
@@ -90,6 +94,8 @@ def _image(latent: tuple[int, int, int], channels: int = 16) -> dict:
 
 ODD = (3, 7, 9)
 EVEN = (3, 6, 10)  # HunyuanVideo cannot cut odd sizes into patches; the token grid is still odd
+
+H3_FRAME = {"latent": [1, 24, 1, 6, 10]}
 
 CASES = {
     "wan21_t2v": Case("wan21_t2v", ODD),
@@ -144,6 +150,24 @@ CASES = {
         {**_image(ODD, 32), "clip_vision": VISION, "conditioning_byt5small": BYT5},
         before=21 + 11 + 49,
     ),
+    "minimax_h3_t2v": Case("minimax_h3", ODD, before=21 + 2 * 6, audio=6, needs="minimax"),
+    "minimax_h3_i2v": Case(
+        "minimax_h3",
+        EVEN,
+        {"minimax_keyframes": [H3_FRAME | {"resolved_frame_index": index} for index in (0, 4)]}
+        | {"minimax_frame_count": 5},
+        before=21 + 2 * 15 + 2 * 6,
+        audio=6,
+        needs="minimax",
+    ),
+    "minimax_h3_r2v": Case(
+        "minimax_h3",
+        ODD,
+        {"minimax_refs": H3_REFERENCES},
+        before=21 + 4 * 3 + (2 * 7 + 2 * 3 * 4) + 2 * 5 + 2 * 6,
+        audio=6,
+        needs="minimax",
+    ),
 }
 
 
@@ -161,10 +185,11 @@ def probed(checkout, tiny_folder) -> dict[str, tuple[Case, dict]]:
     """Case and probe result by name, all from one process of this version's Python."""
     wan, hunyuan = (_source(checkout.folder, family) for family in ("wan", "hunyuan_video"))
     has_text_last = "flipped_img_txt" in hunyuan
+    families = {each.name for each in (checkout.folder / "comfy" / "ldm").iterdir()}
     cases = {
         name: _with_text_last(case) if has_text_last else case
         for name, case in CASES.items()
-        if case.needs in wan
+        if case.needs in wan or case.needs in families
     }
     command = [str(checkout.python), str(PROBE), str(checkout.folder), str(PROJECT_ROOT)]
     done = subprocess.run(

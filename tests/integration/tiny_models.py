@@ -1,10 +1,10 @@
 """Tiny random checkpoints that the stock UNETLoader recognises as video models.
 
 Each recipe lists parameter names and shapes of one public architecture (Wan 2.x, HunyuanVideo,
-HunyuanVideo 1.5), a few hundred channels wide and two blocks deep, so that a sampling step of some
-hundred tokens takes a fraction of a second on a CPU. The head dimension stays 128, as in the real
-models. Modulations and output layers are random, not zero: with the usual zero initialisation the
-latents would not depend on attention at all and every comparison would pass.
+HunyuanVideo 1.5, MiniMax H3), a few hundred channels wide and two blocks deep, so that a sampling
+step of some hundred tokens takes a fraction of a second on a CPU. The head dimension stays 128, as
+in the real models. Modulations and output layers are random, not zero: with the usual zero
+initialisation the latents would not depend on attention at all and every comparison would pass.
 """
 
 from __future__ import annotations
@@ -169,6 +169,41 @@ def _hunyuan_v15() -> Shapes:
     return shapes
 
 
+# --- MiniMax H3 ----------------------------------------------------------------------------------
+
+H3_TEXT_WIDTH = 64
+H3_TIME_WIDTH = 32
+H3_VIDEO_CHANNELS = 24
+H3_AUDIO_CHANNELS = 32
+
+
+def _h3_block(name: str) -> Shapes:
+    shapes: Shapes = {f"{name}.{norm}.weight": (WIDTH,) for norm in ("norm1", "norm2")}
+    shapes |= {f"{name}.attn.{part}_norm.weight": (128,) for part in ("q", "k")}
+    shapes |= {f"{name}.attn.qkv_proj.weight": (3 * WIDTH, WIDTH)}
+    shapes |= {f"{name}.attn.out_proj.weight": (WIDTH, WIDTH)}
+    shapes |= {f"{name}.mlp.fc1.weight": (2 * WIDTH, WIDTH)}
+    return shapes | {f"{name}.mlp.fc2.weight": (WIDTH, WIDTH)}
+
+
+def _h3() -> Shapes:
+    shapes = _linear("video_patch_proj", WIDTH, 4 * H3_VIDEO_CHANNELS)
+    shapes |= _linear("audio_patch_proj", WIDTH, H3_AUDIO_CHANNELS)
+    shapes |= _linear("condition_proj", WIDTH, H3_TEXT_WIDTH)
+    shapes |= _linear("time_embedder.proj_in", WIDTH, 256)
+    shapes |= _linear("time_embedder.proj_out", H3_TIME_WIDTH, WIDTH)
+    shapes |= {"rope.inv_freq": (16,), "token_refiner.final_norm.weight": (WIDTH,)}
+    for index in range(DEPTH):
+        shapes |= _h3_block(f"token_refiner.blocks.{index}")
+        shapes |= _h3_block(f"blocks.{index}")
+        # Shift, scale and gate of attention and MLP, for video, text and audio tokens.
+        shapes |= _linear(f"blocks.{index}.adaln_proj.linear", 6 * 3 * WIDTH, H3_TIME_WIDTH)
+    shapes |= {"final_layer.norm.weight": (WIDTH,)}
+    shapes |= _linear("final_layer.adaln_proj.linear", 2 * WIDTH, H3_TIME_WIDTH)
+    shapes |= _linear("final_layer.video_out", 4 * H3_VIDEO_CHANNELS, WIDTH)
+    return shapes | _linear("final_layer.audio_out", H3_AUDIO_CHANNELS, WIDTH)
+
+
 # --- Checkpoints ---------------------------------------------------------------------------------
 
 
@@ -201,6 +236,10 @@ def _hunyuan_model(shapes: Shapes, seed: int, channels: int, patch: int) -> Tiny
     return TinyModel(shapes, channels, (1, patch, patch), blocks, HUNYUAN_TEXT_WIDTH, seed)
 
 
+def _main_blocks() -> tuple[tuple[str, int, int], ...]:
+    return tuple(("double", index, 1) for index in range(DEPTH))
+
+
 MODELS: dict[str, TinyModel] = {
     "wan21_t2v": _wan_model(_wan(16), 1),
     "wan21_i2v": _wan_model(_wan(36, clip_image=True), 2),
@@ -215,6 +254,7 @@ MODELS: dict[str, TinyModel] = {
     "hunyuan_t2v": _hunyuan_model(_hunyuan_v1(16, guidance=True), 10, 16, 2),
     "hunyuan_i2v": _hunyuan_model(_hunyuan_v1(33, guidance=False), 11, 16, 2),
     "hunyuan15": _hunyuan_model(_hunyuan_v15(), 12, 32, 1),
+    "minimax_h3": TinyModel(_h3(), H3_VIDEO_CHANNELS, (1, 2, 2), _main_blocks(), H3_TEXT_WIDTH, 15),
 }
 
 
@@ -229,10 +269,13 @@ def write_lora(folder: Path) -> None:
     save_file(random_parameters(shapes, 14), folder / LORA_NAME)
 
 
+ATTENTION_NORMS = ("norm_q", "norm_k", "query_norm", "key_norm", "q_norm", "k_norm")
+
+
 def _initial_value(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Random parameters under which activations keep unit scale and attention is not flat."""
     noise = torch.randn(shape, generator=generator)
-    if "norm_q" in name or "norm_k" in name or "query_norm" in name or "key_norm" in name:
+    if any(norm in name for norm in ATTENTION_NORMS):
         # Logits q.k / sqrt(128) then have a standard deviation near 2: some keys matter.
         return 1.5 + 0.1 * noise
     if name.endswith("bias"):

@@ -7,11 +7,11 @@ passes every comparison with dense attention. Here single voxels of the noise ar
 and the queries of the first transformer block tell which rows moved. Changing the text and the
 references must move exactly the rows outside the video.
 
-Each case is {"model", "latent": [T, H, W], "channels", "text_tokens", "width", "extras", "pokes":
-[[t, h, w], ...], "arguments"}. "model" is a file in MODELS_FOLDER or, if there is none of that
-name, a class in comfy.ldm.wan.model, which is then built small with "arguments". Each result is
-{"layout": {"grid", "length", "video_start"} or {"reason"}, "rows": rows of the query, "pokes":
-[changed rows, ...], "context": rows changed by the context}.
+Each case is {"model", "latent": [T, H, W], "channels", "audio": frames of an audio latent,
+"text_tokens", "width", "extras", "pokes": [[t, h, w], ...], "arguments"}. "model" is a file in
+MODELS_FOLDER or, if there is none of that name, a class in comfy.ldm.wan.model, which is then built
+small with "arguments". Each result is {"layout": {"grid", "length", "video_start"} or {"reason"},
+"rows": rows of the query, "pokes": [changed rows, ...], "context": rows changed by the context}.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ def load_package(name: str, path: Path) -> ModuleType:
 class Recorder:
     """Attention override and APPLY_MODEL wrapper that note what the first block sees."""
 
-    def __init__(self, token_layout) -> None:
-        self._token_layout = token_layout
+    def __init__(self, regions: ModuleType) -> None:
+        self._regions = regions
         self.layout, self.reason = None, "the model was never called"
         self.query: torch.Tensor | None = None  # [tokens, features]
 
     def wrapper(self, executor, x, t, c_concat, c_crossattn, control, options, **conds):
         model = executor.class_obj.diffusion_model
-        found = self._token_layout(model, x, c_crossattn, conds)
+        found = self._regions.token_layout(model, x, c_crossattn, conds)
+        options = self._regions.with_block_numbers(model, options)
         if hasattr(found, "grid"):
             self.layout = found
         else:
@@ -82,13 +83,13 @@ class Recorder:
 class Probe:
     """One case: a model, a latent size and its conditions."""
 
-    def __init__(self, case: dict, model, conditioning, token_layout) -> None:
+    def __init__(self, case: dict, model, conditioning, regions: ModuleType) -> None:
         self.case = case
         self.model = model
         self._conditioning = conditioning
-        self._token_layout = token_layout
+        self._regions = regions
         generator = torch.Generator().manual_seed(1)
-        self.noise = torch.randn(1, case["channels"], *case["latent"], generator=generator)
+        self.video = torch.randn(1, case["channels"], *case["latent"], generator=generator)
         self.positive = self._make_conditioning(seed=10)
 
     def _make_conditioning(self, seed: int) -> list:
@@ -102,9 +103,16 @@ class Probe:
         pooled = self.positive[0][1]["pooled_output"]  # modulates every row of HunyuanVideo
         return [[text, {**values, **kept, "pooled_output": pooled}]]
 
-    def record(self, noise: torch.Tensor, positive: list) -> Recorder:
-        """Sample one step and return what the first block saw."""
-        recorder = Recorder(self._token_layout)
+    def record(self, video: torch.Tensor, positive: list, audio_seed: int = 2) -> Recorder:
+        """Sample one step from this noise and return what the first block saw."""
+        recorder = Recorder(self._regions)
+        noise = video
+        if self.case["audio"]:
+            from comfy.nested_tensor import NestedTensor
+
+            generator = torch.Generator().manual_seed(audio_seed)
+            audio = torch.randn(1, 32, 2, self.case["audio"], generator=generator)
+            noise = NestedTensor((video, audio))
         model = self.model.clone()
         wrappers = comfy.patcher_extension.WrappersMP
         model.add_wrapper_with_key(wrappers.APPLY_MODEL, "probe", recorder.wrapper)
@@ -113,20 +121,20 @@ class Probe:
         options["optimized_attention_override"] = recorder.override
         comfy.sample.sample(
             model, noise, 1, 1.0, "euler", "simple", positive, positive,
-            torch.zeros_like(noise), disable_pbar=True, seed=0,
+            noise * 0.0, disable_pbar=True, seed=0,
         )  # fmt: skip
         return recorder
 
     def run(self) -> dict:
-        base = self.record(self.noise, self.positive)
+        base = self.record(self.video, self.positive)
         if base.layout is None:
             return {"layout": {"reason": base.reason}}
         pokes = []
         for t, h, w in self.case["pokes"]:
-            noise = self.noise.clone()
-            noise[:, :, t, h, w] += POKE
-            pokes.append(changed_rows(base.query, self.record(noise, self.positive).query))
-        context = self.record(self.noise, self.changed_context())
+            video = self.video.clone()
+            video[:, :, t, h, w] += POKE
+            pokes.append(changed_rows(base.query, self.record(video, self.positive).query))
+        context = self.record(self.video, self.changed_context(), audio_seed=3)
         layout = base.layout
         return {
             "layout": {
@@ -173,7 +181,7 @@ def main() -> None:
         name = case["model"]
         if name not in models:
             models[name] = load_model(name, case["arguments"], tiny_models.random_parameters)
-        probe = Probe(case, models[name], test_nodes.conditioning, regions.token_layout)
+        probe = Probe(case, models[name], test_nodes.conditioning, regions)
         with torch.no_grad():
             results.append(probe.run())
     json.dump(results, sys.stdout)

@@ -48,6 +48,21 @@ def hunyuan_model(text_is_last: bool = False, **parts: Any) -> SimpleNamespace:
     return model
 
 
+def h3_model(**parts: Any) -> SimpleNamespace:
+    """A MiniMax H3 transformer; ComfyUI does not number its blocks."""
+    attention = SimpleNamespace(heads=HEADS)
+    model = SimpleNamespace(
+        patch_size=(1, 2, 2),
+        video_patch_proj=object(),
+        audio_patch_proj=object(),
+        token_refiner=object(),
+        blocks=[SimpleNamespace(attn=attention)] * 4,
+        hidden_size=HEADS * HEAD_DIM,
+    )
+    vars(model).update(parts)
+    return model
+
+
 def base_model(diffusion_model: Any) -> SimpleNamespace:
     """A BaseModel with unshifted flow sampling: percent is 1 - sigma."""
     sampling = SimpleNamespace(percent_to_sigma=lambda percent: 1.0 - percent)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.models import token_layout
+from rectified_spaattn.nodes.models import family_names, token_layout, with_block_numbers
 from rectified_spaattn.rspa_core import TokenLayout
 from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
 
-from .stand_ins import hunyuan_model, wan_model
+from .stand_ins import h3_model, hunyuan_model, wan_model
 
 TEXT = torch.empty(1, 77, 64)
 AREA = 8 * 12
@@ -155,6 +155,77 @@ def test_hunyuan_1_5_has_patches_of_one() -> None:
     assert layout_of(hunyuan_model(patch_size=[1, 1, 1]), latent(5, 8, 12)).grid == (5, 8, 12)
 
 
+AUDIO = torch.empty(1, 32, 2, 7)
+PICTURE = {"kind": "image", "latent": torch.empty(1, 24, 1, 8, 6)}
+CLIP = {"kind": "video_audio", "latent": torch.empty(1, 24, 2, 6, 8), "audio_latent": AUDIO}
+
+
+def h3_conds(frames: int = 5, **payload: Any) -> dict[str, Any]:
+    """Conditions of a call on a video latent of `frames` frames and an audio latent of 13."""
+    shapes = [(1, 24, frames, 16, 24), (1, 32, 2, 13)]
+    return {"latent_shapes": shapes, "minimax_payload": payload}
+
+
+@pytest.mark.parametrize(
+    ("payload", "tokens"),
+    [
+        pytest.param({}, 0, id="t2v"),
+        pytest.param({"keyframes": [{"latent": latent(1)}] * 2}, 2 * AREA, id="first and last"),
+        pytest.param({"keyframes": [{"latent": latent(3)}]}, 3 * AREA, id="a clip as keyframe"),
+        pytest.param({"keyframes": [{"audio_latent": AUDIO}]}, 14, id="sound as keyframe"),
+        pytest.param({"refs": [PICTURE]}, 4 * 3, id="picture"),
+        pytest.param({"refs": [PICTURE, CLIP]}, 12 + 2 * 3 * 4 + 14, id="picture and clip"),
+        pytest.param({"refs": [{"kind": "audio", "audio_latent": AUDIO}]}, 14, id="sound"),
+        pytest.param({"refs": None, "keyframes": None}, 0, id="none of either"),
+    ],
+)
+def test_minimax_h3(payload: dict[str, Any], tokens: int) -> None:
+    packed = torch.empty(1, 1, 999)
+    layout = layout_of(h3_model(), packed, **h3_conds(**payload))
+    assert layout.grid == (5, 8, 12)
+    assert layout.video_start == 77 + tokens + 2 * 13
+    assert layout.length == layout.video_start + 5 * AREA
+    assert layout_of(h3_model(), packed, **h3_conds(2, **payload)).grid == (2, 8, 12)
+
+
+def test_a_checkpoint_with_trained_gates_keeps_its_own_attention() -> None:
+    attention = SimpleNamespace(heads=2, to_gate_compress=object())
+    model = h3_model(blocks=[SimpleNamespace(attn=attention)])
+    reason = token_layout(model, torch.empty(1, 1, 999), TEXT, h3_conds())
+    assert reason == why(Reason.TRAINED_SPARSE)
+    attention.to_gate_compress = None  # newer cores: of a checkpoint without them
+    assert isinstance(token_layout(model, torch.empty(1, 1, 999), TEXT, h3_conds()), TokenLayout)
+
+
+def test_blocks_that_the_model_does_not_number_are_numbered_around_other_patches() -> None:
+    def another_nodes(args: dict[str, Any], extra: dict[str, Any]) -> Any:
+        return "patched", extra["original_block"](args)
+
+    replaced = {"dit": {("double_block", 1): another_nodes, ("other", 0): 1}, "attn2": {}}
+    options = {"sigmas": 1, "patches_replace": replaced}
+    found = with_block_numbers(SimpleNamespace(_orig_mod=h3_model()), options)
+    assert replaced["dit"] == {("double_block", 1): another_nodes, ("other", 0): 1}
+    assert found["sigmas"] == 1
+    assert found["patches_replace"].keys() == {"dit", "attn2"}
+    patches = found["patches_replace"]["dit"]
+    assert patches.pop(("other", 0)) == 1
+    assert patches.keys() == {("double_block", index) for index in range(4)}
+
+    def block(args: dict[str, Any]) -> Any:
+        return dict(args["transformer_options"])
+
+    for index in range(4):
+        got = patches["double_block", index]({"transformer_options": {}}, {"original_block": block})
+        numbers = {"block_type": "double", "block_index": index, "total_blocks": 4}
+        assert got == (("patched", numbers) if index == 1 else numbers)
+
+
+@pytest.mark.parametrize("model", [wan_model(), hunyuan_model(), SimpleNamespace()])
+def test_other_models_keep_their_options(model: Any) -> None:
+    options = {"patches_replace": {"dit": {}}, "sigmas": 1}
+    assert with_block_numbers(model, options) == options
+
+
 def test_compiled_model_is_looked_into() -> None:
     compiled = SimpleNamespace(_orig_mod=wan_model())
     assert layout_of(compiled, latent()).grid == (5, 8, 12)
@@ -175,7 +246,7 @@ class FluxLike:
 @pytest.mark.parametrize("model", [SomeUNet(), FluxLike()])
 def test_unknown_model_class_is_named(model: Any) -> None:
     reason = token_layout(model, latent(), TEXT, {})
-    assert reason == why(Reason.UNSUPPORTED_MODEL, type(model).__name__, "Wan, HunyuanVideo")
+    assert reason == why(Reason.UNSUPPORTED_MODEL, type(model).__name__, family_names())
 
 
 @pytest.mark.parametrize(

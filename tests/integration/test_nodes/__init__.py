@@ -26,11 +26,19 @@ CONDITION_KEYS = (
     "reference_motion",
     "pose_video_latent",
 )
+H3_KEYS = ("minimax_keyframes", "minimax_refs")
+H3_LATENTS = ("latent", "audio_latent")
 CONDITION_LIST_KEYS = ("reference_latents", "context_latents", "vace_frames", "vace_mask")
 
 
 def _random(shape: list[int], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _h3_condition(spec: dict, seed: int) -> dict:
+    return {
+        key: _random(value, seed) if key in H3_LATENTS else value for key, value in spec.items()
+    }
 
 
 def extra_conditions(spec: dict, seed: int) -> dict:
@@ -41,6 +49,10 @@ def extra_conditions(spec: dict, seed: int) -> dict:
             values[key] = _random(value, seed + index + 1)
         elif key in CONDITION_LIST_KEYS:
             values[key] = [_random(shape, seed + index + 1) for shape in value]
+        elif key in H3_KEYS:
+            values[key] = [
+                _h3_condition(each, seed + 10 * index + i) for i, each in enumerate(value)
+            ]
         elif key == "clip_vision":
             states = _random(value, seed + index + 1)
             values["clip_vision_output"] = SimpleNamespace(
@@ -114,7 +126,7 @@ class RSPATestModelSpace:
 
 
 class RSPATestLatent:
-    """Latent of the given shape: zeros, or noise for an image-to-image run.
+    """Latent of the given shape, zeros; with audio frames the pair of it and an audio latent.
 
     `nonce` changes nothing but the cache key, so that a repeated graph is really sampled again.
     """
@@ -133,11 +145,17 @@ class RSPATestLatent:
                 "width": ("INT", {"default": 26, "min": 1, "max": 256}),
                 "batch": ("INT", {"default": 1, "min": 1, "max": 8}),
                 "nonce": ("INT", {"default": 0, "min": 0, "max": 2**31}),
-            }
+            },
+            "optional": {"audio": ("INT", {"default": 0, "min": 0, "max": 4096})},
         }
 
-    def make(self, channels, frames, height, width, batch, nonce):
-        return ({"samples": torch.zeros(batch, channels, frames, height, width)},)
+    def make(self, channels, frames, height, width, batch, nonce, audio=0):
+        video = torch.zeros(batch, channels, frames, height, width)
+        if not audio:
+            return ({"samples": video},)
+        from comfy.nested_tensor import NestedTensor
+
+        return ({"samples": NestedTensor((video, torch.zeros(batch, 32, 2, audio)))},)
 
 
 class RSPATestSaveLatent:
