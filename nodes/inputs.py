@@ -244,22 +244,23 @@ MAIN = Node(
     "RectifiedSpaAttn",
     "Rectified SpaAttn (Sparse Attention)",
     "Speeds up long or large videos: each part of the picture attends exactly only to the parts "
-    "that matter, and the loss is corrected. For Wan 2.1 / 2.2 and HunyuanVideo. Place it after "
-    "LoRAs and before the sampler; the node shows what really ran.",
+    "that matter, and the loss is corrected. For Wan 2.1 / 2.2, HunyuanVideo and MiniMax H3. Place "
+    "it after LoRAs and before the sampler; the node shows what really ran.",
     (
         "sparse attention",
         "SpaAttn",
         "video speed up",
         "faster Wan",
         "faster Hunyuan",
+        "faster MiniMax H3",
         "block sparse",
     ),
     (
         socket(
             "model",
             "MODEL",
-            "A Wan 2.1 / 2.2, HunyuanVideo or HunyuanVideo 1.5 model. Other models pass through "
-            "and stay dense.",
+            "A Wan 2.1 / 2.2, HunyuanVideo, HunyuanVideo 1.5 or MiniMax H3 model. Other models "
+            "pass through and stay dense.",
         ),
         switch(
             "enabled",

@@ -6,11 +6,7 @@ forward, and its sizes, which tell whether a profile fits. The video tokens lie 
 sequence is computed from the latent and the conditions of this very forward, because context
 windows and area conditions change the grid from call to call. A model is recognised by its parts,
 not by its class name: subclasses with the same parts work, anything else is unsupported.
-
-    Wan              [ref_conv reference | SCAIL reference] [video] [in-context, reference, pose]
-    HunyuanVideo     [vision] [byt5] [text] [ref_latent] [video]      cores after 0.13
-                     [ref_latent] [video] [vision] [byt5] [text]      cores up to 0.13
-    MiniMax H3       [text] [keyframes | references] [audio] [video]
+`tools/write_families.py` writes the rows into README and help.
 """
 
 from __future__ import annotations
@@ -36,6 +32,10 @@ class Family:
 
     Attributes:
         name: as people know it.
+        variants: what is known to run sparse; tests/integration/test_token_regions.py shows for
+            each of them where its video tokens lie.
+        sequence: of a self-attention call, in words.
+        dense: kinds of reasons why some of its models or calls are dense.
         parts: attributes of the transformer that recognise it.
         spans: (transformer, shape of the video latent, text condition, other conditions, patch
             size) to where the video tokens lie.
@@ -47,6 +47,9 @@ class Family:
     """
 
     name: str
+    variants: tuple[str, ...]
+    sequence: str
+    dense: tuple[Reason, ...]
     parts: tuple[str, ...]
     spans: Callable[[Any, Shape, Any, Mapping[str, Any], Shape], Spans]
     sizes: Callable[[Any], tuple[int, int, int, int]]
@@ -284,9 +287,36 @@ def _cut_tokens(sizes: Shape, patch: Shape) -> int:
     return math.prod(size // step for size, step in zip(sizes, patch, strict=True))
 
 
+ANY_DENSE = (
+    Reason.UNSUPPORTED_MODEL,
+    Reason.OTHER_LENGTH,
+    Reason.MIN_TOKENS,
+    Reason.MASK_VIDEO,
+    Reason.MASK_WEIGHTS,
+    Reason.MASK_FORM,
+)
+"""Kinds of reasons why a model or a call of any family is dense."""
+
 FAMILIES = (
     Family(
         "Wan",
+        (
+            "2.1 T2V",
+            "2.1 I2V",
+            "2.2 14B T2V",
+            "2.2 14B I2V",
+            "2.2 5B",
+            "VACE",
+            "Phantom",
+            "Fun-Control",
+            "Camera",
+            "in-context references",
+            "HuMo",
+            "S2V",
+            "SCAIL",
+        ),
+        "[reference] [video] [references, pose, motion]",
+        (Reason.FRAME_CACHE, Reason.AMBIGUOUS_LENGTH),
         ("patch_embedding", "text_embedding", "blocks", "head"),
         _wan_spans,
         lambda model: (len(model.blocks), 0, model.dim, model.num_heads),
@@ -294,6 +324,10 @@ FAMILIES = (
     ),
     Family(
         "HunyuanVideo",
+        ("T2V", "I2V", "I2V with a reference", "1.5 T2V", "1.5 I2V"),
+        # Cores up to 0.13: [reference] [video] [vision] [byt5] [text].
+        "[vision] [byt5] [text] [reference] [video]",
+        (Reason.IMAGE_MODEL,),
         ("img_in", "txt_in", "double_blocks", "single_blocks"),
         _hunyuan_spans,
         lambda model: (
@@ -305,6 +339,9 @@ FAMILIES = (
     ),
     Family(
         "MiniMax H3",
+        ("T2V", "I2V with first and last frame", "references (R2V)"),
+        "[text] [keyframes, references] [audio] [video]",
+        (Reason.TRAINED_SPARSE,),
         ("video_patch_proj", "audio_patch_proj", "token_refiner", "blocks"),
         _h3_spans,
         lambda model: (len(model.blocks), 0, model.hidden_size, model.blocks[0].attn.heads),

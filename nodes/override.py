@@ -108,13 +108,17 @@ def _attend(
     except TypeError:
         forward.count_dense(block, why(Reason.UNKNOWN_CALL))
         return None
+    groups = forward.groups_of(call.mask, len(q))
+    unsupported = unsupported_argument(q, call)
+    if unsupported is None and isinstance(groups, DenseReason):
+        unsupported = groups
     decision = forward.decide(
         block,
         options.get("total_blocks"),
         q.device,
         q.dtype,
         head_dim_of(q, call),
-        unsupported_argument(q, call),
+        unsupported,
     )
     if decision is None:
         return None
@@ -124,7 +128,8 @@ def _attend(
         return out if call.skip_output_reshape else split_heads(out, call.heads)
 
     q, k, v = (x if call.skip_reshape else split_heads(x, call.heads) for x in tensors)
-    out = forward.attend(decision, q, k, v, dense_heads)
+    assert not isinstance(groups, DenseReason)
+    out = forward.attend(decision, q, k, v, dense_heads, groups=groups)
     if out is None or call.skip_output_reshape:
         return out
     return out.transpose(1, 2).flatten(2)
@@ -155,9 +160,7 @@ def read_arguments(
 
 
 def unsupported_argument(q: Tensor, call: CallArguments) -> DenseReason | None:
-    """The argument of a call that asks for mathematics we do not do, as a reason, or None."""
-    if call.mask is not None:
-        return why(Reason.MASK)
+    """The argument, but for the mask, that asks for mathematics we do not do, as a reason."""
     if call.attn_precision is not None:
         return why(Reason.ATTN_PRECISION, call.attn_precision)
     for name, value in call.extra.items():

@@ -504,8 +504,8 @@ def _never_called(forward: Forward, has_own_forward: bool) -> str:
         return (
             "installed, but no attention call reached it. Another node replaces the model's "
             "attention altogether (a SageAttention patch of the blocks, RadialAttn, on MiniMax H3 "
-            "Block Sparse Attention) or the model does not use ComfyUI's attention. Remove that "
-            "node, or this one."
+            "ComfyUI's sparse attention) or the model does not use ComfyUI's attention. Remove "
+            "that node, or this one."
         )
     seen = ", ".join(f"{q}x{k}" for q, k in sorted(lengths)[:6])
     return (

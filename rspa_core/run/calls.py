@@ -39,6 +39,7 @@ from ..dispatch import (
     release_tables,
 )
 from ..layout import TokenLayout
+from .key_masks import Group, attend_groups, padded, read_mask
 from .probe import ProbeRecorder, ProbeSettings
 from .profile import SparsityProfile
 from .reasons import DenseReason, Reason, why
@@ -336,6 +337,8 @@ class Forward:
         self.tally = ForwardTally(device, plan.position.step)
         self.density_sums: dict[Block, float] = {}
         self._status_asked = False
+        self._mask: Tensor | None = None
+        self._groups: tuple[Group, ...] | DenseReason | None = None
 
     def is_over_video(
         self, q: torch.Size, k: torch.Size, v: torch.Size, block: Block, in_model: bool
@@ -363,6 +366,15 @@ class Forward:
     def count_dense(self, block: Block, reason: DenseReason) -> None:
         """Count a call that the host computes by itself."""
         self.tally.add_dense(block, reason)
+
+    def groups_of(self, mask: Tensor | None, batch: int) -> tuple[Group, ...] | DenseReason | None:
+        """`read_mask` of a call over the video; a mask that serves all blocks is read once."""
+        layout = self.plan.layout
+        if mask is None or layout is None:  # without a layout the call is dense anyway
+            return None
+        if mask is not self._mask:
+            self._mask, self._groups = mask, read_mask(mask, batch, layout)
+        return self._groups
 
     def decide(
         self,
@@ -409,6 +421,7 @@ class Forward:
         v: Tensor,
         dense: Callable[[], Tensor],
         lengths: Sequence[int] | None = None,
+        groups: Sequence[Group] | None = None,
     ) -> Tensor | None:
         """Compute a call as decided.
 
@@ -417,18 +430,22 @@ class Forward:
             q, k, v: `[B, H, N, D]`, any strides.
             dense: full attention of the same call, `[B, H, N, D]`; called for the probe only.
             lengths: tokens of each sample that take part, the rest is padding; None: all.
+            groups: which tokens take part, by a mask; None: all.
 
         Returns:
             `[B, H, N, D]`, zero in the padding; of a call that the probe measures, what `dense`
             gave. None if sparse attention failed, which is counted: take the dense path.
         """
+        if lengths is not None and set(lengths) != {q.shape[-2]}:
+            assert self.plan.layout is not None
+            groups = padded(lengths, self.plan.layout)
         if decision.is_probed:
             self.count_dense(decision.block, why(Reason.PROBED))
-            return self._measure(decision.block, q, k, v, dense(), lengths)
+            return self._measure(decision.block, q, k, v, dense(), groups)
         assert decision.config is not None
         try:
             with self.run.guard(), self.run.report.compiling(self.run.preparation(q.device)):
-                out, density = self._sparse(q, k, v, decision.config, lengths)
+                out, density = self._sparse(q, k, v, decision.config, groups)
                 self.tally.add_sparse(decision.block, out, density)
             return out
         except BackendUnavailable as error:
@@ -491,23 +508,26 @@ class Forward:
         k: Tensor,
         v: Tensor,
         dense: Tensor,
-        lengths: Sequence[int] | None,
+        groups: Sequence[Group] | None,
     ) -> Tensor:
         """Let the probe compare sparse with dense attention; returns the dense output."""
         recorder, layout = self.run.recorder, self.plan.layout
         assert recorder is not None
         assert layout is not None
-        end = q.shape[-2] if lengths is None else min(lengths)
-        if lengths is not None and max(lengths) > end:
-            return dense  # samples of several lengths: what is measured would be no one call
+        tokens: slice | Tensor = slice(None)
+        layout = replace(layout, length=q.shape[-2])
+        if groups is not None:
+            if len(groups) > 1:
+                return dense  # samples with several masks: what is measured would be no one call
+            tokens, layout = groups[0].kept, groups[0].layout
         try:
             with self.run.guard(), self.run.report.compiling():
                 recorder.measure(
-                    q[:, :, :end],
-                    k[:, :, :end],
-                    v[:, :, :end],
-                    dense[:, :, :end],
-                    replace(layout, length=end),
+                    q[:, :, tokens],
+                    k[:, :, tokens],
+                    v[:, :, tokens],
+                    dense[:, :, tokens],
+                    layout,
                     self.run.settings.config,
                     self.plan.position.step,
                     block,
@@ -521,31 +541,25 @@ class Forward:
         return dense
 
     def _sparse(
-        self, q: Tensor, k: Tensor, v: Tensor, config: SparseConfig, lengths: Sequence[int] | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        config: SparseConfig,
+        groups: Sequence[Group] | None,
     ) -> tuple[Tensor, Tensor]:
-        """Output and density, one `rectified_attention` for each length among the samples."""
+        """Output and density, one `rectified_attention` for each group of samples."""
         layout = self.plan.layout
         assert layout is not None
 
-        def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            own = replace(layout, length=q.shape[-2])
+        def call(q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
             settings = {"backend": self.run.settings.backend, "return_stats": True}
-            out, stats = self.run.attention(q, k, v, own, config, **settings)
+            out, stats = self.run.attention(q, k, v, layout, config, **settings)
             return out, stats.density
 
-        batch, heads, length, head_dim = v.shape
-        if lengths is None or set(lengths) == {length}:
-            return call(q, k, v)
-        out = v.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
-        densities = []
-        for end in sorted(set(lengths)):
-            rows = [row for row in range(batch) if lengths[row] == end]
-            # One length for all, as with a single prompt: views instead of copies.
-            chosen: Any = slice(None) if len(rows) == batch else rows
-            part, density = call(*(each[chosen, :, :end] for each in (q, k, v)))
-            out[chosen, :, :end] = part
-            densities.append(density * (len(rows) / batch))
-        return out, torch.stack(densities).sum()
+        if groups is None:
+            return call(q, k, v, replace(layout, length=q.shape[-2]))
+        return attend_groups(call, q, k, v, groups)
 
     def _fail(self, reason: DenseReason, is_final: bool) -> None:
         self.run.failures.add(reason, is_final)

@@ -23,8 +23,8 @@ class Reason(Enum):
     NO_VIDEO = "latent has {} dimensions, a video has 5"
     NO_TEXT = "no text condition"
     TRAINED_SPARSE = (
-        "this checkpoint was trained with a sparse attention of its own (ComfyUI's Block Sparse "
-        "Attention node, selection VSA)"
+        "this checkpoint was trained with a sparse attention of its own (VSA, in ComfyUI's own "
+        "sparse attention node)"
     )
     UNKNOWN_CONDITIONS = "conditions not understood ({}: {})"
     FRAME_CACHE = (
@@ -40,8 +40,9 @@ class Reason(Enum):
     OTHER_LENGTH = "{} tokens where {} were expected"
     UNKNOWN_CALL = "unknown form of attention call"
     UNKNOWN_ROTARY = "unknown form of rotary embedding"
-    MASK = "attention mask"
     MASK_FORM = "attention mask of shape {}, {}"
+    MASK_WEIGHTS = "attention mask that weighs keys"
+    MASK_VIDEO = "attention mask over video tokens"
     MASK_NOT_AT_END = "attention mask that is not padding at the end"
     ATTN_PRECISION = "attn_precision {}"
     ARGUMENT = "attention argument {}"

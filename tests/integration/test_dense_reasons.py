@@ -28,20 +28,22 @@ def test_too_few_tokens(comfy, name):
         assert report["reasons"] == {"715 video tokens, below min_tokens 716": calls}
 
 
-@pytest.mark.parametrize("name", ["hunyuan_t2v", "hunyuan15_t2v"])
-def test_masked_attention(comfy, name):
-    """A text mask that ComfyUI hands to every attention call."""
+@pytest.mark.parametrize("name", ["wan21_t2v", "hunyuan_t2v", "minimax_h3_t2v"])
+def test_a_subclass_with_an_added_stream_of_tokens(comfy, name):
+    """It has all parts of a known model, and 143 tokens that nothing here knows about."""
     scene = SCENES[name]
-    extras = {**scene.extras, "attention_mask": [scene.text_tokens, 9]}
-    if name == "hunyuan15_t2v":
-        del extras["conditioning_byt5small"]  # the core's mask covers the text alone
-    dense = comfy.dense(scene, extras=extras)
-    run = comfy.run(sampled(scene, rectified(), extras=extras))
+    comfy.require(scene)
+    unknown = model_node("RSPATestAddedStream")
+    dense = comfy.dense(scene, patch=unknown)
+    run = comfy.run(sampled(scene, chain(rectified(), unknown)))
 
-    assert not torch.equal(dense, comfy.dense(scene))
     assert torch.equal(run.samples, dense)
+    assert not torch.equal(dense, comfy.dense(scene)), "the stream takes part"
     assert run.report["sparse"] == 0
-    assert run.report["reasons"] == {"attention mask": 4 * STEPS}
+    (reason,) = run.report["reasons"]
+    found, expected = (int(word) for word in reason.split() if word.isdigit())
+    assert reason == f"{found} tokens where {expected} were expected"
+    assert found == expected + 143
 
 
 @has_compiler

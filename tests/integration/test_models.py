@@ -72,6 +72,21 @@ def test_tokens_outside_the_video_are_exact(comfy, name):
     assert relative_error(run.latents["audio"], dense.latents["audio"]) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["hunyuan_t2v", "hunyuan15_t2v"])
+def test_padding_of_the_text_is_left_out(comfy, name):
+    """A text mask that ComfyUI hands to every attention call."""
+    scene = SCENES[name]
+    extras = {**scene.extras, "attention_mask": [scene.text_tokens, 9]}
+    if name == "hunyuan15_t2v":
+        del extras["conditioning_byt5small"]  # the core's mask covers the text alone
+    dense = comfy.dense(scene, extras=extras)
+    run = comfy.run(sampled(scene, rectified(top_p=1.0), extras=extras))
+
+    assert relative_error(dense, comfy.dense(scene)) > 1e-3, "the mask matters"
+    check_wholly_sparse(run.report, scene)
+    assert relative_error(run.samples, dense) < EXACT
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -36,7 +36,8 @@ class Case:
     model: a checkpoint of tiny_models, or a class of comfy.ldm.wan.model with its `arguments` on
     top of VARIANT. before, after: context tokens around the video. extra_frames: tokens along T
     that conditions add behind the video. audio: frames of an audio latent. needs: what ComfyUI's
-    Wan models must know for the case, or the folder of another family's model.
+    Wan models must know for the case, or the folder of another family's model. shows: the family
+    and the variant of nodes/models.py that it is an example of.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Case:
     audio: int = 0
     needs: str = ""
     arguments: dict = field(default_factory=dict)
+    shows: tuple[str, str] | None = None
 
     @property
     def recipe(self) -> tiny_models.TinyModel:
@@ -92,31 +94,58 @@ def _image(latent: tuple[int, int, int], channels: int = 16) -> dict:
     return {"concat_latent_image": [1, channels, *latent], "concat_mask": [1, 1, *latent]}
 
 
+WAN, HUNYUAN, H3 = "Wan", "HunyuanVideo", "MiniMax H3"
 ODD = (3, 7, 9)
 EVEN = (3, 6, 10)  # HunyuanVideo cannot cut odd sizes into patches; the token grid is still odd
 
 H3_FRAME = {"latent": [1, 24, 1, 6, 10]}
 
 CASES = {
-    "wan21_t2v": Case("wan21_t2v", ODD),
+    "wan21_t2v": Case("wan21_t2v", ODD, shows=(WAN, "2.1 T2V")),
     "wan21_t2v_even": Case("wan21_t2v", (2, 8, 6)),
     "wan21_t2v_one_frame": Case("wan21_t2v", (1, 9, 7)),
-    "wan21_i2v": Case("wan21_i2v", ODD, {**_image(ODD), "clip_vision": CLIP_IMAGE}),
-    "wan22_i2v_high": Case("wan22_i2v_high", ODD, _image(ODD)),
-    "wan22_t2v_low": Case("wan22_t2v_low", ODD),
-    "wan22_5b": Case("wan22_5b", ODD),
+    "wan21_i2v": Case(
+        "wan21_i2v", ODD, {**_image(ODD), "clip_vision": CLIP_IMAGE}, shows=(WAN, "2.1 I2V")
+    ),
+    "wan22_i2v_high": Case("wan22_i2v_high", ODD, _image(ODD), shows=(WAN, "2.2 14B I2V")),
+    "wan22_t2v_low": Case("wan22_t2v_low", ODD, shows=(WAN, "2.2 14B T2V")),
+    "wan22_5b": Case("wan22_5b", ODD, shows=(WAN, "2.2 5B")),
     # ComfyUI does not pad the VACE frames: only even sizes work there.
     "wan_vace": Case(
-        "wan_vace", EVEN, {"vace_frames": [[1, 32, *EVEN]], "vace_mask": [[1, 64, *EVEN]]}
+        "wan_vace",
+        EVEN,
+        {"vace_frames": [[1, 32, *EVEN]], "vace_mask": [[1, 64, *EVEN]]},
+        shows=(WAN, "VACE"),
     ),
-    "wan_phantom": Case("wan21_t2v", ODD, {"time_dim_concat": [1, 16, 2, 7, 9]}, extra_frames=2),
+    "wan_phantom": Case(
+        "wan21_t2v",
+        ODD,
+        {"time_dim_concat": [1, 16, 2, 7, 9]},
+        extra_frames=2,
+        shows=(WAN, "Phantom"),
+    ),
     "wan_fun_reference": Case(
-        "wan_fun_ref", EVEN, {"reference_latents": [[1, 16, 1, 6, 10]]}, before=15
+        "wan_fun_ref",
+        EVEN,
+        {"reference_latents": [[1, 16, 1, 6, 10]]},
+        before=15,
+        shows=(WAN, "Fun-Control"),
     ),
     "wan_context_latents": Case(
-        "wan21_t2v", ODD, {"context_latents": [[1, 16, 1, 5, 6]]}, after=9, needs="context_latents"
+        "wan21_t2v",
+        ODD,
+        {"context_latents": [[1, 16, 1, 5, 6]]},
+        after=9,
+        needs="context_latents",
+        shows=(WAN, "in-context references"),
     ),
-    "wan_humo": Case("HumoWanModel", EVEN, {"reference_latents": [[1, 16, 2, 6, 10]]}, after=30),
+    "wan_humo": Case(
+        "HumoWanModel",
+        EVEN,
+        {"reference_latents": [[1, 16, 2, 6, 10]]},
+        after=30,
+        shows=(WAN, "HuMo"),
+    ),
     "wan_s2v": Case("WanModel_S2V", (2, 18, 22)),
     # Packed motion: 1 frame in 2x2 patches, 2 frames in 4x4 x2, 16 frames in 8x8 x4.
     "wan_s2v_motion": Case(
@@ -124,6 +153,7 @@ CASES = {
         (2, 18, 22),
         {"reference_latents": [[1, 16, 1, 18, 22]], "reference_motion": [1, 16, 19, 18, 22]},
         after=9 * 11 + (9 * 11 + 4 * 5 + 4 * 2 * 2),
+        shows=(WAN, "S2V"),
     ),
     "wan_scail": Case(
         "SCAILWanModel",
@@ -133,24 +163,34 @@ CASES = {
         after=3 * 2 * 3,
         needs="class SCAILWanModel",
         arguments={"in_dim": 20},
+        shows=(WAN, "SCAIL"),
     ),
-    "wan_camera": Case("CameraWanModel", EVEN, arguments={"in_dim": 32}),
-    "hunyuan_t2v": Case("hunyuan_t2v", EVEN, before=21),
+    "wan_camera": Case("CameraWanModel", EVEN, arguments={"in_dim": 32}, shows=(WAN, "Camera")),
+    "hunyuan_t2v": Case("hunyuan_t2v", EVEN, before=21, shows=(HUNYUAN, "T2V")),
     "hunyuan_t2v_long_text": Case("hunyuan_t2v", EVEN, before=150, text_tokens=150),
-    "hunyuan_i2v_concat": Case("hunyuan_i2v", EVEN, _image(EVEN), before=21),
+    "hunyuan_i2v_concat": Case(
+        "hunyuan_i2v", EVEN, _image(EVEN), before=21, shows=(HUNYUAN, "I2V")
+    ),
     "hunyuan_i2v_replace": Case("hunyuan_t2v", EVEN, {"guiding_frame_index": 0}, before=21),
     "hunyuan_reference": Case(
-        "hunyuan_t2v", EVEN, {"ref_latent": [1, 16, 1, 6, 10]}, before=21 + 15
+        "hunyuan_t2v",
+        EVEN,
+        {"ref_latent": [1, 16, 1, 6, 10]},
+        before=21 + 15,
+        shows=(HUNYUAN, "I2V with a reference"),
     ),
-    "hunyuan15_t2v": Case("hunyuan15", ODD, before=21),
+    "hunyuan15_t2v": Case("hunyuan15", ODD, before=21, shows=(HUNYUAN, "1.5 T2V")),
     "hunyuan15_t2v_byt5": Case("hunyuan15", ODD, {"conditioning_byt5small": BYT5}, before=21 + 11),
     "hunyuan15_i2v": Case(
         "hunyuan15",
         ODD,
         {**_image(ODD, 32), "clip_vision": VISION, "conditioning_byt5small": BYT5},
         before=21 + 11 + 49,
+        shows=(HUNYUAN, "1.5 I2V"),
     ),
-    "minimax_h3_t2v": Case("minimax_h3", ODD, before=21 + 2 * 6, audio=6, needs="minimax"),
+    "minimax_h3_t2v": Case(
+        "minimax_h3", ODD, before=21 + 2 * 6, audio=6, needs="minimax", shows=(H3, "T2V")
+    ),
     "minimax_h3_i2v": Case(
         "minimax_h3",
         EVEN,
@@ -159,6 +199,7 @@ CASES = {
         before=21 + 2 * 15 + 2 * 6,
         audio=6,
         needs="minimax",
+        shows=(H3, "I2V with first and last frame"),
     ),
     "minimax_h3_r2v": Case(
         "minimax_h3",
@@ -167,6 +208,7 @@ CASES = {
         before=21 + 4 * 3 + (2 * 7 + 2 * 3 * 4) + 2 * 5 + 2 * 6,
         audio=6,
         needs="minimax",
+        shows=(H3, "references (R2V)"),
     ),
 }
 

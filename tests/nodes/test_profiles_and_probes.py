@@ -208,9 +208,9 @@ def test_a_measurement_that_fails_costs_nothing_but_itself() -> None:
 
 def test_calls_that_sparse_attention_cannot_do_are_not_measured() -> None:
     rig, recorder = probing_rig()
-    mask = torch.zeros(1, 1, LAYOUT.length)
+    mask = torch.ones(1, 1, LAYOUT.length)
     rig.wan(*wan_tensors(), mask=mask)
-    assert rig.dense_reasons == {"attention mask": 1}
+    assert rig.dense_reasons == {"attention mask that weighs keys": 1}
     assert recorder.is_empty
 
 

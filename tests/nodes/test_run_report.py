@@ -42,7 +42,7 @@ class Clock:
 
 
 FIRST = why(Reason.BEFORE_START, 10.0)
-MASK = why(Reason.MASK)
+MASK = why(Reason.MASK_VIDEO)
 
 
 def tally(
@@ -84,8 +84,9 @@ def test_status_line_lists_several_reasons_with_their_counts() -> None:
     add(report, tally(0, dense=2, reason=why(Reason.DENSE_STEP)))
     add(report, tally(1, dense=3))
     add(report, tally(2, dense=4, reason=MASK))
-    assert "dense 9 (4: attention mask; 3: first 10 %; 2: dense step)" in status_line(
-        report.record()
+    assert (
+        "dense 9 (4: attention mask over video tokens; 3: first 10 %; 2: dense step)"
+        in status_line(report.record())
     )
 
 
@@ -334,7 +335,7 @@ def test_record_of_a_run() -> None:
     [
         ([why(Reason.BEFORE_START, 90.0)], "none of the steps that ran (first 90 %)"),
         ([why(Reason.MIN_TOKENS, 1560, 8192)], "below min_tokens 8192"),
-        ([MASK, FIRST], "not sparse: attention mask"),
+        ([MASK, FIRST], "not sparse: attention mask over video tokens"),
     ],
 )
 def test_a_run_without_sparse_calls_says_why_on_the_node(

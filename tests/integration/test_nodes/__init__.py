@@ -6,6 +6,7 @@ supported ComfyUI accepts.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from types import SimpleNamespace
@@ -210,6 +211,37 @@ class RSPATestAttentionOverride:
         return (patched,)
 
 
+class RSPATestAddedStream:
+    """A model that nobody has seen: a subclass whose sequence has one more frame of tokens."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def patch(self, model):
+        known = model.get_model_object("diffusion_model")
+
+        class WithAddedStream(type(known)):
+            def _forward(self, x, *args, **kwargs):
+                video, *rest = x if isinstance(x, list) else [x]
+                longer = torch.cat([video, video[:, :, :1]], dim=2)
+                given = [longer, *rest] if rest else longer
+                out = super()._forward(given, *args, **kwargs)
+                if not rest:
+                    return out[:, :, :-1]
+                return [out[0][:, :, :-1], *out[1:]]
+
+        unknown = copy.copy(known)
+        unknown.__class__ = WithAddedStream
+        patched = model.clone()
+        patched.add_object_patch("diffusion_model", unknown)
+        return (patched,)
+
+
 class RSPATestBypassAttention:
     """Replace Wan's self-attention modules, as packs do that bypass ComfyUI's attention."""
 
@@ -280,6 +312,7 @@ NODE_CLASS_MAPPINGS = {
         RSPATestModelSpace,
         RSPATestPrompt,
         RSPATestSaveLatent,
+        RSPATestAddedStream,
         RSPATestAttentionOverride,
         RSPATestBypassAttention,
         RSPATestVae,

@@ -1,0 +1,150 @@
+"""Which tokens of a call take part as keys: attention masks and padding.
+
+A token outside the video that nothing attends to is left out of the sequence, which makes the rest
+a call without a mask; the rows of what was left out attend to the same keys, all of them exactly.
+Samples with one mask are computed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..attention import dense_attention
+from ..layout import TokenLayout
+from .reasons import DenseReason, Reason, why
+
+NEVER = -1e4
+"""Added to a score, this or less leaves a weight of exp(-10,000): 0 in fp32."""
+
+Tokens = slice | Tensor
+"""Tokens of a sequence: one run of them, or their indexes (int64)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples with the same keys.
+
+    Attributes:
+        samples: their numbers in the batch.
+        kept: tokens that take part.
+        left_out: the other ones, whose rows are computed; None: their rows are zero.
+        layout: of the tokens that take part.
+    """
+
+    samples: tuple[int, ...]
+    kept: Tokens
+    left_out: Tensor | None
+    layout: TokenLayout
+
+
+def read_mask(
+    mask: Tensor, batch: int, layout: TokenLayout
+) -> tuple[Group, ...] | DenseReason | None:
+    """What an attention mask leaves of a call. Its values are looked at once, which waits.
+
+    Args:
+        mask: bool (True takes part) or added to the scores, 0 or at most `NEVER`; `[B, N]`,
+            `[B, 1, N]` or `[B, H, 1, N]`, where B may be 1, and every dimension between the first
+            and the last 1 or expanded.
+        batch: samples of the call.
+        layout: of all its N tokens.
+
+    Returns:
+        The groups; None if nothing is masked; or why such a mask cannot be sparse.
+    """
+    over_keys = _over_keys(mask, batch, layout.length)
+    if over_keys is None or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        return why(Reason.MASK_FORM, tuple(mask.shape), mask.dtype)
+    values = over_keys.cpu()
+    takes_part = values if values.dtype == torch.bool else values == 0
+    if values.dtype != torch.bool and not (takes_part | (values <= NEVER)).all():
+        return why(Reason.MASK_WEIGHTS)
+    if takes_part.all():
+        return None
+    if not takes_part[:, layout.video_start : layout.video_end].all():
+        return why(Reason.MASK_VIDEO)
+    rows, owner = takes_part.expand(batch, -1).unique(dim=0, return_inverse=True)
+    return tuple(
+        _group(row, tuple((owner == number).nonzero().flatten().tolist()), layout, mask.device)
+        for number, row in enumerate(rows)
+    )
+
+
+def padded(lengths: Sequence[int], layout: TokenLayout) -> tuple[Group, ...]:
+    """Groups of samples whose first `lengths` tokens take part, the rest being padding."""
+    return tuple(
+        Group(
+            tuple(sample for sample, own in enumerate(lengths) if own == length),
+            slice(0, length),
+            None,
+            replace(layout, length=length),
+        )
+        for length in sorted(set(lengths))
+    )
+
+
+def attend_groups(
+    call: Callable[[Tensor, Tensor, Tensor, TokenLayout], tuple[Tensor, Tensor]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    groups: Sequence[Group],
+) -> tuple[Tensor, Tensor]:
+    """One `call` for each group, on its tokens alone.
+
+    Args:
+        call: q, k, v and their layout to output and density.
+        q, k, v: `[B, H, N, D]`.
+        groups: together all samples.
+
+    Returns:
+        The output `[B, H, N, D]`, stored as `[B, N, H, D]`, and the mean density of the samples.
+    """
+    batch, heads, length, head_dim = v.shape
+    out = v.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
+    densities = []
+    for group in groups:
+        # One group for all, as with a single prompt: views instead of copies.
+        is_all = len(group.samples) == batch
+        chosen = slice(None) if is_all else torch.tensor(group.samples, device=v.device)
+        own_q, own_k, own_v = (each[chosen] for each in (q, k, v))
+        kept_q, kept_k, kept_v = (each[:, :, group.kept] for each in (own_q, own_k, own_v))
+        rows = out if is_all else torch.zeros_like(out[: len(group.samples)])
+        rows[:, :, group.kept], density = call(kept_q, kept_k, kept_v, group.layout)
+        if group.left_out is not None:
+            left_q = own_q[:, :, group.left_out]
+            rows[:, :, group.left_out] = dense_attention(left_q, kept_k, kept_v)
+        if not is_all:
+            out[chosen] = rows
+        densities.append(density * (len(group.samples) / batch))
+    return out, torch.stack(densities).sum()
+
+
+def _over_keys(mask: Tensor, batch: int, length: int) -> Tensor | None:
+    """A mask that is the same for all queries and heads, `[1 or B, N]`; None for any other."""
+    if mask.ndim not in (2, 3, 4) or mask.shape[-1] != length:
+        return None
+    while mask.ndim > 2:
+        if mask.shape[1] != 1 and mask.stride(1) != 0:
+            return None
+        mask = mask.select(1, 0)
+    return mask if mask.shape[0] in (1, batch) else None
+
+
+def _group(
+    takes_part: Tensor, samples: tuple[int, ...], layout: TokenLayout, device: torch.device
+) -> Group:
+    kept, left_out = takes_part.nonzero().flatten(), (~takes_part).nonzero().flatten()
+    own = TokenLayout(layout.grid, len(kept), int(takes_part[: layout.video_start].sum()))
+    start, end = int(kept[0]), int(kept[-1]) + 1
+    is_run = end - start == len(kept)
+    return Group(
+        samples,
+        slice(start, end) if is_run else kept.to(device),
+        left_out.to(device) if len(left_out) else None,
+        own,
+    )
