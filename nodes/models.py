@@ -37,13 +37,14 @@ class Family:
         sequence: of a self-attention call, in words.
         dense: kinds of reasons why some of its models or calls are dense.
         parts: attributes of the transformer that recognise it.
-        spans: (transformer, shape of the video latent, text condition, other conditions, patch
-            size) to where the video tokens lie.
+        spans: (transformer, latent, text condition, other conditions, patch size) to where the
+            video tokens lie.
         sizes: of a transformer: main blocks, single blocks, width of a token, attention heads.
         cross_lengths: (text condition, other conditions) to the key counts of attention calls over
             conditions, which must not be as many as the video tokens; None where such calls cannot
             be mistaken for the video's.
-        numbers_blocks: whether the model says which block makes a call.
+        unlabelled: the transformer's list of blocks, where ComfyUI does not say in the options of
+            an attention call which block makes it; "" where it does.
     """
 
     name: str
@@ -51,10 +52,10 @@ class Family:
     sequence: str
     dense: tuple[Reason, ...]
     parts: tuple[str, ...]
-    spans: Callable[[Any, Shape, Any, Mapping[str, Any], Shape], Spans]
+    spans: Callable[[Any, Any, Any, Mapping[str, Any], Shape], Spans]
     sizes: Callable[[Any], tuple[int, int, int, int]]
     cross_lengths: Callable[[Any, Mapping[str, Any]], set[int]] | None = None
-    numbers_blocks: bool = True
+    unlabelled: str = ""
 
 
 def family_of(diffusion_model: Any) -> Family | None:
@@ -74,8 +75,7 @@ def token_layout(
 
     Args:
         diffusion_model: the transformer, compiled or not.
-        x: the noisy latent, `[B, C, T, H, W]`; of a model of several streams they are packed in
-            one, and `conds` has their shapes, the video's first.
+        x: the noisy latent, `[B, C, T, H, W]`, or several packed into one, `[B, 1, N]`.
         text: text condition (`c_crossattn`), `[B, L, C]`, or None.
         conds: the other conditions of the call, by ComfyUI's names.
 
@@ -84,19 +84,19 @@ def token_layout(
     """
     model = _uncompiled(diffusion_model)
     family = family_of(model)
-    shape = _video_shape(x, conds)
-    if len(shape) == 4:  # HunyuanImage's transformer has the class of HunyuanVideo's
+    x = _video_latent(x, conds)
+    if x.ndim == 4:  # HunyuanImage's transformer has the class of HunyuanVideo's
         return why(Reason.IMAGE_MODEL)
     if family is None:
         return why(Reason.UNSUPPORTED_MODEL, type(model).__name__, family_names())
-    if len(shape) != 5:
-        return why(Reason.NO_VIDEO, len(shape))
+    if x.ndim != 5:
+        return why(Reason.NO_VIDEO, x.ndim)
     if text is None:
         return why(Reason.NO_TEXT)
     if _has_trained_gates(model):
         return why(Reason.TRAINED_SPARSE)
     try:
-        grid, prefix, suffix = family.spans(model, shape, text, conds, model.patch_size)
+        grid, prefix, suffix = family.spans(model, x, text, conds, model.patch_size)
         layout = TokenLayout(grid, prefix + math.prod(grid) + suffix, prefix)
     except Exception as error:  # conditions of a form that this model is not known to take
         return why(Reason.UNKNOWN_CONDITIONS, type(error).__name__, str(error))
@@ -127,45 +127,35 @@ def family_names() -> str:
     return ", ".join(each.name for each in FAMILIES)
 
 
-def with_block_numbers(diffusion_model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """transformer_options under which every attention call says which block makes it.
+def label_blocks(diffusion_model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The transformer_options of a forward, so that its attention calls know their block.
 
-    Where the model does not number its blocks itself, a patch around each of them does; what other
-    nodes have put around a block stays inside.
-
-    Args:
-        diffusion_model: the transformer, compiled or not.
-        options: transformer_options of a forward.
+    ComfyUI puts block_type, block_index and total_blocks into the options of most models' blocks.
+    For the others each block is replaced, by ComfyUI's own means, with itself and these labels; a
+    replacement that another node has made stays in place, inside of ours.
     """
-    family = family_of(diffusion_model)
-    if family is None or family.numbers_blocks:
+    model = _uncompiled(diffusion_model)
+    family = family_of(model)
+    if family is None or not family.unlabelled:
         return dict(options)
-    total = family.sizes(_uncompiled(diffusion_model))[0]
-    replaced = options.get("patches_replace", {})
-    inner = replaced.get("dit", {})
-    numbered = {
-        ("double_block", index): _NumberedBlock(index, total, inner.get(("double_block", index)))
-        for index in range(total)
-    }
-    return {**options, "patches_replace": {**replaced, "dit": {**inner, **numbered}}}
+    total = len(getattr(model, family.unlabelled))
+    replacements = options.get("patches_replace", {})
+    blocks = dict(replacements.get("dit", {}))
+    for index in range(total):
+        key = ("double_block", index)
+        blocks[key] = _labelled(index, total, blocks.get(key))
+    return {**options, "patches_replace": {**replacements, "dit": blocks}}
 
 
-@dataclass(frozen=True)
-class _NumberedBlock:
-    """A patch of ComfyUI's kind around block `index` of `total`, with another node's inside."""
+def _labelled(index: int, total: int, replaced: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A replacement of a block that runs the block, or what `replaced` it, with its labels."""
+    labels = {"block_type": "double", "block_index": index, "total_blocks": total}
 
-    index: int
-    total: int
-    patch: Callable[..., Any] | None
+    def block(args: Mapping[str, Any], extra: Mapping[str, Any]) -> Any:
+        args = {**args, "transformer_options": {**args["transformer_options"], **labels}}
+        return extra["original_block"](args) if replaced is None else replaced(args, extra)
 
-    def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> Any:
-        # As other models do: in place, in the copy of the options that each forward has.
-        args["transformer_options"].update(
-            block_type="double", block_index=self.index, total_blocks=self.total
-        )
-        if self.patch is not None:
-            return self.patch(args, extra)
-        return extra["original_block"](args)
+    return block
 
 
 def _has_trained_gates(model: Any) -> bool:
@@ -179,15 +169,17 @@ def _uncompiled(diffusion_model: Any) -> Any:
     return getattr(diffusion_model, "_orig_mod", diffusion_model)
 
 
-def _video_shape(x: Any, conds: Mapping[str, Any]) -> Shape:
-    streams: Sequence[Shape] = conds.get("latent_shapes", ())
-    return streams[0] if x.ndim == 3 and len(streams) > 1 else x.shape
+def _video_latent(x: Any, conds: Mapping[str, Any]) -> Any:
+    """The first of several latents that ComfyUI has packed into one, where it has: the video."""
+    shapes: Any = conds.get("latent_shapes") or ()
+    if len(shapes) < 2:
+        return x
+    shape = tuple(shapes[0][1:])
+    return x[..., : math.prod(shape)].reshape(len(x), *shape)
 
 
-def _wan_spans(
-    model: Any, shape: Shape, text: Any, conds: Mapping[str, Any], patch: Shape
-) -> Spans:
-    frames, height, width = _padded_grid(shape, patch)
+def _wan_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
+    frames, height, width = _padded_grid(x.shape, patch)
     extra_frames = conds.get("time_dim_concat")  # Phantom's subjects: more frames of the video
     if extra_frames is not None:
         frames += _padded_grid(extra_frames.shape, patch)[0]
@@ -216,10 +208,8 @@ def _wan_spans(
     return (frames, height, width), prefix, suffix
 
 
-def _hunyuan_spans(
-    model: Any, shape: Shape, text: Any, conds: Mapping[str, Any], patch: Shape
-) -> Spans:
-    grid = _padded_grid(shape, patch)
+def _hunyuan_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
+    grid = _padded_grid(x.shape, patch)
     text_tokens = text.shape[1]
     byt5 = conds.get("txt_byt5")
     if byt5 is not None and getattr(model, "byt5_in", None) is not None:
@@ -237,8 +227,8 @@ def _hunyuan_spans(
     return grid, text_tokens + reference_tokens, 0
 
 
-def _h3_spans(model: Any, shape: Shape, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
-    frames, height, width = _padded_grid(shape, patch)
+def _h3_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
+    frames, height, width = _padded_grid(x.shape, patch)
     payload = conds["minimax_payload"]
     tokens = text.shape[1]
     for keyframe in payload.get("keyframes") or ():
@@ -345,6 +335,6 @@ FAMILIES = (
         ("video_patch_proj", "audio_patch_proj", "token_refiner", "blocks"),
         _h3_spans,
         lambda model: (len(model.blocks), 0, model.hidden_size, model.blocks[0].attn.heads),
-        numbers_blocks=False,
+        unlabelled="blocks",
     ),
 )

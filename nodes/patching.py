@@ -50,7 +50,7 @@ from .host import (
     send_status,
 )
 from .inputs import AUTO, MAIN, MAX_ERROR, MIN_ERROR, OPTIONS_NODE
-from .models import family_names, fingerprint_of_patcher, token_layout, with_block_numbers
+from .models import family_names, fingerprint_of_patcher, label_blocks, token_layout
 from .override import make_override
 
 KEY = "rectified_spaattn"
@@ -338,8 +338,8 @@ class SparseAttentionPatch:
         plan = run.plan(layout, position)
 
         def call(forward: Forward) -> Any:
-            inner = with_block_numbers(model.diffusion_model, options)
-            inner[OVERRIDE] = make_override(forward, options.get(OVERRIDE))
+            override = make_override(forward, options.get(OVERRIDE))
+            inner = label_blocks(model.diffusion_model, {**options, OVERRIDE: override})
             return executor(x, t, c_concat, c_crossattn, control, inner, **conds)
 
         forward = run.open(plan, x.device)

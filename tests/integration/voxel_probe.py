@@ -64,7 +64,7 @@ class Recorder:
     def wrapper(self, executor, x, t, c_concat, c_crossattn, control, options, **conds):
         model = executor.class_obj.diffusion_model
         found = self._regions.token_layout(model, x, c_crossattn, conds)
-        options = self._regions.with_block_numbers(model, options)
+        options = self._regions.label_blocks(model, options)
         if hasattr(found, "grid"):
             self.layout = found
         else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from rectified_spaattn.nodes.models import family_names, token_layout, with_block_numbers
+from rectified_spaattn.nodes.models import family_names, label_blocks, token_layout
 from rectified_spaattn.rspa_core import TokenLayout
 from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
 
@@ -160,10 +161,11 @@ PICTURE = {"kind": "image", "latent": torch.empty(1, 24, 1, 8, 6)}
 CLIP = {"kind": "video_audio", "latent": torch.empty(1, 24, 2, 6, 8), "audio_latent": AUDIO}
 
 
-def h3_conds(frames: int = 5, **payload: Any) -> dict[str, Any]:
-    """Conditions of a call on a video latent of `frames` frames and an audio latent of 13."""
+def h3_call(frames: int = 5, **payload: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Packed latent of `frames` frames of video and 13 of audio, and the conditions."""
     shapes = [(1, 24, frames, 16, 24), (1, 32, 2, 13)]
-    return {"latent_shapes": shapes, "minimax_payload": payload}
+    packed = torch.empty(1, 1, sum(math.prod(shape) for shape in shapes))
+    return packed, {"latent_shapes": shapes, "minimax_payload": payload}
 
 
 @pytest.mark.parametrize(
@@ -180,30 +182,31 @@ def h3_conds(frames: int = 5, **payload: Any) -> dict[str, Any]:
     ],
 )
 def test_minimax_h3(payload: dict[str, Any], tokens: int) -> None:
-    packed = torch.empty(1, 1, 999)
-    layout = layout_of(h3_model(), packed, **h3_conds(**payload))
+    x, conds = h3_call(**payload)
+    layout = layout_of(h3_model(), x, **conds)
     assert layout.grid == (5, 8, 12)
     assert layout.video_start == 77 + tokens + 2 * 13
     assert layout.length == layout.video_start + 5 * AREA
-    assert layout_of(h3_model(), packed, **h3_conds(2, **payload)).grid == (2, 8, 12)
+    x, conds = h3_call(2, **payload)
+    assert layout_of(h3_model(), x, **conds).grid == (2, 8, 12)
 
 
 def test_a_checkpoint_with_trained_gates_keeps_its_own_attention() -> None:
     attention = SimpleNamespace(heads=2, to_gate_compress=object())
     model = h3_model(blocks=[SimpleNamespace(attn=attention)])
-    reason = token_layout(model, torch.empty(1, 1, 999), TEXT, h3_conds())
-    assert reason == why(Reason.TRAINED_SPARSE)
+    x, conds = h3_call()
+    assert token_layout(model, x, TEXT, conds) == why(Reason.TRAINED_SPARSE)
     attention.to_gate_compress = None  # newer cores: of a checkpoint without them
-    assert isinstance(token_layout(model, torch.empty(1, 1, 999), TEXT, h3_conds()), TokenLayout)
+    assert isinstance(token_layout(model, x, TEXT, conds), TokenLayout)
 
 
-def test_blocks_that_the_model_does_not_number_are_numbered_around_other_patches() -> None:
+def test_blocks_that_the_model_does_not_label_are_labelled_around_other_patches() -> None:
     def another_nodes(args: dict[str, Any], extra: dict[str, Any]) -> Any:
         return "patched", extra["original_block"](args)
 
     replaced = {"dit": {("double_block", 1): another_nodes, ("other", 0): 1}, "attn2": {}}
     options = {"sigmas": 1, "patches_replace": replaced}
-    found = with_block_numbers(SimpleNamespace(_orig_mod=h3_model()), options)
+    found = label_blocks(SimpleNamespace(_orig_mod=h3_model()), options)
     assert replaced["dit"] == {("double_block", 1): another_nodes, ("other", 0): 1}
     assert found["sigmas"] == 1
     assert found["patches_replace"].keys() == {"dit", "attn2"}
@@ -223,7 +226,7 @@ def test_blocks_that_the_model_does_not_number_are_numbered_around_other_patches
 @pytest.mark.parametrize("model", [wan_model(), hunyuan_model(), SimpleNamespace()])
 def test_other_models_keep_their_options(model: Any) -> None:
     options = {"patches_replace": {"dit": {}}, "sigmas": 1}
-    assert with_block_numbers(model, options) == options
+    assert label_blocks(model, options) == options
 
 
 def test_compiled_model_is_looked_into() -> None:
