@@ -1,4 +1,4 @@
-"""Seconds per forward of ComfyUI's own Wan 14B and HunyuanVideo classes, dense and patched.
+"""Seconds per forward of ComfyUI's own Wan 14B, HunyuanVideo and H3 classes, dense and patched.
 
 Model classes, patcher, guider and dense attention are those of a ComfyUI checkout; the weights are
 random, so no checkpoint is needed. Every forward goes through `CFGGuider.sample`, hence through the
@@ -149,7 +149,7 @@ class ForwardTimer:
     def __call__(
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, **_: Any
     ) -> Tensor:
-        """Arguments of every k-diffusion sampler; the denoised latent `[B, C, T, H, W]`."""
+        """Arguments of every k-diffusion sampler; the denoised latent, of any shape."""
         variant, is_cuda = self.variant, x.device.type == "cuda"
         sigma = sigmas[0].expand(x.shape[0])
 
@@ -176,7 +176,7 @@ class ForwardTimer:
         if variant.report is not None:
             variant.counts = variant.report.record().as_dict()
         # What the network returned: ComfyUI's CONST computes denoised = x - output * sigma.
-        self.output = (x - denoised) / sigma.view(-1, 1, 1, 1, 1)
+        self.output = (x - denoised) / sigma.view(-1, *[1] * (x.ndim - 1))
         return denoised
 
 
@@ -185,7 +185,12 @@ def run_once(case: Case, variant: Variant) -> Tensor:
     import comfy.samplers
 
     generator = torch.Generator().manual_seed(1)
-    noise = torch.randn((1, *case.latent), generator=generator)
+    noise: Any = torch.randn((1, *case.latent), generator=generator)
+    if case.audio_frames:
+        from comfy.nested_tensor import NestedTensor
+
+        audio = torch.randn((1, 32, 2, case.audio_frames), generator=generator)
+        noise = NestedTensor((noise, audio))
     text = torch.randn((1, case.text_tokens, TEXT_WIDTH), generator=generator)
     pooled = torch.randn((1, 768), generator=generator)
     conditioning = [[text, {"pooled_output": pooled, "guidance": 6.0}]]
@@ -197,7 +202,7 @@ def run_once(case: Case, variant: Variant) -> Tensor:
     timer = ForwardTimer(case, variant, warm_ups=1 if variant.seconds else 2)
     sampler = comfy.samplers.KSAMPLER(timer)
     with attention_order(variant.prefer_cudnn):
-        guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
+        guider.sample(noise, noise * 0.0, sampler, sigmas, disable_pbar=True, seed=0)
     return timer.output
 
 

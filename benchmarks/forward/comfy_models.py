@@ -1,4 +1,4 @@
-"""ComfyUI's own Wan 14B and HunyuanVideo classes with random weights, for benchmarks.
+"""ComfyUI's own Wan 14B, HunyuanVideo and MiniMax H3 classes with random weights, for benchmarks.
 
 The classes come from a ComfyUI checkout (`import_comfyui`) and are built as its loader builds them,
 minus the checkpoint. Speed depends on shapes, which are those of the released models.
@@ -16,9 +16,12 @@ from torch import nn
 LATENTS = {
     "wan14b": {"720p": (16, 21, 90, 160), "480p": (16, 21, 60, 104), "small": (16, 7, 20, 32)},
     "hunyuan": {"720p": (16, 33, 90, 160), "480p": (16, 19, 60, 106), "small": (16, 7, 20, 32)},
+    "h3": {"720p": (24, 22, 48, 84), "480p": (24, 37, 30, 54), "small": (24, 7, 20, 32)},
 }
 """Channels, frames, height and width: Wan 1280x720x81 and 832x480x81, HunyuanVideo 1280x720x129 and
-848x480x73."""
+848x480x73, H3 1344x768x73 and 864x480x124."""
+H3_AUDIO = {"720p": 122, "480p": 207, "small": 20}
+"""Frames of the sound, 40 a second of a video with 24."""
 TEXT_WIDTH = 4096
 
 
@@ -33,6 +36,7 @@ class Case:
         latent: channels, frames, height, width; a token covers 2 x 2 of one frame.
         text_tokens: length of the conditioning.
         joint_text: whether the text tokens take part in the video self-attention.
+        audio_frames: of a sound that is sampled along, two tokens each; 0 without one.
         block_lists: attributes of the diffusion model that hold its blocks.
         blocks, released_blocks: how many there are, and how many the released model has.
     """
@@ -46,13 +50,14 @@ class Case:
     block_lists: tuple[str, ...]
     blocks: int
     released_blocks: int
+    audio_frames: int = 0
 
     @property
     def tokens(self) -> int:
         """Length of one self-attention."""
         _, frames, height, width = self.latent
         video = frames * math.ceil(height / 2) * math.ceil(width / 2)
-        return video + self.joint_text * self.text_tokens
+        return video + self.joint_text * self.text_tokens + 2 * self.audio_frames
 
 
 def wan_case(layers: int | None, size: str) -> Case:
@@ -86,7 +91,21 @@ def hunyuan_case(layers: int | None, size: str) -> Case:
     return Case("HunyuanVideo", "HunyuanVideo", config, latent, 256, True, lists, 3 * layers, 60)
 
 
-CASES = {"wan14b": wan_case, "hunyuan": hunyuan_case}
+def h3_case(layers: int | None, size: str) -> Case:
+    """MiniMax H3 text-to-video with sound, in the pruned form; `layers` blocks."""
+    hidden, heads, ffn = (256, 2, 256) if size == "small" else (5376, 56, 14336)
+    layers = layers or 50
+    config = {
+        "image_model": "minimax_h3", "hidden_size": hidden, "num_layers": layers,
+        "num_attention_heads": heads, "attention_head_dim": 128, "ffn_hidden_size": ffn,
+        "text_dim": TEXT_WIDTH, "adaln_curve_grid": 1024, "time_embed_dim": 16,
+    }  # fmt: skip
+    latent, audio = LATENTS["h3"][size], H3_AUDIO[size]
+    blocks = ("blocks",)
+    return Case("MiniMax H3", "MiniMaxH3", config, latent, 256, True, blocks, layers, 50, audio)
+
+
+CASES = {"wan14b": wan_case, "hunyuan": hunyuan_case, "h3": h3_case}
 
 
 def import_comfyui(root: Path, device: torch.device) -> None:
@@ -104,7 +123,8 @@ def materialise(model: nn.Module, device: torch.device) -> None:
     """Replace meta parameters by random ones that keep activations of order one.
 
     Matrices get N(0, 1 / fan_in), norms 1, biases 0, and Wan's modulation tables, which are
-    parameters of no layer, N(0, 1 / width). Every parameter keeps its dtype.
+    parameters of no layer, N(0, 1 / width); tables that are no parameters are uniform from 0 to 1.
+    Everything keeps its dtype.
     """
     generator = torch.Generator(device).manual_seed(0)
     for module in model.modules():
@@ -116,6 +136,9 @@ def materialise(model: nn.Module, device: torch.device) -> None:
             else:
                 value.fill_(0.0 if name == "bias" else 1.0)
             setattr(module, name, nn.Parameter(value, requires_grad=False))
+        for name, meta in module.named_buffers(recurse=False):
+            value = torch.empty(meta.shape, dtype=meta.dtype, device=device)
+            module.register_buffer(name, value.uniform_(generator=generator))
 
 
 def build_patcher(case: Case, device: torch.device, dtype: torch.dtype) -> Any:
