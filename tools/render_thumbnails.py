@@ -89,7 +89,9 @@ class Clips:
         key = (seed, variant)
         if key not in self._sampled:
             sampling = Sampling(SIZE, STEPS, CFG, FLOW_SHIFT)
-            self._sampled[key] = sample(self.checkpoint, SCENE, [seed], sampling, variant)
+            self._sampled[key] = sample(
+                self.checkpoint, SCENE, [seed], sampling, variant, backend="reference"
+            )
         return self._sampled[key]
 
 

@@ -46,7 +46,7 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
         _add_options(graph, spec.options, inserted, version)
     _add_groups(graph, spec.groups)
     _add_groups(workflow.root, spec.root_groups)
-    if spec.schedules:
+    if not graph.is_root:
         _add_controls(workflow, graph, spec, [node["id"] for node in inserted], version)
     for report in spec.reports:
         _add_report(workflow, graph, report, inserted[report.of], version)
@@ -98,6 +98,10 @@ def _set_widgets(workflow: Workflow, spec: Spec) -> None:
                 f"{value!r} does not look like a value for it"
             )
         values[position] = value
+    for node_id, (folder, name, address) in spec.files.items():
+        loader = _graph_with(workflow, node_id).node(node_id)
+        loader["widgets_values"][0] = name
+        loader["properties"]["models"] = [{"name": name, "url": address, "directory": folder}]
 
 
 def _add_options(graph: Graph, options: Options, attention: list[Json], version: str) -> None:

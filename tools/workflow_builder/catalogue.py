@@ -96,10 +96,11 @@ class Shift:
 class Spec:
     """One example workflow: `stem` names its files, `template` the official workflow.
 
-    `groups` are titled frames. `widgets` replaces values: (node id, position) to value. `lower`
-    moves nodes down by pixels, where a node above them has grown since the template was drawn.
-    `extend` adds what only this workflow has; it gets the workflow, the attention nodes and the
-    pack's version. `steps` is what the sampler is set to, over both experts.
+    `groups` are titled frames. `widgets` replaces values: (node id, position) to value; `files`
+    model files: loader to folder, name and address. `lower` moves nodes down by pixels, where a
+    node above them has grown since the template was drawn. `extend` adds what only this workflow
+    has; it gets the workflow, the attention nodes and the pack's version. `steps` is what the
+    sampler is set to, over both experts.
     """
 
     stem: str
@@ -118,6 +119,7 @@ class Spec:
     root_shift: Shift | None = None
     schedules: tuple[Schedule, ...] = ()
     widgets: Mapping[tuple[int, int], Any] = field(default_factory=dict)
+    files: Mapping[int, tuple[str, str, str]] = field(default_factory=dict)
     lower: Mapping[int, float] = field(default_factory=dict)
     extend: Callable[[Workflow, list[Json], str], None] | None = None
 
@@ -186,6 +188,14 @@ FOUR_STEPS = f"{PRESETS['4-step'].sparsity:g}"
 
 # Control-after-generate: a fixed seed makes runs with and without the node comparable.
 FIXED = "fixed"
+
+# As the template's own note lists it.
+H3_FOUR_STEPS = (
+    "loras",
+    "minimax_h3_fl2v_turbo_4step_v1.0_768p_comfyui_bf16.safetensors",
+    "https://huggingface.co/Comfy-Org/MiniMax-H3/resolve/main/loras/"
+    "minimax_h3_fl2v_turbo_4step_v1.0_768p_comfyui_bf16.safetensors",
+)
 
 PICTURE_PROMPT = (
     "The character in the picture smiles, blinks and waves with both arms while the wind moves the "
@@ -454,6 +464,71 @@ SPECS: tuple[Spec, ...] = (
         reports=_report(127, (2690, 50), 710, 1408, -290),
         lower={117: 20},
         picture=Picture("HunyuanVideo 1.5", "Text to video, 720p", "1280 x 720, 121 frames", 0, 24),
+    ),
+    Spec(
+        stem="minimax_h3_text_to_video_8_steps",
+        template="video_minimax_h3_t2v",
+        preset="4-step",
+        insertions=(Insertion(135, (124, 126), (-30, 4640), width=430),),
+        shift=Shift(-40, 490),
+        groups={
+            "Sparse attention": (-50, 4560, 470, 480),
+            "What really ran": (1960, 4560, *REPORT_FRAME),
+        },
+        reports=(
+            Report(
+                125,
+                (1970, 4640),
+                name="report",
+                preview=(450, 4840),
+                model_route=((415, 4470), (1936, 4470)),
+                after_route=((1155, 4500), (1922, 4500)),
+                preview_route=((-680, 4790), (424, 4790)),
+            ),
+        ),
+        root_groups={"What really ran": (440, 4770, 1020, 1190)},
+        note=notes.MINIMAX_H3_T2V,
+        note_box=(-3050, 4840, 460, 740),
+        steps=8,
+        # Instance values by position: prompt, ..., turbo_mode, its LoRA, strength and steps.
+        widgets={(140, 9): True, (115, 1): 0.98},
+        picture=Picture("MiniMax H3", "Text to video, 8 steps", "video and sound", 1, 16),
+    ),
+    Spec(
+        stem="minimax_h3_image_to_video_4_steps",
+        template="video_minimax_h3_i2v",
+        preset="4-step",
+        insertions=(Insertion(122, (9, 16), (-30, 4640), width=430),),
+        shift=Shift(-40, 490),
+        groups={
+            "Sparse attention": (-50, 4560, 470, 480),
+            "What really ran": (1960, 4560, *REPORT_FRAME),
+        },
+        reports=(
+            Report(
+                14,
+                (1970, 4640),
+                name="report",
+                preview=(900, 4850),
+                model_route=((415, 4470), (1936, 4470)),
+                after_route=((1155, 4500), (1922, 4500)),
+                preview_route=((-230, 4800), (874, 4800)),
+            ),
+        ),
+        root_groups={"What really ran": (890, 4780, 1020, 1190)},
+        note=notes.MINIMAX_H3_I2V,
+        note_box=(-3070, 4860, 460, 740),
+        steps=4,
+        widgets={
+            (114, 0): "example.png",
+            (105, 0): PICTURE_PROMPT,
+            (105, 9): True,
+            (105, 10): H3_FOUR_STEPS[1],
+            (105, 12): 4,
+            (115, 1): 0.98,
+        },
+        files={121: H3_FOUR_STEPS},
+        picture=Picture("MiniMax H3", "Image to video, 4 steps", "video and sound", 1, 24),
     ),
     Spec(
         stem="compare_dense_and_sparse",

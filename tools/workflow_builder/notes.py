@@ -17,6 +17,12 @@ picture. The two reports on the right show which steps and blocks were sparse, a
 each step.
 """
 
+COMPARE_TURBO = """### Compare
+The seed is fixed. Run once with **sparse_attention** off, once with it on, and compare time, \
+picture and sound. The report on the right shows which steps and blocks were sparse, and the time \
+of each step.
+"""
+
 TRY = """### Then try
 | You see | Change |
 |---|---|
@@ -133,6 +139,25 @@ The node sits right after the model loader, before *EasyCache* (bypassed here; b
 1280x720, 121 frames = 111,600 tokens plus the text: attention is most of the work at this size. \
 The upscale part below runs without the node.
 """)
+
+
+def _h3(context: str, tokens: str, fewer: str, other: int, steps: int) -> str:
+    return text(
+        f"""
+The node sits inside the subgraph, behind the LoRA switch, on the way to the guider and the \
+scheduler. {PRESET}, and so do the text, the sound and {context}: one sequence holds them all, the \
+video last.
+
+{tokens}; with the template's 0.4 megapixels {fewer}, where less is gained. **turbo_mode** is on, \
+with the LoRA for {steps} steps. For {other} choose the LoRA for those and set **turbo_steps**; \
+without it (20 steps) choose the **preset** `balanced`, inside the subgraph.
+""",
+        compare=COMPARE_TURBO,
+    )
+
+
+MINIMAX_H3_T2V = _h3("any keyframes", "1344x768, 5 seconds = 37,296 tokens", "14,985", 4, 8)
+MINIMAX_H3_I2V = _h3("the keyframes", "1024x1024, 5 seconds = 37,888 tokens", "14,800", 8, 4)
 
 COMPARISON = (
     """## Rectified SpaAttn: dense and sparse, side by side

@@ -214,7 +214,7 @@ def _steps(pen: ImageDraw.ImageDraw, steps: Sequence[float | None], split: int) 
         if sparsity is not None:
             fill_top = bottom - (bottom - top) * sparsity
             pen.rounded_rectangle((box[0], fill_top * SCALE, box[2], box[3]), radius, fill=SPARSE)
-        if cell > 60:
+        if cell > 120:  # else it does not fit
             label = "dense" if sparsity is None else f"{sparsity:.0%} sparse"
             # Near the bottom, where even a low fill is behind the letters.
             _text(pen, (x + cell / 2, bottom - 15), label, 19, INK, anchor="mm")

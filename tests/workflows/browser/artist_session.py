@@ -59,10 +59,14 @@ class Visit:
         report: Json = {"messages_opened": artist.messages()}
         if tries_presets:
             report["presets"] = self.presets()
+        hosts = [node["id"] for node in artist.on_show() if node["is_subgraph"]]
         if plan.min_tokens is not None:
             self.add_options()
+            for host in hosts:
+                artist.enter_subgraph(host)
+                self.add_options()
+                artist.leave_subgraph()
         report["edits"] = self.tune(plan)
-        hosts = [node["id"] for node in artist.on_show() if node["is_subgraph"]]
         if hosts:  # the front end shows a node's status only in the graph that is on show
             artist.enter_subgraph(hosts[0])
         watched = self.find(PROBE) or self.find(NODE)

@@ -55,7 +55,9 @@ class Plan:
     shift: str | None = None
     min_tokens: str | None = "0"
     duration: str = "1"
-    toggles: dict[str, bool] = field(default_factory=lambda: {"enable_turbo_mode": True})
+    toggles: dict[str, bool] = field(
+        default_factory=lambda: {"enable_turbo_mode": True, "turbo_mode": True}
+    )
 
     def values_for(self, node: dict[str, Any]) -> Values:
         """What to type into the widgets of this node, by label."""
@@ -68,6 +70,8 @@ class Plan:
             # The tiny models have so few blocks that leaving out two of them leaves none.
             values = {"dense_blocks": "", "backend": "reference"}  # on a CPU it would stay dense
             return values | _given("min_tokens", self.min_tokens)
+        if node["type"] == "ResolutionSelector":
+            return {"megapixels": "0.1"}
         if node["type"] == "ModelSamplingSD3":
             return _given("shift", self.shift)
         if node["type"] in ("KSampler", "BasicScheduler", "CFGGuider"):

@@ -34,6 +34,7 @@ STAND_INS = {
     "wan2.2_ti2v_5B": "wan22_5b",
     "hunyuan_video_t2v": "hunyuan_t2v",
     "hunyuanvideo1.5": "hunyuan15",
+    "minimax_h3": "minimax_h3",
 }
 
 Json = dict[str, Any]

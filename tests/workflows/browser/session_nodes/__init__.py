@@ -57,7 +57,7 @@ class StoredPrompts:
 
 
 class RandomPrompts:
-    """In place of the text encoders of HunyuanVideo: fixed noise for every text."""
+    """In place of the text encoders of HunyuanVideo and MiniMax H3: fixed noise for every text."""
 
     def tokenize(self, text: str, **options: Any) -> str:
         return text
@@ -97,6 +97,26 @@ class LinearVAE:
         return self.stride, self.stride
 
 
+class EncodingVAE(LinearVAE):
+    """The same with fixed random latents for pictures."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents `[1, C, 1, h, w]` of RGB `[1, H, W, 3]`."""
+        height, width = images.shape[1:3]
+        return fixed_noise((1, self.channels, 1, height // self.stride, width // self.stride), 3)
+
+
+class SoundVAE:
+    """In place of MiniMax H3's audio VAE: the first two channels of the latents, as stereo."""
+
+    audio_sample_rate = 16_000
+
+    def decode(self, latent: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Samples `[B, L, 2]` in -1..1 of latents `[B, C, 2, T]`, 40 frames a second."""
+        frames = latent[:, 0].float().clamp(-1, 1)
+        return frames.repeat_interleave(self.audio_sample_rate // 40, dim=-1).movedim(1, -1)
+
+
 class TinyWanVAE(LinearVAE):
     """In place of Wan 2.1's VAE: the code that the small model is trained in."""
 
@@ -133,7 +153,11 @@ def load_clip(self: Any, *names: str, type: str = "", **options: Any) -> tuple[A
     return (StoredPrompts() if type == "wan" else RandomPrompts(),)
 
 
-def load_vae(self: Any, vae_name: str, **options: Any) -> tuple[LinearVAE]:
+def load_vae(self: Any, vae_name: str, **options: Any) -> tuple[LinearVAE | SoundVAE]:
+    if vae_name.startswith("minimax_h3_audio"):
+        return (SoundVAE(),)
+    if vae_name.startswith("minimax_h3"):
+        return (EncodingVAE(24, 16),)
     other = {"wan2.2_vae.safetensors": (48, 16), "hunyuanvideo15_vae_fp16.safetensors": (32, 16)}
     if vae_name in other:
         return (LinearVAE(*other[vae_name]),)
