@@ -58,10 +58,11 @@ def test_guidance_with_equal_shapes(comfy, name):
         check_wholly_sparse(report, scene, forwards_per_step=per_step)
 
 
-@pytest.mark.parametrize("name", ["wan21_t2v", "hunyuan15_t2v"])
+@pytest.mark.parametrize("name", ["wan21_t2v", "hunyuan15_t2v", "minimax_h3_i2v"])
 def test_guidance_with_other_text_length(comfy, name):
-    """Negative text of another length runs by itself; HunyuanVideo's sequence length changes."""
+    """Negative text of another length runs by itself; its sequence has another length then."""
     scene = SCENES[name]
+    comfy.require(scene)
     (report,) = check_exact_and_sparse(comfy, scene, cfg=5.0, negative_tokens=61)
     assert report["forwards"] == 2 * STEPS
     check_wholly_sparse(report, scene, forwards_per_step=2)

@@ -15,7 +15,9 @@ from .graphs import SCENES, STEPS, Graph, Link, Scene, chain, model_node, rectif
 from .status_listener import StatusListener
 from .tiny_models import DEPTH
 
-WAN, HUNYUAN, EXPERTS = (SCENES[name] for name in ("wan21_t2v", "hunyuan_t2v", "wan22_t2v_a14b"))
+WAN, HUNYUAN, H3, EXPERTS = (
+    SCENES[name] for name in ("wan21_t2v", "hunyuan_t2v", "minimax_h3_i2v", "wan22_t2v_a14b")
+)
 PROBED = "measured by the probe"
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced")
 
@@ -84,8 +86,9 @@ def with_profile(name: str, **settings):
     return patch
 
 
-@pytest.mark.parametrize("scene", [WAN, HUNYUAN], ids=["wan", "hunyuan"])
+@pytest.mark.parametrize("scene", [WAN, HUNYUAN, H3], ids=["wan", "hunyuan", "h3"])
 def test_from_a_probe_to_a_profile_in_use(comfy, folder, scene: Scene):
+    comfy.require(scene)
     nodes = sampled(scene, probe())
     (result,) = add_results(nodes, name="measured here")
     (probe_id,) = ids_of(nodes, "RectifiedSpaAttnProbe")
