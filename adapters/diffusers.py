@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,9 +40,19 @@ from ..rspa_core.run.profile import SparsityProfile
 from ..rspa_core.run.reasons import Reason, why
 from ..rspa_core.run.record import RunRecord
 from ..rspa_core.run.report_text import log_line, why_nothing_measured
-from ..rspa_core.run.schedule import DenseBlocks, Position, SparsitySchedule, parse_dense_blocks
+from ..rspa_core.run.schedule import (
+    Course,
+    DenseBlocks,
+    Position,
+    SparsitySchedule,
+    parse_dense_blocks,
+)
 from .models import Parts, parts_of, uncompiled, unsupported
 from .processors import BlockPlace, Current, SparseProcessor
+
+
+_Found = tuple[int | None, int | None, tuple[float, ...]]
+"""Step, number of steps, and the noise level at which each of them begins; () if unknown."""
 
 
 class StepCounter:
@@ -65,9 +75,18 @@ class StepCounter:
         self.num_steps = num_steps
         self._own = _Count()
 
-    def set(self, step: int | None, num_steps: int | None = None) -> None:
-        """This thread's forwards from here on belong to `step`; None: to the other sources."""
-        self._own.told = None if step is None else (step, num_steps or self.num_steps)
+    def set(
+        self,
+        step: int | None,
+        num_steps: int | None = None,
+        noise: Sequence[float] | None = None,
+    ) -> None:
+        """This thread's forwards from here on belong to `step`; None: to the other sources.
+
+        `noise` has the level, 1 to 0, at which each of the steps begins.
+        """
+        count = num_steps or (len(noise) if noise else self.num_steps)
+        self._own.told = None if step is None else (step, count, tuple(noise or ()))
 
     def current(self, timestep: Any) -> Position:
         """Where a forward is; the percent is the share of the steps that are done.
@@ -76,11 +95,13 @@ class StepCounter:
             timestep: what the model gets: a tensor of any shape, a number, or None. Frames that
                 are given have timestep 0 in some models: the largest entry counts.
         """
-        step, num_steps = self._own.told or self._found(timestep)
+        step, num_steps, noise = self._own.told or self._found(timestep)
         percent = step / max(num_steps, 1) if step is not None and num_steps is not None else None
-        return Position(step, num_steps, percent)
+        count = len(noise)
+        course = Course(tuple(i / count for i in range(count)), (*noise, 0.0)) if noise else None
+        return Position(step, num_steps, percent, course)
 
-    def _found(self, timestep: Any) -> tuple[int | None, int | None]:
+    def _found(self, timestep: Any) -> _Found:
         timesteps = getattr(self.scheduler, "timesteps", None)
         if timesteps is not None and hasattr(self.scheduler, "step_index"):
             begin = getattr(self.scheduler, "begin_index", None) or 0
@@ -92,17 +113,23 @@ class StepCounter:
                 same = (listed == given.max()).nonzero().flatten().tolist()
                 if same and index not in same:
                     index = same[0]
-            return index - begin, len(timesteps) - begin
+            return index - begin, len(timesteps) - begin, self._noise(timesteps[begin:])
         if timestep is None:
-            return None, self.num_steps
-        return self._own.next(float(torch.as_tensor(timestep).max())), self.num_steps
+            return None, self.num_steps, ()
+        return self._own.next(float(torch.as_tensor(timestep).max())), self.num_steps, ()
+
+    def _noise(self, timesteps: Any) -> tuple[float, ...]:
+        """Noise levels of a flow model, whose timesteps they are but for a factor."""
+        most = getattr(getattr(self.scheduler, "config", None), "num_train_timesteps", None)
+        listed = torch.as_tensor(timesteps).tolist()
+        return tuple(each / most for each in listed) if most else ()
 
 
 class _Count(threading.local):
     """One thread's steps, counted by the changes of its timestep."""
 
     def __init__(self) -> None:
-        self.told: tuple[int, int | None] | None = None
+        self.told: _Found | None = None
         self._counted = 0
         self._last: float | None = None
         self._rises: bool | None = None
@@ -187,14 +214,20 @@ class SparseAttention:
         assert fingerprint is not None  # else nothing is measured
         return make_outcome(table, fingerprint, config, recorder.grid, wanted_error, name)
 
-    def set_step(self, step: int | None, num_steps: int | None = None) -> None:
+    def set_step(
+        self,
+        step: int | None,
+        num_steps: int | None = None,
+        noise: Sequence[float] | None = None,
+    ) -> None:
         """Say which step this thread's next forwards belong to, for samplers of your own.
 
         Args:
             step: from 0; None goes back to the scheduler or to counting.
             num_steps: of the run; None: as given to `install`.
+            noise: level, 1 to 0, at which each step begins; only a schedule with a ramp needs it.
         """
-        self._steps.set(step, num_steps)
+        self._steps.set(step, num_steps, noise)
 
     def remove(self) -> None:
         """Put everything back; a second time, do nothing.

@@ -214,7 +214,7 @@ def socket(name: str, kind: str, tooltip: str, **more: Any) -> Input:
 
 def _preset_values() -> dict[str, dict[str, Any]]:
     """The presets as values of the main node's widgets, for the web page to fill in."""
-    names = ("sparsity", "block_size", "start_percent", "end_percent")
+    names = ("sparsity", "block_size", "start_percent", "end_percent", "ramp")
     return {
         preset: {name: getattr(values, name) for name in names}
         | {"block_size": str(values.block_size)}
@@ -236,6 +236,11 @@ def _percents(start: float, start_tooltip: str, end_tooltip: str) -> tuple[Input
         number("start_percent", start, 0.0, 1.0, 0.001, start_tooltip),
         number("end_percent", 1.0, 0.0, 1.0, 0.001, end_tooltip),
     )
+
+
+def _ramp(default: float, tooltip: str) -> Input:
+    # Optional, so that graphs without it stay valid.
+    return number("ramp", default, 0.0, 1.0, 0.05, tooltip, optional=True)
 
 
 _BALANCED = PRESETS["balanced"]
@@ -297,11 +302,17 @@ MAIN = Node(
             "decide composition and motion: raise this if they change too much.",
             "Sparse up to here (1 = last step). Lower it to finish with full attention.",
         ),
+        _ramp(
+            _BALANCED.ramp,
+            "Keeps more where the video is still noise and less where it is nearly done, in the "
+            "same time: sparsity stays the average of the steps. 0 = all steps alike, 1 = the "
+            "whole ramp.",
+        ),
         socket(
             "schedule",
             SCHEDULE,
-            "Optional, from a Rectified SpaAttn Schedule node. Replaces sparsity, start_percent "
-            "and end_percent.",
+            "Optional, from a Rectified SpaAttn Schedule node. Replaces sparsity, start_percent, "
+            "end_percent and ramp.",
             optional=True,
         ),
         socket(
@@ -457,6 +468,22 @@ SCHEDULE_NODE = Node(
             200,
             "How many steps the preview shows. Set it to your sampler's steps; the schedule itself "
             "does not depend on it.",
+        ),
+        _ramp(
+            0.0,
+            "Keeps more where the video is still noise and less where it is nearly done, in the "
+            "same time: the average over the steps stays that of the curve. 0 = the curve as it "
+            "is, 1 = the whole ramp. Not with steps.",
+        ),
+        number(
+            "preview_shift",
+            8.0,
+            1.0,
+            100.0,
+            0.1,
+            "For which shift the preview shows a ramp, as in ModelSamplingSD3. The schedule itself "
+            "follows the noise of your sampler.",
+            optional=True,
         ),
     ),
     (

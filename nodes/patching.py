@@ -134,6 +134,7 @@ def run_settings(
         given["block_size"],
         given["start_percent"],
         given["end_percent"],
+        ramp=given["ramp"],
     )
     chosen = of_preset
     if options.rectification != AUTO:
@@ -156,7 +157,7 @@ def run_settings(
         del asked["tail_keys"]
     overridden = {
         name: f"{given[name]} by preset"
-        for name in ("sparsity", "block_size", "start_percent", "end_percent")
+        for name in ("sparsity", "block_size", "start_percent", "end_percent", "ramp")
         if given[name] != asked[name]
     }
     for name in ("rectification", "tail_keys"):
@@ -166,7 +167,8 @@ def run_settings(
     if profile is not None:
         asked["profile"] = profile.name or "unnamed"
     if schedule is not None:
-        sockets |= dict.fromkeys(("sparsity", "start_percent", "end_percent"), "schedule")
+        replaced = ("sparsity", "start_percent", "end_percent", "ramp")
+        sockets |= dict.fromkeys(replaced, "schedule")
         asked["schedule"] = asdict(schedule)
     for name, cause in sockets.items():
         del asked[name]
@@ -175,7 +177,9 @@ def run_settings(
         asked["overridden"] = overridden
     if schedule is None:
         percents = (chosen.start_percent, chosen.end_percent)
-        schedule = SparsitySchedule(chosen.sparsity, chosen.sparsity, "constant", *percents)
+        schedule = SparsitySchedule(
+            chosen.sparsity, chosen.sparsity, "constant", *percents, ramp=chosen.ramp
+        )
     return RunSettings(
         config,
         schedule,
@@ -334,7 +338,7 @@ class SparseAttentionPatch:
         if isinstance(layout, TokenLayout):  # of any other model the sampling may be, too
             to_sigma = model.model_sampling.percent_to_sigma
             percent = self._steps.percent_at(sigma, position.step, to_sigma)
-            position = replace(position, percent=percent)
+            position = replace(position, percent=percent, course=self._steps.course(to_sigma))
         plan = run.plan(layout, position)
 
         def call(forward: Forward) -> Any:

@@ -26,10 +26,10 @@ class RectifiedSpaAttnSchedule(io.ComfyNode):
         return SCHEDULE_NODE.problem({"steps": steps, "dense_steps": dense_steps}) or True
 
     @classmethod
-    def execute(cls, preview_steps: int, **values: Any) -> io.NodeOutput:
-        given = SCHEDULE_NODE.checked({**values, "preview_steps": preview_steps})
-        num_steps = given.pop("preview_steps")
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        given = SCHEDULE_NODE.checked({**SCHEDULE_NODE.defaults, **values})
+        num_steps, shift = given.pop("preview_steps"), given.pop("preview_shift")
         given["steps"] = parse_steps(given["steps"])
         given["dense_steps"] = parse_dense_steps(given["dense_steps"])
         schedule = SparsitySchedule(**given)
-        return io.NodeOutput(schedule, preview_image(schedule, num_steps))
+        return io.NodeOutput(schedule, preview_image(schedule, num_steps, shift))

@@ -2,7 +2,7 @@
 
 python tools/draw_help.py               # all of them, into web/docs/images
 python tools/draw_help.py --only report --gpu --block-size 128 --size 81 720 1280   # large
-python tools/draw_help.py --only schedule_curve schedule_steps     # these need no ComfyUI
+python tools/draw_help.py --only schedule_curve schedule_ramp     # these need no ComfyUI
 
 Report and probe come from the nodes themselves: the small trained model is sampled on a ComfyUI
 server (`COMFYUI_DIR`, else ~/comfy/ComfyUI), on the CPU in a few minutes unless --gpu is given.
@@ -36,6 +36,7 @@ COLORS = 256
 SCHEDULES = {
     "schedule_curve": (SparsitySchedule(0.6, 0.8, "linear", 0.1, 1.0), 20),
     "schedule_steps": (SparsitySchedule(0.0, 0.0, steps=parse_steps("off, 0.6, 0.8, 0.8")), 4),
+    "schedule_ramp": (SparsitySchedule(0.75, 0.75, "constant", ramp=1.0), 20),
 }
 REPORT, PROBE = "report", "probe"
 
@@ -126,7 +127,8 @@ def main(words: list[str] | None = None) -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, (schedule, steps) in SCHEDULES.items():
         if name in options.only:
-            save(draw_schedule(preview_steps(schedule, steps)), name)
+            shift = SHIFT if schedule.has_ramp else None
+            save(draw_schedule(preview_steps(schedule, steps, SHIFT), shift), name)
     runs = [name for name in options.only if name not in SCHEDULES]
     return draw_runs(runs, options) if runs else 0
 

@@ -18,6 +18,7 @@ import argparse
 import itertools
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,21 @@ MIN_KEPT = round(1.0 - MAX_SPARSITY, 6)
 def variants_of(options: argparse.Namespace) -> list[Variant]:
     """All combinations that were asked for; tail keys are for "precise" alone."""
     settings = itertools.product(
-        options.dense_steps, options.kept, options.blocks, options.precision
+        options.dense_steps, options.kept, options.blocks, options.precision, options.ramp
     )
+    given = itertools.product(options.shares, options.blocks, options.precision)
+    chosen = methods(options.rectification, options.tail_keys)
     return [
-        Variant(method, block, kept, dense_steps, precision)
-        for dense_steps, kept, block, precision in settings
-        for method in methods(options.rectification, options.tail_keys)
+        *(
+            Variant(method, block, kept, dense_steps, precision, ramp)
+            for dense_steps, kept, block, precision, ramp in settings
+            for method in chosen
+        ),
+        *(
+            Variant(method, block, precision=precision, shares=shares)
+            for shares, block, precision in given
+            for method in chosen
+        ),
     ]
 
 
@@ -93,20 +103,26 @@ def save_pictures(
     checkpoint: Checkpoint, shown: dict[Variant, Tensor], what: str, options: argparse.Namespace
 ) -> list[Path]:
     """A GIF and a picture of differences for every setting but the method."""
-    settings: dict[tuple[float, int, int, str], list[Variant]] = {}
+    settings: dict[Variant, list[Variant]] = {}
     for variant in shown:
         if variant != DENSE:
-            key = (variant.kept, variant.dense_steps, variant.block, variant.precision)
-            settings.setdefault(key, []).append(variant)
+            settings.setdefault(replace(variant, method=None), []).append(variant)
     paths = []
-    for (kept, dense_steps, block, precision), variants in settings.items():
+    for each, variants in settings.items():
         clips = {
             variant.name: decode(checkpoint.decoder, shown[variant][None])[0]
             for variant in (DENSE, *variants)
         }
-        stem = f"kept{kept:g}_dense{dense_steps}_block{block}"
-        stem += "" if precision == "auto" else f"_{precision}"
-        title = f"{what}, kept {kept:g}, first {dense_steps} steps dense, blocks of {block}"
+        stem = f"kept{each.kept:g}_dense{each.dense_steps}_block{each.block}"
+        stem += "" if each.precision == "auto" else f"_{each.precision}"
+        stem += f"_ramp{each.ramp:g}" if each.ramp else ""
+        title = f"kept {each.kept:g}, first {each.dense_steps} steps dense"
+        title += f", ramp {each.ramp:g}" if each.ramp else ""
+        if each.shares:
+            listed = [f"{share:g}" for share in each.shares]
+            stem = f"shares{'-'.join(listed[:8])}_block{each.block}"
+            title = "kept " + ", ".join(listed)
+        title = f"{what}, {title}, blocks of {each.block}"
         paths += [options.out / f"{stem}.gif", options.out / f"{stem}.png"]
         save_side_by_side(clips, paths[-2])
         save_differences(clips, title, paths[-1])
@@ -128,6 +144,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--kept", type=float, nargs="+",
         help="share of the blocks (default: 0.25 and 0.15 on a GPU, 0.25 on a CPU)")  # fmt: skip
     add("--dense-steps", type=int, nargs="+", default=[2], help="first steps")
+    add("--ramp", type=float, nargs="+", default=[0.0], help="0 to 1 (default: 0)")
+    add("--shares", type=_shares, nargs="+", default=[], metavar="S,S,...",
+        help="also these: kept share of each step, 1 for a dense one")  # fmt: skip
     add("--rectification", choices=METHODS, nargs="+",
         default=["none", "paper", "precise"],
         help=f'"{POOLED}": means of left-out blocks, as in ComfyUI\'s Sol-Attn')  # fmt: skip
@@ -148,6 +167,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         given = np.ravel(getattr(options, name) or least)
         if min(given) < least or (name == "kept" and max(given) > 1):
             parser.error(f"--{name.replace('_', '-')}: {min(given)} is not allowed")
+    if wrong := [each for each in options.ramp if not 0.0 <= each <= 1.0]:
+        parser.error(f"--ramp: {wrong[0]} is not allowed, a number from 0 to 1 is")
     is_gpu = torch.device(options.device).type == "cuda"
     options.kept = options.kept or ([0.25, 0.15] if is_gpu else [0.25])
     options.steps = options.steps or (20 if is_gpu else 8)
@@ -155,6 +176,14 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     options.size = options.size or list(tiny_wan("model_flow").VIDEO_SIZE if is_gpu else CPU_SIZE)
     options.dtype = options.dtype or ("bfloat16" if is_gpu else "float32")
     return options
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """ "1,0.5,0.25" """
+    shares = tuple(float(each) for each in text.split(","))
+    if not all(MIN_KEPT <= each <= 1.0 for each in shares):
+        raise argparse.ArgumentTypeError(f"{text}: numbers from {MIN_KEPT:g} to 1 are allowed")
+    return shares
 
 
 def main(words: list[str] | None = None) -> int:
@@ -180,8 +209,9 @@ def main(words: list[str] | None = None) -> int:
     runs, shown = measure(checkpoint, sampling, options, about)
     print("\n" + "\n".join(table_lines(table_of(runs), "variant", COLUMNS)))
     print(
-        "\nMeans over clips, ± standard deviation. kept: asked for, density: counted. s: sampling"
-        "\nof a clip. sparse, dense: attention calls of a batch. PSNR, SSIM: to the dense clip."
+        "\nMeans over clips, ± standard deviation. kept: asked for; density: counted in sparse"
+        "\ncalls; mean kept: in all calls. s: sampling of a clip. sparse, dense: calls of a"
+        "\nbatch. PSNR, SSIM: to the dense clip; worst scene: the lowest mean of a scene."
     )
     if not options.no_pictures:
         for path in save_pictures(checkpoint, shown, what, options):

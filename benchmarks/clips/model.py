@@ -121,6 +121,8 @@ class Variant:
         kept: share of the kv-blocks that is kept, asked for.
         dense_steps: first steps that stay dense.
         precision: of `SparseConfig`.
+        ramp: of the schedule, over the steps that are not dense; `kept` stays the mean.
+        shares: kept share of each step, 1 for a dense one; in place of `kept` and the rest.
     """
 
     method: Method | None
@@ -128,6 +130,8 @@ class Variant:
     kept: float = 1.0
     dense_steps: int = 0
     precision: str = "auto"
+    ramp: float = 0.0
+    shares: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -136,18 +140,29 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """Such as "precise 4 keys, 64", with the precision unless it is "auto"."""
+        """Such as "precise 4 keys, 64, ramp 1": parts that are as usual are left out."""
         if self.method is None:
             return self.name
-        label = f"{self.name}, {self.block}"
-        return label if self.precision == "auto" else f"{label}, {self.precision}"
+        parts = [self.name, str(self.block)]
+        if self.precision != "auto":
+            parts.append(self.precision)
+        if self.ramp:
+            parts.append(f"ramp {self.ramp:g}")
+        if self.shares:
+            parts.append("shares " + "/".join(f"{each:g}" for each in self.shares))
+        return ", ".join(parts)
 
     @property
     def schedule(self) -> SparsitySchedule:
         """Sparsity over the steps."""
+        if self.shares:
+            steps = tuple(None if each >= 1.0 else round(1.0 - each, 6) for each in self.shares)
+            return SparsitySchedule(0.0, 0.0, "constant", steps=steps)
         dense_steps = tuple(range(self.dense_steps))
         sparsity = round(1.0 - self.kept, 6)
-        return SparsitySchedule(sparsity, sparsity, "constant", dense_steps=dense_steps)
+        return SparsitySchedule(
+            sparsity, sparsity, "constant", dense_steps=dense_steps, ramp=self.ramp
+        )
 
     @contextmanager
     def installed(self, transformer: Any, backend: str) -> Iterator[SparseAttention | None]:
@@ -229,7 +244,7 @@ def sample(
             _wait(device)
             start = time.perf_counter()
             if sparse is not None:
-                sparse.set_step(step, sampling.steps)
+                sparse.set_step(step, sampling.steps, levels[:-1])
             velocity = _velocity(checkpoint, x, level, context, sampling.cfg)
             x = x + (following - level) * velocity
             _wait(device)

@@ -25,6 +25,7 @@ class Run:
         sparse_step_seconds: the same for one step, the median over those with sparse calls; over
             all steps for full attention. None where there are none.
         density: kept share of the block pairs that was really computed, None without sparse calls.
+        mean_kept: the same over all calls, of which dense ones keep all.
         sparse_calls, dense_calls: attention calls of the batch, None for full attention.
         reasons: dense calls by reason.
         psnr, ssim: against the dense clip, None for the dense one; PSNR in dB.
@@ -37,6 +38,7 @@ class Run:
     seconds: float
     sparse_step_seconds: float | None
     density: float | None = None
+    mean_kept: float | None = None
     sparse_calls: int | None = None
     dense_calls: int | None = None
     reasons: dict[str, int] = field(default_factory=dict)
@@ -54,9 +56,11 @@ def describe(variant: Variant) -> dict[str, Any]:
         "variant": variant.label,
         "method": variant.name,
         "block": variant.block,
-        "kept": variant.kept,
+        "kept": None if variant.shares else variant.kept,
         "dense_steps": variant.dense_steps,
         "precision": variant.precision,
+        "ramp": variant.ramp,
+        "shares": list(variant.shares),
     }
 
 
@@ -73,9 +77,11 @@ def runs_of(
     likeness: list[dict[str, Any]] = [{} for _ in seeds]
     steps = sampled.step_seconds
     if record is not None:
-        steps = steps[variant.dense_steps :]
+        steps = [steps[each.step] for each in record.steps if each.sparse and each.step is not None]
         counted = {
             "density": record.density,
+            "mean_kept": ((record.density or 0.0) * record.sparse + record.dense)
+            / max(record.sparse + record.dense, 1),
             "sparse_calls": record.sparse,
             "dense_calls": record.dense,
             "reasons": {reason.text: count for reason, count in record.reasons.items()},
@@ -96,9 +102,15 @@ def table_of(runs: list[Run]) -> list[dict[str, Any]]:
     for variant in dict.fromkeys(run.variant for run in runs):
         group = [run for run in runs if run.variant == variant]
         row: dict[str, Any] = {**describe(variant), "clips": len(group)}
-        for name in ("seconds", "sparse_step_seconds", "density", "psnr", "ssim"):
+        for name in ("seconds", "sparse_step_seconds", "density", "mean_kept", "psnr", "ssim"):
             values = [value for run in group if (value := getattr(run, name)) is not None]
             row[name], row[f"{name}_spread"] = mean_and_spread(values) if values else (None, None)
+        scenes: dict[int, list[float]] = {}
+        for run in group:
+            if run.psnr is not None:
+                scenes.setdefault(run.scene, []).append(run.psnr)
+        means = [mean_and_spread(values)[0] for values in scenes.values()]
+        row["psnr_worst_scene"] = min(means) if len(means) > 1 else None
         # Calls are counted by batch, and all batches of a run are alike.
         for name in ("sparse_calls", "dense_calls", "reasons"):
             row[name] = getattr(group[0], name)
@@ -119,10 +131,12 @@ COLUMNS = {
     "seconds": ("s", "{:.2f}"),
     "sparse_step_seconds": ("s/sparse step", "{:.3f}"),
     "density": ("density", "{:.3f}"),
+    "mean_kept": ("mean kept", "{:.3f}"),
     "sparse_calls": ("sparse", "{}"),
     "dense_calls": ("dense", "{}"),
     "psnr": ("PSNR dB", "{:.2f}"),
     "psnr_spread": ("±", "{:.2f}"),
+    "psnr_worst_scene": ("worst scene", "{:.2f}"),
     "ssim": ("SSIM", "{:.4f}"),
     "ssim_spread": ("±", "{:.4f}"),
 }

@@ -22,6 +22,7 @@ from ...rspa_core.run.report_text import (
     NO_RUN_TITLE,
     headline,
     is_slower,
+    kept_words,
     model_words,
     ranked_reasons,
     seconds_words,
@@ -356,6 +357,9 @@ def _draw_header(canvas: Canvas, record: RunRecord) -> float:
     canvas.text((RIGHT, 42), fitted(drawable(model_words(record)), 16, free), 16, MUTED, "rs")
     canvas.text((MARGIN, 74), headline(record), 18, WARNING if is_slower(record) else TEXT, "ls")
     y = 88.0
+    if words := kept_words(record):
+        canvas.text((MARGIN, 98), f"kept share {words}", 16, MUTED, "ls")
+        y = 112.0
     warnings = list(record.warnings)
     if not record.sparse and not record.dense and not warnings:
         warnings = [NEVER_CALLED]

@@ -49,6 +49,7 @@ from .schedule import DenseBlocks, Position, SparsitySchedule
 
 FAILURE_LIMIT = 3
 """After this many failed calls the rest of the run is dense; a missing backend counts as all."""
+NO_COURSE = "the sampler does not say its steps: without a ramp, each keeps the same"
 MESSAGE_LENGTH = 160
 """Longest part of an error message that becomes a reason, in characters."""
 
@@ -251,8 +252,13 @@ class SparseRun:
         decided: float | DenseReason = settings.config.sparsity
         if tokens < settings.min_tokens:
             decided = why(Reason.MIN_TOKENS, tokens, settings.min_tokens)
-        elif settings.schedule is not None:
-            decided = settings.schedule.sparsity_at(position)
+        elif (schedule := settings.schedule) is not None:
+            if schedule.has_ramp and settings.profile is not None:
+                # Each block has a ramp of its own, and another may keep less than all.
+                schedule = replace(schedule, ramp=0.0)
+            decided = schedule.sparsity_at(position)
+            if schedule.has_ramp and position.place is None:
+                self.report.warn_once(NO_COURSE)
         if isinstance(decided, DenseReason):
             return ForwardPlan(layout, None, decided, position)
         return ForwardPlan(layout, replace(settings.config, sparsity=decided), None, position)
@@ -396,7 +402,7 @@ class Forward:
         Returns:
             None for a call that is to take the dense path.
         """
-        config = self._config_or_reason(block, total)
+        config = planned = self._config_or_reason(block, total)
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             unsupported = unsupported or why(Reason.GRAPH)
         # Asked once it matters, since it may import Triton.
@@ -406,6 +412,7 @@ class Forward:
             if unsupported is None and self._backend_reason(device, dtype, head_dim) is None:
                 sparse = None if isinstance(config, DenseReason) else config
                 return Decision(block, sparse, is_probed=True)
+        self.tally.add_planned(planned)
         if isinstance(config, DenseReason):
             if config.reason.is_before_sparse_steps and unsupported is None:
                 self._prepare(device, dtype, head_dim)
@@ -472,12 +479,17 @@ class Forward:
             return plan.reason
         if settings.dense_blocks.contains(*block, total):
             return why(Reason.DENSE_BLOCK)
-        sparsity = None if settings.profile is None else settings.profile.sparsity_of(*block)
-        if sparsity is None:
+        if settings.profile is None:
             return plan.config
-        if sparsity <= 0.0:
+        sparsity = settings.profile.sparsity_of(*block)
+        if sparsity is not None and sparsity <= 0.0:
             return why(Reason.DENSE_IN_PROFILE)
-        return replace(plan.config, sparsity=sparsity)
+        if settings.schedule is not None and settings.schedule.has_ramp:
+            decided = settings.schedule.sparsity_at(plan.position, sparsity)
+            if isinstance(decided, DenseReason):
+                return decided
+            sparsity = decided
+        return plan.config if sparsity is None else replace(plan.config, sparsity=sparsity)
 
     def _backend_reason(
         self, device: torch.device, dtype: torch.dtype, head_dim: int

@@ -27,6 +27,7 @@ class Preset:
         start_percent, end_percent: sparse from one to the other, shares of the steps.
         rectification: "precise", "paper" or "none".
         tail_keys: with "precise", keys that stand for a skipped block.
+        ramp: how much more noisy steps keep than clean ones, 0 to 1; `sparsity` stays the mean.
     """
 
     sparsity: float
@@ -35,6 +36,7 @@ class Preset:
     end_percent: float = 1.0
     rectification: str = "precise"
     tail_keys: int = 4
+    ramp: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """The values by the names of the node's inputs."""

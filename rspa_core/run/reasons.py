@@ -15,6 +15,7 @@ class Reason(Enum):
     STEP_OFF = "step is off"
     DENSE_STEP = "dense step"
     ZERO_SPARSITY = "sparsity 0"
+    RAMP = "ramp keeps all"
     UNKNOWN_STEP = "number of steps unknown (pass scheduler or num_steps, or call set_step)"
     # Of the model call.
     MIN_TOKENS = "{} video tokens, below min_tokens {}"
@@ -67,7 +68,7 @@ class Reason(Enum):
     @property
     def is_before_sparse_steps(self) -> bool:
         """Whether sparse steps are likely to follow in the same run."""
-        return self in (Reason.BEFORE_START, Reason.STEP_OFF, Reason.DENSE_STEP)
+        return self in (Reason.BEFORE_START, Reason.STEP_OFF, Reason.DENSE_STEP, Reason.RAMP)
 
     @property
     def is_share_of_sampling(self) -> bool:
@@ -82,6 +83,7 @@ _OF_SCHEDULE = frozenset(
         Reason.STEP_OFF,
         Reason.DENSE_STEP,
         Reason.ZERO_SPARSITY,
+        Reason.RAMP,
         Reason.UNKNOWN_STEP,
     }
 )

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from statistics import median_low
+from statistics import fmean, median_low
 from typing import Any
 
 from .reasons import DenseReason, Reason
@@ -20,6 +20,7 @@ MIN_SPARSE_FORWARDS = 2
 MIN_DENSE_FORWARDS = 2
 """With fewer dense forwards than this a speed-up is told as a rough one: the first warms up."""
 SIGMA_TOLERANCE = 1e-4
+SAME_SHARE = 1e-3
 
 
 class Ending(Enum):
@@ -50,6 +51,8 @@ class StepRecord:
         sparse, dense: attention calls over the video.
         density: mean kept share of block pairs of the sparse calls, None without any.
         reasons: (why dense, calls), most frequent first.
+        kept: mean kept share of block pairs, (planned, reached), over the calls that the schedule
+            made sparse or a ramp dense; None without any.
     """
 
     step: int | None
@@ -59,6 +62,7 @@ class StepRecord:
     dense: int
     density: float | None
     reasons: tuple[tuple[DenseReason, int], ...]
+    kept: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class RunRecord:
         reason_steps: in how many steps calls were dense for a reason.
         sigmas: first and last noise level of the sampler's list, None if unknown.
         earlier_nodes: `node_id` of the runs that this one adds to its own.
+        kept: that of each step that has one.
     """
 
     model: str
@@ -107,6 +112,23 @@ class RunRecord:
     reason_steps: dict[DenseReason, int] = field(default_factory=dict)
     sigmas: tuple[float, float] | None = None
     earlier_nodes: tuple[str | None, ...] = ()
+    kept: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def planned(self) -> float | None:
+        """Kept share that the schedule had on average over the steps, None without any."""
+        return fmean(planned for planned, _ in self.kept) if self.kept else None
+
+    @property
+    def reached(self) -> float | None:
+        """What of it was computed, with the calls that stayed dense for other reasons."""
+        return fmean(reached for _, reached in self.kept) if self.kept else None
+
+    @property
+    def keeps_alike(self) -> bool:
+        """Whether all steps were to keep the same."""
+        shares = [planned for planned, _ in self.kept]
+        return not shares or max(shares) - min(shares) < SAME_SHARE
 
     @property
     def nodes(self) -> tuple[str | None, ...]:
@@ -175,6 +197,8 @@ class RunRecord:
             "dense": self.dense,
             "density": self.density,
             "computed": self.computed,
+            "planned": self.planned,
+            "reached": self.reached,
             "seconds": round(self.seconds, 3),
             "reasons": _by_text(self.reasons.items()),
             "reason_codes": dict(codes),
@@ -190,6 +214,8 @@ class RunRecord:
                     "sparse": each.sparse,
                     "dense": each.dense,
                     "density": each.density,
+                    "planned": None if each.kept is None else each.kept[0],
+                    "reached": None if each.kept is None else each.kept[1],
                     "reasons": _by_text(each.reasons),
                 }
                 for each in self.steps
@@ -240,6 +266,7 @@ def joined(earlier: RunRecord, later: RunRecord) -> RunRecord:
         warnings=tuple(dict.fromkeys(earlier.warnings + later.warnings)),
         sigmas=(earlier.sigmas[0], later.sigmas[1]),
         earlier_nodes=(*earlier.nodes, *later.earlier_nodes),
+        kept=earlier.kept + later.kept,
     )
 
 

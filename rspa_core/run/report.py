@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import SparseConfig
 from ..dispatch import compile_progress
 from ..layout import TokenLayout
 from .reasons import DenseReason, Reason
@@ -42,6 +43,7 @@ class ForwardTally:
         sparse: sparse calls by block.
         dense: dense calls by (block, reason); only calls that could have been sparse.
         other_lengths: (query tokens, key tokens) of the calls that are not over the video tokens.
+        planned: kept shares that the schedule had for calls, 1 for those that a ramp makes dense.
     """
 
     def __init__(self, device: torch.device, step: int | None) -> None:
@@ -50,6 +52,7 @@ class ForwardTally:
         self.sparse: Counter[Block] = Counter()
         self.dense: Counter[tuple[Block, DenseReason]] = Counter()
         self.other_lengths: set[tuple[int, int]] = set()
+        self.planned: list[float] = []
         self._densities: list[tuple[Block, Tensor]] = []
         # Allocated here, before the transformer runs: newer cores may record the allocations of a
         # block for replay, and this tensor outlives the block that writes to it.
@@ -66,6 +69,13 @@ class ForwardTally:
     def add_dense(self, block: Block, reason: DenseReason) -> None:
         """Count a dense call and why it was dense."""
         self.dense[block, reason] += 1
+
+    def add_planned(self, config: SparseConfig | DenseReason) -> None:
+        """Note what a call was to keep, whatever becomes of it; nothing of one dense by choice."""
+        if isinstance(config, SparseConfig):
+            self.planned.append(1.0 - config.sparsity)
+        elif config.reason is Reason.RAMP:
+            self.planned.append(1.0)
 
     @property
     def seen(self) -> bool:
@@ -92,6 +102,7 @@ class _Step:
 
     seconds: float = 0.0
     forwards: int = 0
+    planned: list[float] = field(default_factory=list)
     reasons: Counter[DenseReason] = field(default_factory=Counter)
 
 
@@ -181,6 +192,7 @@ class RunReport:
             step = self._steps[tally.step]
             self._forwards += 1
             step.forwards += 1
+            step.planned += tally.planned
             for block, count in tally.sparse.items():
                 self._sparse[tally.step, block] += count
             for (block, reason), count in tally.dense.items():
@@ -284,6 +296,7 @@ class RunReport:
         }
         layout = self._layout
         sparse = self._sparse.total()
+        steps = tuple(self._step_record(step) for step in sorted(self._steps, key=_step_order))
         return RunRecord(
             model=model_name,
             node_id=self.node_id,
@@ -295,7 +308,7 @@ class RunReport:
             density=sum(self._densities.values()) / sparse if sparse else None,
             seconds=self._seconds,
             reasons=dict(self._reasons.most_common()),
-            steps=tuple(self._step_record(step) for step in sorted(self._steps, key=_step_order)),
+            steps=steps,
             cells=cells,
             sparse_forward_seconds=tuple(self._sparse_seconds),
             dense_forward_seconds=tuple(self._dense_seconds),
@@ -303,6 +316,7 @@ class RunReport:
             warnings=tuple(self._said),
             computed=self._computed / sparse if sparse else None,
             num_steps=self._num_steps,
+            kept=tuple(each.kept for each in steps if each.kept is not None),
             reason_steps=dict(
                 Counter(
                     reason
@@ -325,7 +339,16 @@ class RunReport:
             sum(count for key, count in self._dense.items() if key[0] == step),
             total / sparse if sparse else None,
             tuple(collected.reasons.most_common()),
+            _kept(collected.planned, sparse, total),
         )
+
+
+def _kept(planned: Sequence[float], sparse: int, density_sum: float) -> tuple[float, float] | None:
+    """Mean kept share that calls were to have, and that they had: 1 for those that were dense."""
+    if not planned:
+        return None
+    count = len(planned)
+    return sum(planned) / count, (density_sum + max(count - sparse, 0)) / max(count, sparse)
 
 
 def _computed(calls: int, density_sum: float, layout: TokenLayout | None) -> float:

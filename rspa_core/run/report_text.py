@@ -102,6 +102,9 @@ def summary_text(record: RunRecord) -> str:
             lines.append(
                 f"With the context, which is exact: {record.computed:.3f} of all pairs of tokens"
             )
+    if words := kept_words(record):
+        lines.append(f"Kept share: {words}")
+        lines.append(f"By step, planned / reached: {_kept_by_step(record)}")
     lines.append(
         f"Time in the model: {seconds_words(record.seconds)}, "
         f"{_count(record.forwards, 'model call')} in {_count(len(record.steps), 'step')}"
@@ -137,6 +140,23 @@ def headline(record: RunRecord) -> str:
     if speed := speed_words(record):
         parts.append(speed)
     return " · ".join(parts)
+
+
+def kept_words(record: RunRecord) -> str:
+    """ "0.25 planned on average over 16 steps, 0.26 reached"; "" where all steps keep the same."""
+    if record.planned is None or record.reached is None or record.keeps_alike:
+        return ""
+    steps = _count(len(record.kept), "step")
+    return f"{record.planned:.2f} planned on average over {steps}, {record.reached:.2f} reached"
+
+
+def _kept_by_step(record: RunRecord) -> str:
+    """ "4: 0.46 / 0.46, 5: 0.41 / 0.42" """
+    pairs = [(each.step, each.kept) for each in record.steps if each.kept is not None]
+    return ", ".join(
+        f"{'?' if step is None else step}: {planned:.2f} / {reached:.2f}"
+        for step, (planned, reached) in pairs
+    )
 
 
 def model_words(record: RunRecord) -> str:
@@ -213,6 +233,8 @@ def _line(record: RunRecord, reasons: str, is_last: bool = False) -> str:
         about = "about " if record.is_rough else ""
         slower = f"{1 / record.speedup:.1f}x slower per step" if is_slower(record) else ""
         parts.append(about + (slower or f"{record.speedup:.1f}x per step"))
+    if is_last and (kept := kept_words(record)):
+        parts.append(f"kept {kept}")
     seconds = f"{record.seconds:.1f} s"
     if is_last and record.full_seconds is not None:
         seconds += f", with full attention about {record.full_seconds:.1f} s"

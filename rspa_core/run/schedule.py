@@ -11,10 +11,12 @@ import re
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 from ..config import MAX_SPARSITY, ConfigError, check_choice, check_number
+from .ramp import ramp_weight, ramped
 from .reasons import DenseReason, Reason, why
 
 CURVES = ("constant", "linear", "cosine")
@@ -24,10 +26,34 @@ PERCENT_TOLERANCE = 1e-5
 # A sampler may evaluate at a sigma that differs from its list in the last bits.
 SIGMA_TOLERANCE = 1e-6
 BISECTIONS = 40
+MAX_UNSEEN_STEPS = 1000
+"""Assumed before or behind a sampler that takes a part of the sampling, at most."""
 
 WHOLE_NUMBER = r"-?[0-9]{1,9}"
 """Of a text: no step or block has more digits, and Python does not read thousands of them."""
 _BLOCK_ITEM = re.compile(rf"(?:(single|double)\s+)?({WHOLE_NUMBER})(?:\s*-\s*({WHOLE_NUMBER}))?")
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where the steps of a whole sampling begin, also those that another sampler takes.
+
+    Attributes:
+        percents: sampling progress, 0 to 1.
+        levels: noise levels of a flow model, 1 (all noise) to 0, and where the last step ends.
+        first: which of them is the first that this sampler takes.
+    """
+
+    percents: tuple[float, ...]
+    levels: tuple[float, ...]
+    first: int = 0
+
+
+def even_course(num_steps: int, shift: float = 1.0) -> Course:
+    """The course of a sampler that takes all steps, evenly spaced before a flow model's `shift`."""
+    places = [step / num_steps for step in range(num_steps + 1)]
+    levels = [shift * (1.0 - each) / (1.0 + (shift - 1.0) * (1.0 - each)) for each in places]
+    return Course(tuple(places[:-1]), tuple(levels))
 
 
 @dataclass(frozen=True)
@@ -39,11 +65,21 @@ class Position:
         num_steps: that the sampler takes.
         percent: sampling progress, 0 (all noise) to 1 (clean): of the steps, or of the noise where
             the sampler takes a part of the sampling (`SigmaSteps.percent_at`).
+        course: all steps of the sampling, which a ramp is about.
     """
 
     step: int | None = None
     num_steps: int | None = None
     percent: float | None = None
+    course: Course | None = None
+
+    @property
+    def place(self) -> int | None:
+        """Of the step in its course; None if either is not known."""
+        if self.step is None or self.course is None:
+            return None
+        place = self.course.first + self.step
+        return place if place < len(self.course.percents) else None
 
 
 @dataclass(frozen=True)
@@ -58,6 +94,10 @@ class SparsitySchedule:
         steps: sparsity per step, None for a dense one; the last entry repeats. Wins over the curve
             and over the percents.
         dense_steps: steps that stay dense in any case; negative ones count from the end.
+        ramp: how much more noisy steps keep than clean ones, 0 (what the curve says) to 1. The
+            mean kept share over the steps from `start_percent` to `end_percent` stays that of the
+            curve; a step that would keep nearly all is dense. Of a sampling in several parts it is
+            the mean over all of them. Not for `steps`.
 
     Raises:
         ConfigError: a field is out of range.
@@ -70,6 +110,7 @@ class SparsitySchedule:
     end_percent: float = 1.0
     steps: tuple[float | None, ...] = ()
     dense_steps: tuple[int, ...] = ()
+    ramp: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("start_sparsity", self.start_sparsity, 0.0, MAX_SPARSITY)
@@ -77,6 +118,7 @@ class SparsitySchedule:
         check_choice("curve", self.curve, CURVES)
         check_number("start_percent", self.start_percent, 0.0, 1.0)
         check_number("end_percent", self.end_percent, 0.0, 1.0)
+        check_number("ramp", self.ramp, 0.0, 1.0)
         if self.start_percent > self.end_percent:
             allowed = f"a number from 0 to end_percent = {self.end_percent:g}"
             raise ConfigError("start_percent", self.start_percent, allowed)
@@ -84,10 +126,20 @@ class SparsitySchedule:
             if entry is not None:
                 check_number(f"steps, entry {number}", entry, 0.0, MAX_SPARSITY)
 
-    def sparsity_at(self, position: Position) -> float | DenseReason:
+    @property
+    def has_ramp(self) -> bool:
+        """Whether a ramp changes what the steps keep."""
+        return self.ramp > 0.0 and not self.steps
+
+    def sparsity_at(self, position: Position, sparsity: float | None = None) -> float | DenseReason:
         """Sparsity of one forward, above 0, or why it is dense.
 
-        `steps` and `dense_steps` do not apply where only the percent is known.
+        `steps` and `dense_steps` do not apply where only the percent is known, and a ramp needs the
+        course: without one every step keeps what the curve says.
+
+        Args:
+            position: of the forward.
+            sparsity: in place of those of the curve or of `steps`, as a profile has it for a block.
         """
         step, num_steps, percent = position.step, position.num_steps, position.percent
         if step is None and percent is None and (self.steps or self.dense_steps):
@@ -98,10 +150,16 @@ class SparsitySchedule:
             if self._is_dense_step(step, num_steps):
                 return why(Reason.DENSE_STEP)
         if step is not None and self.steps:
-            sparsity = self.steps[min(step, len(self.steps) - 1)]
-            if sparsity is None:
+            listed = self.steps[min(step, len(self.steps) - 1)]
+            if listed is None:
                 return why(Reason.STEP_OFF)
+            found = listed if sparsity is None else sparsity
         else:
+            place = position.place if self.has_ramp else None
+            if place is not None:
+                # The step as a whole, also where a sampler evaluates inside it.
+                assert position.course is not None
+                percent = position.course.percents[place]
             if percent is None:
                 if self._depends_on_percent:
                     return why(Reason.UNKNOWN_STEP)
@@ -110,8 +168,29 @@ class SparsitySchedule:
                 return why(Reason.BEFORE_START, 100 * self.start_percent)
             if percent > self.end_percent + PERCENT_TOLERANCE:
                 return why(Reason.AFTER_END, 100 * (1 - self.end_percent))
-            sparsity = self._curve_at(percent)
-        return sparsity if sparsity > 0.0 else why(Reason.ZERO_SPARSITY)
+            found = self._curve_at(percent) if sparsity is None else sparsity
+            if place is not None and found > 0.0:
+                assert position.course is not None
+                kept = self._ramped(position.course, num_steps, sparsity)[place]
+                if kept >= 1.0:
+                    return why(Reason.RAMP)
+                found = round(1.0 - kept, 4)
+        return found if found > 0.0 else why(Reason.ZERO_SPARSITY)
+
+    def _ramped(
+        self, course: Course, num_steps: int | None, sparsity: float | None
+    ) -> tuple[float, ...]:
+        """Kept share of each step of a course; 1 also for those that are no part of the ramp."""
+        kept = []
+        for place, percent in enumerate(course.percents):
+            step = place - course.first
+            is_own = step >= 0 and (num_steps is None or step < num_steps)
+            low, high = self.start_percent - PERCENT_TOLERANCE, self.end_percent + PERCENT_TOLERANCE
+            if not low <= percent <= high or (is_own and self._is_dense_step(step, num_steps)):
+                kept.append(1.0)
+            else:
+                kept.append(1.0 - (self._curve_at(percent) if sparsity is None else sparsity))
+        return _ramped(tuple(kept), course.levels, self.ramp)
 
     @property
     def _depends_on_percent(self) -> bool:
@@ -280,6 +359,7 @@ class SigmaSteps:
         self._lock = threading.Lock()
         self._step = 0
         self._seen: set[Hashable] = set()
+        self._course: Course | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SigmaSteps:
         return self
@@ -325,6 +405,36 @@ class SigmaSteps:
             return step / self.num_steps
         return percent_of_sigma(sigma, percent_to_sigma)
 
+    def course(self, percent_to_sigma: Callable[[float], Any]) -> Course | None:
+        """The steps of the whole sampling; None if the list has none.
+
+        A sampler that takes a part of the sampling does not know the other steps. They are taken to
+        lie evenly over the progress that is left, as far from one another as its own: what another
+        sampler of the same scheduler and shift does.
+
+        Args:
+            percent_to_sigma: falling function of the percent, as `model_sampling` has it.
+        """
+        with self._lock:
+            if self._course is None and self.num_steps:
+                self._course = self._make_course(percent_to_sigma)
+            return self._course
+
+    def _make_course(self, percent_to_sigma: Callable[[float], Any]) -> Course:
+        if self._is_whole_sampling(percent_to_sigma):
+            percents = [step / self.num_steps for step in range(self.num_steps)]
+            return Course(tuple(percents), self.sample_sigmas)
+        places = [percent_of_sigma(each, percent_to_sigma) for each in self.sample_sigmas]
+        low, high = min(places), max(places)
+        distance = (high - low) / self.num_steps
+        before = [low * share for share in _shares_of(low, distance)]
+        behind = [high + (1.0 - high) * share for share in _shares_of(1.0 - high, distance)]
+        levels = [float(percent_to_sigma(each)) for each in before]
+        levels += self.sample_sigmas
+        if behind:
+            levels += [float(percent_to_sigma(each)) for each in (*behind[1:], 1.0)]
+        return Course((*before, *places[:-1], *behind), tuple(levels), first=len(before))
+
     def _is_whole_sampling(self, percent_to_sigma: Callable[[float], Any]) -> bool:
         """Whether the list begins within half a step of pure noise and ends at none."""
         if not self.num_steps or self.sample_sigmas[-1] > 0.0:
@@ -336,6 +446,21 @@ class SigmaSteps:
         following = self.sample_sigmas[step : step + 2]
         is_last = step + 1 >= self.num_steps
         return not is_last and all(_is_same_sigma(each, sigma) for each in following)
+
+
+def _shares_of(length: float, distance: float) -> list[float]:
+    """Where steps of about this distance begin, as shares of a length."""
+    count = round(min(length / distance, MAX_UNSEEN_STEPS)) if distance > 0.0 else 0
+    return [index / count for index in range(count)]
+
+
+@lru_cache(maxsize=1024)
+def _ramped(kept: tuple[float, ...], levels: tuple[float, ...], ramp: float) -> tuple[float, ...]:
+    """`ramped` of the steps that keep less than all; the others stay 1."""
+    weights = [ramp_weight(*pair) ** ramp for pair in pairwise(levels)]
+    pairs = [pair for pair in zip(kept, weights, strict=True) if pair[0] < 1.0]
+    shares = iter(ramped(*zip(*pairs, strict=True))) if pairs else iter(())
+    return tuple(next(shares) if share < 1.0 else 1.0 for share in kept)
 
 
 def _is_same_sigma(a: float, b: float) -> bool:

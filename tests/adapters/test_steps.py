@@ -46,6 +46,34 @@ def test_largest_timestep_counts() -> None:
         assert place(steps, torch.tensor([[0.0, t, t]])) == (expected, None)
 
 
+def test_noise_levels_come_from_the_scheduler_or_from_who_sets_the_step() -> None:
+    timesteps = torch.tensor([1000.0, 900.0, 600.0])
+    scheduler = SimpleNamespace(
+        timesteps=timesteps,
+        step_index=None,
+        begin_index=None,
+        config=SimpleNamespace(num_train_timesteps=1000),
+    )
+    steps = StepCounter(scheduler)
+    course = steps.current(900.0).course
+    assert course is not None
+    assert course.levels == pytest.approx((1.0, 0.9, 0.6, 0.0))
+    assert course.percents == pytest.approx((0.0, 1 / 3, 2 / 3))
+    scheduler.begin_index, scheduler.step_index = 1, 1
+    begun = steps.current(900.0)
+    assert begun.course is not None
+    assert begun.course.levels == pytest.approx((0.9, 0.6, 0.0))
+    steps.set(1, noise=[0.8, 0.4])
+    told = steps.current(900.0)
+    assert (told.step, told.num_steps, told.percent) == (1, 2, 0.5)
+    assert told.course is not None
+    assert told.course.levels == (0.8, 0.4, 0.0)
+    del scheduler.config
+    steps.set(None)
+    assert steps.current(900.0).course is None
+    assert StepCounter(num_steps=3).current(900.0).course is None
+
+
 def test_scheduler_knows_better_than_the_timestep() -> None:
     scheduler = SimpleNamespace(timesteps=torch.arange(6), step_index=None, begin_index=None)
     steps = StepCounter(scheduler, num_steps=99)

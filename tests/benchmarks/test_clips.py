@@ -89,6 +89,26 @@ def test_sparse_steps_follow_the_dense_ones(checkpoint: clips_model.Checkpoint) 
     assert 1e-4 < difference < 0.5
 
 
+def test_ramp_keeps_the_mean_and_shares_are_those_of_the_steps(
+    checkpoint: clips_model.Checkpoint,
+) -> None:
+    def kept(**options: Any) -> list[tuple[float, float]]:
+        variant = clips_model.Variant(Method("precise"), 64, **options)
+        got = clips_model.sample(checkpoint, 0, [0], SAMPLING, variant, "reference")
+        assert got.record is not None
+        return list(got.record.kept)
+
+    even, ramp = kept(kept=0.5), kept(kept=0.5, ramp=1.0)
+    assert [planned for planned, _ in even] == pytest.approx([0.5] * 3)
+    assert sum(planned for planned, _ in ramp) == pytest.approx(1.5, abs=1e-3)
+    assert ramp[0][0] > 0.6 > 0.5 > ramp[1][0]
+    assert ramp[0][1] > even[0][1] > ramp[1][1]
+    shares = kept(shares=(1.0, 0.75, 0.5))
+    assert [planned for planned, _ in shares] == pytest.approx([0.75, 0.5])
+    assert clips_model.Variant(Method("none"), 64, ramp=0.5).label == "none, 64, ramp 0.5"
+    assert clips_model.Variant(Method("none"), shares=(1, 0.5)).label == "none, 64, shares 1/0.5"
+
+
 def test_batches_do_not_change_clips(checkpoint: clips_model.Checkpoint) -> None:
     variant = clips_model.Variant(Method("precise"), 64, kept=0.4)
     both = clips_model.sample(checkpoint, 0, [3, 4], SAMPLING, variant, "reference")
@@ -145,7 +165,8 @@ def test_table_has_a_row_for_every_variant(output: tuple[str, Path]) -> None:
     rows = lines[start : start + len(LABELS)]
     assert [row.split("  ")[0] for row in rows] == LABELS
     cells = [row.removeprefix(label).split() for row, label in zip(rows, LABELS, strict=True)]
-    assert [len(each) for each in cells] == [4, *[11] * 3]
+    # One scene: none of them is the worst.
+    assert [len(each) for each in cells] == [4, *[12] * 3]
     assert "672 tokens" in output[0]
 
 
@@ -164,6 +185,7 @@ def test_results_hold_a_record_for_every_clip(output: tuple[str, Path]) -> None:
         assert (run["sparse_calls"], run["dense_calls"]) == (4, 2)
         assert run["reasons"] == {"schedule: dense step": 2}
         assert 0 < run["density"] < 1
+        assert run["mean_kept"] == pytest.approx((2 * run["density"] + 1) / 3)
         assert run["psnr"] > 10
         assert 0 < run["ssim"] <= 1
     for row in data["table"][1:]:
@@ -205,6 +227,8 @@ def test_equal_clips_are_saved_as_null(tmp_path: Path) -> None:
         (["--kept", "0.01"], "--kept: 0.01 is not allowed"),
         (["--dense-steps", "-1"], "--dense-steps: -1 is not allowed"),
         (["--blocks", "32"], "invalid choice"),
+        (["--ramp", "0.5", "2"], "--ramp: 2.0 is not allowed"),
+        (["--shares", "1,1.5"], "1,1.5: numbers from 0.02 to 1 are allowed"),
     ],
 )
 def test_options_are_checked(

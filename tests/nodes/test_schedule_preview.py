@@ -27,6 +27,28 @@ def test_steps_are_spaced_evenly_in_percent() -> None:
     ]
 
 
+def test_ramp_is_that_of_the_shift() -> None:
+    schedule = SparsitySchedule(0.4, 0.4, "constant", ramp=1.0, dense_steps=(-1,))
+    shown = {shift: preview.preview_steps(schedule, 8, shift) for shift in (1.0, 8.0)}
+    assert shown[1.0] != shown[8.0]
+    assert shown[1.0][0] == 0.0, "it keeps all"
+    for steps in shown.values():
+        assert steps[-1] is None
+        counted = [each for each in steps if each is not None]
+        assert sum(counted) / len(counted) == pytest.approx(0.4, abs=1e-3)
+
+
+def test_step_that_the_ramp_keeps_whole_is_hatched_and_counted() -> None:
+    schedule = SparsitySchedule(0.4, 0.4, "constant", ramp=1.0)
+    image = preview.preview_image(schedule, 8, 1.0)
+    slot = (preview.RIGHT - preview.LEFT) // 8
+    dense = image[0, preview.TOP + 5 : preview.BOTTOM - 5, preview.LEFT + 8 : preview.LEFT + slot]
+    assert (dense[..., 0] > dense[..., 2] + 0.2).float().mean() > 0.05, "orange lines"
+    without = preview.preview_image(SparsitySchedule(0.4, 0.4, "constant"), 8, 1.0)
+    assert not torch.equal(image[0, :64], without[0, :64]), "the heading says so"
+    assert not torch.equal(image[0, 430:], without[0, 430:]), "and the axis names the shift"
+
+
 @pytest.mark.parametrize("num_steps", [1, 4, 20, 200])
 def test_is_a_comfyui_image(num_steps: int) -> None:
     image = preview.preview_image(SparsitySchedule(0.6, 0.8, "cosine", 0.1), num_steps)

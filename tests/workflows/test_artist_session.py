@@ -29,8 +29,11 @@ WORKFLOWS = sorted(path.stem for path in (FOLDER.parents[1] / "workflows").glob(
 FIRST = "wan2.1_text_to_video"
 STEMS = WORKFLOWS if IS_FULL else [FIRST]
 NODE = "RectifiedSpaAttn"
-PRESET_WIDGETS = ("sparsity", "block_size", "start_percent", "end_percent")
-OVERRIDDEN = {"schedule": ("sparsity", "start_percent", "end_percent"), "profile": ("sparsity",)}
+PRESET_WIDGETS = ("sparsity", "block_size", "start_percent", "end_percent", "ramp")
+OVERRIDDEN = {
+    "schedule": ("sparsity", "start_percent", "end_percent", "ramp"),
+    "profile": ("sparsity",),
+}
 """Widgets that are not live while an input is linked."""
 PADDING = 10
 """Of a text field, pixels: so much of it may be out of sight while the text is not."""

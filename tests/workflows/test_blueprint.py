@@ -79,7 +79,8 @@ def test_promoted_widgets_show_what_is_stored_inside(blueprint: Json, subgraph: 
 
 def test_attention_node_holds_the_values_of_its_preset(subgraph: Json) -> None:
     chosen = PRESETS["balanced"]
-    expected = [chosen.sparsity, str(chosen.block_size), chosen.start_percent, chosen.end_percent]
+    expected = [chosen.sparsity, str(chosen.block_size)]
+    expected += [chosen.start_percent, chosen.end_percent, chosen.ramp]
     stored = node_of(subgraph, "RectifiedSpaAttn")["widgets_values"]
     assert stored == [True, "balanced", *expected]
 

@@ -156,7 +156,7 @@ def test_attention_nodes_hold_the_values_of_their_preset(stem: str) -> None:
         stored = values(node)
         assert stored["preset"] == ("4-step" if "_steps" in stem else "balanced")
         chosen = PRESETS[stored["preset"]].as_dict()
-        for name in ("sparsity", "block_size", "start_percent", "end_percent"):
+        for name in ("sparsity", "block_size", "start_percent", "end_percent", "ramp"):
             assert stored[name] == (str(chosen[name]) if name == "block_size" else chosen[name])
 
 
@@ -355,6 +355,7 @@ def steps_of(workflow: Json, count: int) -> list[float | None]:
     for node in schedules:
         set_to = values(node)
         preview = set_to.pop("preview_steps")
+        del set_to["preview_shift"]
         set_to["steps"] = parse_steps(set_to["steps"])
         set_to["dense_steps"] = parse_dense_steps(set_to["dense_steps"])
         shown += steps(SparsitySchedule(**set_to), preview)

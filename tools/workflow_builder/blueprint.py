@@ -94,12 +94,12 @@ def build_blueprint(version: str) -> Json:
 def _inner_nodes(version: str) -> dict[str, Json]:
     chosen = PRESETS["balanced"].as_dict()
     values = {"preset": "balanced", "block_size": str(chosen["block_size"])}
-    values |= {name: chosen[name] for name in ("sparsity", "start_percent", "end_percent")}
+    values |= {name: chosen[name] for name in ("sparsity", "start_percent", "end_percent", "ramp")}
     sampler = {"steps": STEPS, "cfg": CFG}
     return {
         "attention": nodes.make("RectifiedSpaAttn", (0, 0), version, values),
         "options": nodes.make(
-            "RectifiedSpaAttnOptions", (0, 400), version, {"dense_blocks": "0, 1"}
+            "RectifiedSpaAttnOptions", (0, 440), version, {"dense_blocks": "0, 1"}
         ),
         "shift": nodes.make("ModelSamplingSD3", (460, 0), version, {"shift": SHIFT}),
         "sampler": nodes.make("KSampler", (460, 140), version, sampler),

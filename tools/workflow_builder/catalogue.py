@@ -147,12 +147,14 @@ class Spec:
         if not self.schedules:
             chosen = self.chosen
             percents = chosen.start_percent, chosen.end_percent
-            return _steps(SparsitySchedule(chosen.sparsity, 0.0, "constant", *percents), count)
+            curve = SparsitySchedule(chosen.sparsity, 0.0, "constant", *percents, ramp=chosen.ramp)
+            return _steps(curve, count)
         found: list[float | None] = []
         defaults = OURS["RectifiedSpaAttnSchedule"].widgets
         for schedule in self.schedules:
             values = {**defaults, **schedule.values}
             own = values.pop("preview_steps")
+            del values["preview_shift"]
             values["steps"] = parse_steps(values["steps"])
             values["dense_steps"] = parse_dense_steps(values["dense_steps"])
             curve = SparsitySchedule(**values)

@@ -50,9 +50,9 @@ class Kind:
 
 
 SIZES: Mapping[str, Point] = {
-    "RectifiedSpaAttn": (460, 350),
+    "RectifiedSpaAttn": (460, 374),
     "RectifiedSpaAttnOptions": (460, 300),
-    "RectifiedSpaAttnSchedule": (400, 318),
+    "RectifiedSpaAttnSchedule": (400, 366),
     "RectifiedSpaAttnReport": REPORT_SIZE,
     "RectifiedSpaAttnProbe": (460, 150),
     "RectifiedSpaAttnProbeResult": (1240, 960),

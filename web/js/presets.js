@@ -10,7 +10,7 @@ const CUSTOM = "custom";
 
 // Values that a connected socket replaces.
 const REPLACED_BY = {
-  schedule: ["sparsity", "start_percent", "end_percent"],
+  schedule: ["sparsity", "start_percent", "end_percent", "ramp"],
   profile: ["sparsity"],
 };
 

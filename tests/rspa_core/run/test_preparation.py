@@ -24,6 +24,8 @@ BLOCK = ("double", 0)
 class DenseFirst:
     """A schedule whose step 0 is dense."""
 
+    has_ramp = False
+
     def sparsity_at(self, position: Position) -> float | DenseReason:
         return 0.5 if position.step else why(Reason.BEFORE_START, 20.0)
 
