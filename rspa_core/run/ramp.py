@@ -2,33 +2,44 @@
 
 What is lost where the video is noise grows with every step that follows. What is lost later stays
 as it is, but a long step writes more of it into the video than a short one. The weight of a step
-has a term for either, fitted to errors of a trained model (docs/notes/fidelity.md).
+has a term for either. Where steps are few there is less to grow, and the ramp is gentler. Fitted to
+errors of a trained model (docs/notes/fidelity.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ..config import MAX_SPARSITY
 
 DENSE_FROM = 0.95
 """A step that would keep more than this is dense: that costs little more and loses nothing."""
 MIN_KEPT = round(1.0 - MAX_SPARSITY, 6)
-NOISE_POWER = 4.0
-LENGTH_SHARE, LENGTH_POWER = 1.5, 0.5
+NOISE_POWER, LENGTH_POWER = 6.0, 0.5
 MIN_LENGTH = 1e-4
+MANY_STEPS = 20
+"""From so many steps of the whole sampling on the ramp has its full strength."""
 BISECTIONS = 40
 
 
-def ramp_weight(start: float, end: float) -> float:
-    """How much a step keeps beside others, in any unit; above 0.
+def ramp_weights(levels: Sequence[float], strength: float) -> list[float]:
+    """How much each step of a sampling keeps beside the others, in any unit; above 0.
 
     Args:
-        start, end: noise levels at which it begins and ends, 1 (pure noise) to 0.
+        levels: noise levels at which the steps begin, 1 (pure noise) to 0, and the last one ends.
+        strength: of the ramp, 0 (every step the same) to 1.
     """
+    count = len(levels) - 1
+    strength *= min(1.0, math.sqrt(count / MANY_STEPS))
+    return [_weight(*pair) ** strength for pair in pairwise(levels)]
+
+
+def _weight(start: float, end: float) -> float:
     noise = min(max(start, 0.0), 1.0)
     length = min(max(abs(start - end), MIN_LENGTH), 1.0)
-    return noise**NOISE_POWER + LENGTH_SHARE * length**LENGTH_POWER
+    return noise**NOISE_POWER + length**LENGTH_POWER
 
 
 def ramped(kept: Sequence[float], weights: Sequence[float]) -> list[float]:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..config import MAX_SPARSITY, ConfigError, check_choice, check_number
-from .ramp import ramp_weight, ramped
+from .ramp import ramp_weights, ramped
 from .reasons import DenseReason, Reason, why
 
 CURVES = ("constant", "linear", "cosine")
@@ -457,7 +457,7 @@ def _shares_of(length: float, distance: float) -> list[float]:
 @lru_cache(maxsize=1024)
 def _ramped(kept: tuple[float, ...], levels: tuple[float, ...], ramp: float) -> tuple[float, ...]:
     """`ramped` of the steps that keep less than all; the others stay 1."""
-    weights = [ramp_weight(*pair) ** ramp for pair in pairwise(levels)]
+    weights = ramp_weights(levels, ramp)
     pairs = [pair for pair in zip(kept, weights, strict=True) if pair[0] < 1.0]
     shares = iter(ramped(*zip(*pairs, strict=True))) if pairs else iter(())
     return tuple(next(shares) if share < 1.0 else 1.0 for share in kept)

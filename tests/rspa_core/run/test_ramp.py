@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 
 from rectified_spaattn.rspa_core.config import ConfigError
-from rectified_spaattn.rspa_core.run.ramp import DENSE_FROM, MIN_KEPT, ramp_weight, ramped
+from rectified_spaattn.rspa_core.run.ramp import DENSE_FROM, MIN_KEPT, ramp_weights, ramped
 from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
 from rectified_spaattn.rspa_core.run.schedule import (
     Course,
@@ -45,7 +44,7 @@ def mean(values: list[float]) -> float:
 def test_mean_stays_and_no_step_is_out_of_range(
     levels: tuple[float, ...], share: float, strength: float
 ) -> None:
-    weights = [ramp_weight(*pair) ** strength for pair in pairwise(levels)]
+    weights = ramp_weights(levels, strength)
     shares = ramped([share] * len(weights), weights)
     assert all(each == 1.0 or MIN_KEPT <= each <= DENSE_FROM + 1e-9 for each in shares)
     if len(shares) > 1:
@@ -63,12 +62,21 @@ def test_shares_follow_the_weights() -> None:
 
 
 def test_noise_weighs_more_and_so_does_a_long_step() -> None:
-    starts = [1.0, 0.95, 0.8, 0.5, 0.1]
-    weights = [ramp_weight(start, start - 0.05) for start in starts]
+    weights = ramp_weights([1.0 - each / 20 for each in range(21)], 1.0)
     assert weights == sorted(weights, reverse=True)
-    assert ramp_weight(0.5, 0.0) > ramp_weight(0.5, 0.4)
+    short, long = ramp_weights([0.3, 0.25, 0.0], 1.0)
+    assert long > short
     # What samplers also have: rising levels, steps without length, sigmas outside of 0 to 1.
-    assert all(ramp_weight(*pair) > 0.0 for pair in ((0.2, 0.7), (0.4, 0.4), (14.6, 9.0), (0, 0)))
+    assert all(each > 0.0 for each in ramp_weights([14.6, 9.0, 0.2, 0.7, 0.7, 0.0, 0.0], 1.0))
+
+
+def test_ramp_is_gentler_where_steps_are_few() -> None:
+    spreads = []
+    for count in (4, 8, 20, 50):
+        weights = ramp_weights([1.0 - each / count for each in range(count + 1)], 1.0)
+        spreads.append(max(weights) / min(weights))
+    assert spreads == sorted(spreads)
+    assert ramp_weights([1.0, 0.5, 0.0], 0.0) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
