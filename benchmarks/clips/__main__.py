@@ -56,7 +56,7 @@ def variants_of(options: argparse.Namespace) -> list[Variant]:
     )
     given = itertools.product(options.shares, options.blocks, options.precision)
     chosen = methods(options.rectification, options.tail_keys)
-    return [
+    variants = [
         *(
             Variant(method, block, kept, dense_steps, precision, ramp)
             for dense_steps, kept, block, precision, ramp in settings
@@ -68,6 +68,7 @@ def variants_of(options: argparse.Namespace) -> list[Variant]:
             for method in chosen
         ),
     ]
+    return [replace(each, neighbours=not options.no_neighbours) for each in variants]
 
 
 def measure(
@@ -151,6 +152,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         default=["none", "paper", "precise"],
         help=f'"{POOLED}": means of left-out blocks, as in ComfyUI\'s Sol-Attn')  # fmt: skip
     add("--blocks", type=int, choices=BLOCK_SIZES, nargs="+", default=[64])
+    add("--no-neighbours", action="store_true",
+        help="as for a large video: of a small one they are a large part")  # fmt: skip
     add("--tail-keys", type=int, choices=TAIL_KEYS, nargs="+", default=[4], help='for "precise"')
     add("--precision", choices=PRECISIONS, nargs="+", default=["auto"])
     add("--steps", type=int, help="of the sampler (default: 20 on a GPU, 8 on a CPU)")

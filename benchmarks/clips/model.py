@@ -123,6 +123,7 @@ class Variant:
         precision: of `SparseConfig`.
         ramp: of the schedule, over the steps that are not dense; `kept` stays the mean.
         shares: kept share of each step, 1 for a dense one; in place of `kept` and the rest.
+        neighbours: of `SparseConfig`.
     """
 
     method: Method | None
@@ -132,6 +133,7 @@ class Variant:
     precision: str = "auto"
     ramp: float = 0.0
     shares: tuple[float, ...] = ()
+    neighbours: bool = True
 
     @property
     def name(self) -> str:
@@ -170,7 +172,8 @@ class Variant:
         if self.method is None:
             yield None
             return
-        config = self.method.config(self.kept, self.block, self.block, precision=self.precision)
+        more: dict[str, Any] = {"precision": self.precision, "neighbours": self.neighbours}
+        config = self.method.config(self.kept, self.block, self.block, **more)
         with self.method.arithmetic():
             sparse = install(
                 transformer, config, schedule=self.schedule, min_tokens=0, backend=backend

@@ -116,6 +116,24 @@ def test_batches_do_not_change_clips(checkpoint: clips_model.Checkpoint) -> None
     torch.testing.assert_close(both.latents[1:], one.latents, rtol=1e-4, atol=1e-4)
 
 
+def test_variants_are_all_that_was_asked_for() -> None:
+    words = ["--kept", ".4", ".2", "--ramp", "0", "1", "--dense-steps", "0", "--no-neighbours"]
+    options = clips.parse([*words, "--shares", "1,.5", "--rectification", "none", "--steps", "2"])
+    found = clips.variants_of(options)
+    asked = [(each.kept, each.ramp, each.shares) for each in found]
+    assert asked == [(0.4, 0, ()), (0.4, 1, ()), (0.2, 0, ()), (0.2, 1, ()), (1.0, 0, (1.0, 0.5))]
+    assert not any(each.neighbours for each in found)
+    assert all(each.neighbours for each in clips.variants_of(clips.parse([])))
+
+
+def test_worst_scene_is_that_of_the_lowest_mean() -> None:
+    variant = clips_model.Variant(Method("none"))
+    runs = [Run(variant, scene, 0, 1, 1.0, None, psnr=db) for scene, db in enumerate((40, 30, 50))]
+    (row,) = clips.table_of([*runs, Run(variant, 1, 1, 1, 1.0, None, psnr=34)])
+    assert row["psnr_worst_scene"] == 32
+    assert clips.table_of(runs[:1])[0]["psnr_worst_scene"] is None
+
+
 def test_seeds_are_dealt_out_evenly() -> None:
     assert clips_model.batches(range(2, 7), 4) == [[2, 3, 4], [5, 6]]
     assert clips_model.batches([1], 4) == [[1]]
