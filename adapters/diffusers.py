@@ -50,7 +50,6 @@ from ..rspa_core.run.schedule import (
 from .models import Parts, parts_of, uncompiled, unsupported
 from .processors import BlockPlace, Current, SparseProcessor
 
-
 _Found = tuple[int | None, int | None, tuple[float, ...]]
 """Step, number of steps, and the noise level at which each of them begins; () if unknown."""
 
