@@ -142,7 +142,7 @@ class SparseProcessor:
         against = against or self._unsupported(attn, forward, video, exchange) or form
         lengths: Sequence[int] = [length if exchange is None else exchange.length] * len(video)
         if exchange is not None and mask is not None:
-            against = against or why(Reason.MASK)
+            against = against or why(Reason.MASK_PARALLEL)
         elif exchange is None and against is None and _may_be_sparse(forward):
             read = self.current.key_lengths(mask, len(video), length)
             lengths, against = (lengths, read) if isinstance(read, DenseReason) else (read, None)

@@ -136,8 +136,8 @@ def materialise(model: nn.Module, device: torch.device) -> None:
             else:
                 value.fill_(0.0 if name == "bias" else 1.0)
             setattr(module, name, nn.Parameter(value, requires_grad=False))
-        for name, meta in module.named_buffers(recurse=False):
-            value = torch.empty(meta.shape, dtype=meta.dtype, device=device)
+        for name, table in module.named_buffers(recurse=False):
+            value = torch.empty(table.shape, dtype=table.dtype, device=device)
             module.register_buffer(name, value.uniform_(generator=generator))
 
 

@@ -49,6 +49,7 @@ class Reason(Enum):
     ARGUMENT = "attention argument {}"
     PROCESSOR = "attention processor {}"
     PROCESSOR_REPLACED = "attention processor {}, set after the installation"
+    MASK_PARALLEL = "attention mask under context parallelism"
     RING = "ring attention: no GPU ever has all keys (Ulysses can be sparse)"
     PARALLEL_TEXT = "context parallelism over a sequence that holds text"
     GRADIENTS = "gradients are recorded (call the model under torch.no_grad)"
