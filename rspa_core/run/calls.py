@@ -403,7 +403,7 @@ class Forward:
             None for a call that is to take the dense path.
         """
         config = planned = self._config_or_reason(block, total)
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if _is_recording(device):
             unsupported = unsupported or why(Reason.GRAPH)
         # Asked once it matters, since it may import Triton.
         if not isinstance(config, DenseReason):
@@ -577,6 +577,13 @@ class Forward:
         self.run.failures.add(reason, is_final)
         rest = ", and so does the rest of this run" if self.run.failures.final_reason else ""
         self.run.report.warn_once(f"an attention call takes the dense path{rest}: {reason.text}")
+
+
+def _is_recording(device: torch.device) -> bool:
+    """Whether the calls on a device are being recorded; torch without CUDA cannot tell."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    return torch.cuda.is_current_stream_capturing()
 
 
 def failure(error: Exception) -> DenseReason:

@@ -14,6 +14,7 @@ import torch
 
 from rectified_spaattn.benchmarks.forward import several_gpus
 from rectified_spaattn.benchmarks.forward.__main__ import parse
+from rectified_spaattn.benchmarks.forward.comfy_models import wan_case
 
 needs_diffusers = pytest.mark.skipif(
     not importlib.util.find_spec("diffusers"), reason="diffusers is not installed (make venv)"
@@ -35,6 +36,16 @@ def test_two_processes_on_a_cpu(tmp_path: Path) -> None:
     assert max(dense["difference"], sparse["difference"]) < 1e-5
     assert min(each[name] for each in (dense, sparse) for name in ("one", "several")) > 0.0
     assert f"{sparse['one'] / sparse['several']:.2f}x" in done.stdout
+
+
+@needs_diffusers
+def test_the_model_keeps_its_rotary_embedding() -> None:
+    model = several_gpus.build(wan_case(1, "small"), torch.device("cpu"), torch.float32)
+    first, last = model.rope.freqs_cos[0], model.rope.freqs_cos[1]
+    assert torch.equal(first, torch.ones_like(first))  # of place 0
+    assert last.min() < first.min()
+    assert model.num_parameters() > 0
+    assert all(each.isfinite().all() for each in model.parameters())
 
 
 def test_a_pair_that_differs_is_refused() -> None:
