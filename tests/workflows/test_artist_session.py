@@ -48,21 +48,25 @@ each_stem = pytest.mark.parametrize("stem", STEMS)
 def report(tmp_path_factory: pytest.TempPathFactory) -> Json:
     """What `browser/artist_session.py` saw, plus the folder of its pictures under "folder"."""
     words = ("--all",) if IS_FULL else ()
-    seen = report_of("artist_session.py", tmp_path_factory, SECONDS, *words)
-    errors = {stem: entry["error"] for stem, entry in seen["workflows"].items() if "error" in entry}
-    assert not errors, f"pictures in {seen['folder']}: {errors}"
-    return seen
+    return report_of("artist_session.py", tmp_path_factory, SECONDS, *words)
+
+
+def visited(report: Json, stem: str) -> Json:
+    """What was seen of a workflow; fails where the artist did not get through it."""
+    entry = report["workflows"][stem]
+    assert "error" not in entry, f"{entry['error']}\npictures in {report['folder']}"
+    return entry
 
 
 def shown(report: Json, stem: str, *kinds: str) -> list[Json]:
     """What the nodes of these types showed after the run."""
-    found = [node for node in report["workflows"][stem]["shown"] if node["type"] in kinds]
+    found = [node for node in visited(report, stem)["shown"] if node["type"] in kinds]
     return [node for node in found if node["mode"] == 0]
 
 
 def test_a_preset_fills_the_inputs_it_names(report: Json) -> None:
     presets = report["definition"]["preset"][1]["rspa_presets"]
-    tried = report["workflows"][FIRST]["presets"]
+    tried = visited(report, FIRST)["presets"]
     assert tried
     for entry in tried:
         assert entry["choices"] == ["custom", *presets]
@@ -72,14 +76,14 @@ def test_a_preset_fills_the_inputs_it_names(report: Json) -> None:
 
 
 def test_a_change_by_hand_goes_back_to_custom(report: Json) -> None:
-    for entry in report["workflows"][FIRST]["presets"]:
+    for entry in visited(report, FIRST)["presets"]:
         by_hand = {"preset": "custom", "sparsity": float(entry["by_hand"])}
         assert entry["changed"] == entry["chosen"] | by_hand
 
 
 @each_stem
 def test_what_is_overridden_is_shown_as_such(report: Json, stem: str) -> None:
-    nodes = report["workflows"][stem]["overridden"]
+    nodes = visited(report, stem)["overridden"]
     assert nodes
     for node in nodes.values():
         names = [set(OVERRIDDEN.get(name, ())) for name in node["linked"]]
@@ -88,7 +92,7 @@ def test_what_is_overridden_is_shown_as_such(report: Json, stem: str) -> None:
 
 @each_stem
 def test_widgets_take_what_was_typed(report: Json, stem: str) -> None:
-    edits = report["workflows"][stem]["edits"]
+    edits = visited(report, stem)["edits"]
     assert edits
     for edit in edits:
         got, typed = edit["got"], edit["typed"]
@@ -97,7 +101,7 @@ def test_widgets_take_what_was_typed(report: Json, stem: str) -> None:
 
 @each_stem
 def test_front_end_has_nothing_to_complain_about(report: Json, stem: str) -> None:
-    entry = report["workflows"][stem]
+    entry = visited(report, stem)
     assert entry["messages_opened"] == []
     assert entry["messages"] == []
 
@@ -105,7 +109,7 @@ def test_front_end_has_nothing_to_complain_about(report: Json, stem: str) -> Non
 @each_stem
 def test_every_node_of_ours_shows_how_the_run_goes_on(report: Json, stem: str) -> None:
     """The status text of each node changes while sampling, counts up, and ends sparse."""
-    texts = report["workflows"][stem]["texts"]
+    texts = visited(report, stem)["texts"]
     nodes = [node["id"] for node in shown(report, stem, NODE)]
     assert nodes
     for node in nodes:
@@ -122,7 +126,7 @@ def test_every_node_of_ours_shows_how_the_run_goes_on(report: Json, stem: str) -
 @each_stem
 def test_texts_can_be_read_on_the_nodes(report: Json, stem: str) -> None:
     """In the window at 100 %, with nothing cut off."""
-    cut = report["workflows"][stem]["cut"]
+    cut = visited(report, stem)["cut"]
     assert {node["id"] for node in shown(report, stem, NODE)} <= set(cut)
     for node, pixels in cut.items():
         assert pixels is not None, f"the text of node {node} is not in the window"
@@ -147,7 +151,7 @@ def test_the_video_is_shown(report: Json, stem: str) -> None:
 
 @each_stem
 def test_no_node_covers_another_once_all_is_shown(report: Json, stem: str) -> None:
-    assert report["workflows"][stem]["overlaps"] == []
+    assert visited(report, stem)["overlaps"] == []
 
 
 @each_stem

@@ -85,7 +85,10 @@ def host(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_page_finds_nothing_wrong_and_shows_the_file(artist: Any, path: Path) -> None:
     workflow = json.loads(path.read_text(encoding="utf-8"))
     artist.load(workflow)
-    assert artist.findings() == {"messages": [], "unknown": [], "marked": [], "overlaps": []}
+    # What the page said about another workflow may still be going.
+    nothing = {"messages": [], "unknown": [], "marked": [], "overlaps": []}
+    wait_until(artist, lambda: artist.findings() == nothing)
+    assert artist.findings() == nothing
     nodes = artist.nodes()
     stored = {str(node["id"]): values(node) for node in our_nodes(workflow)}
     assert {node["id"]: node["widgets"] for node in nodes if node["id"] in stored} == stored
@@ -102,6 +105,7 @@ def test_page_validates_against_its_schema(artist: Any) -> None:
     workflow["nodes"][0]["properties"]["ver"] = "the newest"
     artist.load(workflow)
     wait_for_words(artist, artist.messages, "Invalid workflow against zod schema")
+    assert wait_until(artist, lambda: len(artist.messages()) == 1), artist.messages()
     (message,) = artist.messages()
     assert 'invalid semantic version: "the newest" at "nodes[0].properties.ver"' in message
 
@@ -172,7 +176,11 @@ def test_status_shows_on_the_node_and_on_the_subgraph_around_it(artist: Any, hos
     # One line, beneath the node, where it covers nothing of it.
     send_status("sparse 2 / dense 2", f"{subgraph}:{inner}")
     wait_for_words(artist, lambda: overlaid(artist), "sparse 2 / dense 2")
-    assert sum(text.startswith("sparse ") for text in overlaid(artist)) == 1
+
+    def number_of_lines() -> int:
+        return sum(text.startswith("sparse ") for text in overlaid(artist))
+
+    assert wait_until(artist, lambda: number_of_lines() == 1), overlaid(artist)
 
     def is_beneath() -> bool:  # a new text has no place until the canvas is drawn
         top, bottom = artist.page.evaluate(LINE_AND_NODE, [subgraph, "sparse 2"])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from front_end import SETTLE_MS, VIEWPORT, FrontEnd
-from playwright.sync_api import TimeoutError
+from front_end import CARD, PATIENCE_MS, SETTLE_MS, TRIES, VIEWPORT, FrontEnd
+from playwright.sync_api import Locator, TimeoutError, expect
 
-TRIES = 3
 PANEL = 50
 """Width of the side bar, pixels."""
 LARGE_HEIGHT = 1400
@@ -38,7 +38,11 @@ LOOK = """([id, scale, panel]) => {
   ds.offset = [(width + panel) / 2 / scale - node.pos[0] - node.size[0] / 2,
                (height + panel) / 2 / scale - node.pos[1] - node.size[1] / 2];
   app.canvas.setDirty(true, true);
+  return app.canvas.frame;
 }"""
+# Widgets and buttons get their place when the canvas is drawn.
+IS_DRAWN = "frame => app.canvas.frame > frame"
+GRAPH = "() => String(app.canvas.graph.id)"
 WIDGET_AT = """([id, name]) => {
   const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds;
   const widget = node.widgets.find(w => w.name === name);
@@ -64,6 +68,11 @@ EMPTY = """panel => {
         return [x, y];
     }
   throw new Error('no empty place in the window');
+}"""
+HAS_PICTURE = """id => {
+  const node = app.canvas.graph.getNodeById(id);
+  return node.imgs?.[0]?.naturalHeight
+    && node.widgets.some(w => w.name === '$$canvas-image-preview');
 }"""
 # The lower right corner of a node in the window, and how much higher the node would have to be to
 # show its picture at full size without empty room above and below.
@@ -99,13 +108,10 @@ ROOM = """panel => {
       if (isFree(x / ds.scale - ds.offset[0], y / ds.scale - ds.offset[1])) return [x, y];
   throw new Error('no room in the window');
 }"""
+HAS_MORE = "count => app.canvas.graph.nodes.length > count"
 IS_LINKED = """([id, name]) => {
   const node = app.canvas.graph.getNodeById(id);
   return node.inputs.find(each => each.name === name).link != null;
-}"""
-THUMBNAILS = """() => {
-  const cards = [...document.querySelectorAll('[data-testid^=template-workflow-]')].slice(0, 8);
-  return cards.length && cards.every(card => card.querySelector('img')?.naturalWidth);
 }"""
 # The part of the window around a node, without side bar and tabs.
 AROUND = """([id, panel]) => {
@@ -127,6 +133,13 @@ SHOWN = """preview => {
     pictures: (n.imgs ?? []).map(i => [i.naturalWidth, i.naturalHeight]),
     has_video: Boolean(n.videoContainer), size: [...n.size],
   })));
+}"""
+# Whether nodes of these types that are not muted, in all graphs, have their picture or video.
+HAVE_OUTPUTS = """kinds => {
+  const root = app.rootGraph ?? app.graph;
+  return [root, ...root.subgraphs.values()].flatMap(graph => graph.nodes)
+    .filter(n => kinds.includes(n.type) && n.mode === 0)
+    .every(n => n.videoContainer || n.imgs?.length && n.imgs.every(i => i.naturalWidth));
 }"""
 # Keeps every new text of every node, as it appears, in window.sessionTexts: [node id, text].
 COLLECT = """preview => {
@@ -160,30 +173,27 @@ Node = dict[str, Any]
 class Artist(FrontEnd):
     """Somebody at the page. Nodes are named by their id in the graph on show."""
 
-    def open_templates(self, pack: str) -> None:
-        """Open the template browser by its button and choose the pack in its list."""
+    def open_templates(self, pack: str, stem: str) -> Locator:
+        """Open the template browser by its button and choose the pack in its list.
+
+        Returns:
+            The template browser, which then shows the workflow `stem` of the pack.
+        """
         self.page.get_by_role("button", name="Templates").click()
-        dialog = self.page.get_by_role("dialog")
-        entry = dialog.get_by_text(pack, exact=True).first
-        entry.wait_for(timeout=20_000)
-        entry.click()
-        self.page.wait_for_timeout(SETTLE_MS)
-        with contextlib.suppress(TimeoutError):  # on a busy machine the pictures come late
-            self.page.wait_for_function(THUMBNAILS, timeout=20_000)
+        return self.choose_pack(pack, stem)
 
     def open_template(self, pack: str, stem: str) -> None:
         """Open the workflow `stem` of the pack by clicking its card."""
-        self.open_templates(pack)
-        dialog = self.page.get_by_role("dialog")
-        dialog.locator(f'[data-testid="template-workflow-{stem}"]').click()
-        dialog.wait_for(state="hidden", timeout=20_000)
+        dialog = self.open_templates(pack, stem)
+        dialog.locator(CARD.format(stem)).click()
+        dialog.wait_for(state="hidden", timeout=PATIENCE_MS)
         self.page.wait_for_timeout(SETTLE_MS)
 
     def close_templates(self) -> None:
         """Close the template browser by its cross."""
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_role("button", name="Close").first.click()
-        dialog.wait_for(state="hidden", timeout=20_000)
+        dialog.wait_for(state="hidden", timeout=PATIENCE_MS)
 
     def on_show(self) -> list[Node]:
         """The nodes of the graph on show with their widgets."""
@@ -191,7 +201,8 @@ class Artist(FrontEnd):
 
     def look_at(self, node: str, scale: float = 1.0) -> None:
         """Bring a node to the middle of the window."""
-        self.page.evaluate(LOOK, [node, scale, PANEL])
+        frame = self.page.evaluate(LOOK, [node, scale, PANEL])
+        self.page.wait_for_function(IS_DRAWN, arg=frame, timeout=PATIENCE_MS)
         self.page.wait_for_timeout(400)
 
     def make_room(self, is_large: bool) -> None:
@@ -201,6 +212,7 @@ class Artist(FrontEnd):
 
     def fit_to_picture(self, node: str) -> None:
         """Drag the corner of a node on show until it is as high as its picture needs."""
+        self.page.wait_for_function(HAS_PICTURE, arg=node, timeout=PATIENCE_MS)
         x, y, distance = self.page.evaluate(RESIZE, node)
         self.page.mouse.move(x - 4, y - 4)
         self.page.mouse.down()
@@ -264,20 +276,27 @@ class Artist(FrontEnd):
         self.page.wait_for_timeout(200)
 
     def toggle(self, node: str, widget: str) -> None:
-        """Click a switch."""
-        self.look_at(node)
-        self.page.mouse.click(*self.place_of(node, widget))
-        self.page.wait_for_timeout(200)
+        """Click a switch until it has turned."""
+        before = self.value(node, widget)
+        has_turned = f"([id, name, before]) => ({VALUE})([id, name]) !== before"
+        for _ in range(TRIES):
+            self.look_at(node)
+            self.page.mouse.click(*self.place_of(node, widget))
+            with contextlib.suppress(TimeoutError):
+                self.page.wait_for_function(has_turned, arg=[node, widget, before], timeout=5_000)
+                break
 
     def add_node(self, title: str, kind: str) -> str:
         """Double-click an empty place, search for a node, take the first; its id."""
         before = {node["id"] for node in self.on_show()}
         place = self.page.evaluate(EMPTY, PANEL)
         self.page.mouse.dblclick(*place)
-        field = self.page.get_by_role("dialog").get_by_role("combobox").first
-        field.fill(title, timeout=10_000)
-        self.page.wait_for_timeout(600)
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_role("combobox").first.fill(title, timeout=PATIENCE_MS)
+        found = dialog.get_by_role("option").first
+        expect(found).to_contain_text(title, timeout=PATIENCE_MS)
         self.page.keyboard.press("Enter")
+        self.page.wait_for_function(HAS_MORE, arg=len(before), timeout=PATIENCE_MS)
         self.page.wait_for_timeout(600)
         # The new node follows the mouse, which holds it somewhere, until it is put down.
         x, y = place
@@ -300,8 +319,7 @@ class Artist(FrontEnd):
         self.page.mouse.move(x - 20, y, steps=4)
         self.page.mouse.move(x + 2, y)
         self.page.mouse.up()
-        self.page.wait_for_timeout(200)
-        assert self.page.evaluate(IS_LINKED, [target, name]), f"{name} of node {target} is free"
+        self.page.wait_for_function(IS_LINKED, arg=[target, name], timeout=PATIENCE_MS)
 
     def write_prompt(self, node: str, text: str) -> None:
         """Replace the text of a prompt node."""
@@ -319,12 +337,20 @@ class Artist(FrontEnd):
         """Open the inside of a subgraph by the button in its title."""
         self.look_at(node)
         x, y = self.page.evaluate(CORNER, node)
-        self.page.mouse.click(x - 17, y)
-        self.page.wait_for_timeout(1000)
+        with self.another_graph():
+            self.page.mouse.click(x - 17, y)
 
     def leave_subgraph(self) -> None:
         """Go back to the graph around it."""
-        self.page.keyboard.press("Escape")
+        with self.another_graph():
+            self.page.keyboard.press("Escape")
+
+    @contextlib.contextmanager
+    def another_graph(self) -> Iterator[None]:
+        """Returns once what is done meanwhile has put another graph on show."""
+        before = self.page.evaluate(GRAPH)
+        yield
+        self.page.wait_for_function(f"before => ({GRAPH})() !== before", arg=before)
         self.page.wait_for_timeout(1000)
 
     def press_run(self, by_key: bool) -> None:
@@ -335,7 +361,9 @@ class Artist(FrontEnd):
         else:
             # The second button of that name opens the list of its modes.
             self.page.get_by_role("button", name="Run", exact=True).first.click()
-        self.page.wait_for_function(f"async () => await ({QUEUE_LENGTH})() > 0")
+        # A short run may be over before the queue is asked.
+        has_begun = f"async () => window.sessionTexts.length || await ({QUEUE_LENGTH})() > 0"
+        self.page.wait_for_function(has_begun)
 
     def texts(self) -> dict[str, list[str]]:
         """The successive texts of every node since the run began."""
@@ -360,6 +388,11 @@ class Artist(FrontEnd):
             self.page.wait_for_timeout(200)
         self.page.wait_for_timeout(SETTLE_MS)
         return time.monotonic() - start
+
+    def wait_for_outputs(self, kinds: list[str]) -> None:
+        """Give nodes of these types some time to show their picture or video."""
+        with contextlib.suppress(TimeoutError):
+            self.page.wait_for_function(HAVE_OUTPUTS, arg=kinds, timeout=PATIENCE_MS)
 
     def shown(self) -> list[Node]:
         """What every node of every graph shows: text, pictures, video."""

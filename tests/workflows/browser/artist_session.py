@@ -30,6 +30,7 @@ from session_plan import (
     PICTURED,
     PROBE,
     REPORT,
+    RESULT,
     SHORT_STEM,
     Plan,
     plan_of,
@@ -87,6 +88,7 @@ class Visit:
             artist.enter_subgraph(host)
             report["cut"] |= self.look_around(f"{stem}.inside")
             artist.leave_subgraph()
+        artist.wait_for_outputs([REPORT, RESULT, "SaveVideo"])
         report["shown"] = artist.shown()
         report["overridden"] = self.overridden(hosts)
         report["overlaps"] = front_end.overlaps(artist.nodes())
@@ -254,7 +256,7 @@ def main() -> None:
                 visit.picture(f"{stem}.failed")
             report["workflows"][stem] = seen
             write_json(options.out / "report.json", report)
-        visit.artist.open_templates(PACK_FOLDER)
+        visit.artist.open_templates(PACK_FOLDER, SHORT_STEM)
         visit.picture("templates")
         visit.artist.close_templates()
     write_json(options.out / "report.json", report)

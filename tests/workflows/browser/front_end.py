@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, Route, TimeoutError, sync_playwright
+from playwright.sync_api import Locator, Page, Route, TimeoutError, sync_playwright
 
 CHROMIUM_FLAGS = (
     "--headless",
@@ -23,6 +23,9 @@ CHROMIUM_FLAGS = (
 VIEWPORT = {"width": 1600, "height": 1000}
 # Time for widgets to lay themselves out after a graph has been loaded.
 SETTLE_MS = 2500
+TRIES = 3
+# Time for what a busy machine does late.
+PATIENCE_MS = 20_000
 # Without the first-run tour, its template dialog, and what floats over the corner of the canvas.
 USER_SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -55,9 +58,16 @@ MESSAGES = """() => [...document.querySelectorAll(
   .filter(e => e.offsetParent !== null || getComputedStyle(e).position === 'fixed')
   .map(e => e.innerText.trim()).filter(Boolean)"""
 
+CARD = '[data-testid="template-workflow-{}"]'
 CARDS = """dialog => [...dialog.querySelectorAll('[data-testid^=template-workflow-]')].map(
   card => ({title: card.innerText.trim(), width: card.querySelector('img')?.naturalWidth ?? 0})
 )"""
+
+# All of them, or the first of many: the others get theirs once they come into view.
+THUMBNAILS = """() => {
+  const cards = [...document.querySelectorAll('[data-testid^=template-workflow-]')].slice(0, 8);
+  return cards.length && cards.every(card => card.querySelector('img')?.naturalWidth);
+}"""
 
 PICTURE_WIDTHS = """ids => ids.map(
   id => app.rootGraph.getNodeById(id)?.imgs?.[0]?.naturalWidth ?? 0
@@ -167,13 +177,26 @@ class FrontEnd:
         self.page.screenshot(path=path)
         self.page.set_viewport_size(VIEWPORT)
 
-    def template_cards(self, pack: str) -> list[dict[str, Any]]:
+    def choose_pack(self, pack: str, stem: str) -> Locator:
+        """Choose a pack in the open template browser, which is returned; `stem` is one of its."""
+        dialog = self.page.get_by_role("dialog")
+        card = dialog.locator(CARD.format(stem))
+        for _ in range(TRIES):
+            # The pictures of the other templates move and may keep a busy page from ever being
+            # still, and its list may move under the click: look at what came of it instead.
+            dialog.get_by_text(pack, exact=True).first.click(force=True, timeout=PATIENCE_MS)
+            with contextlib.suppress(TimeoutError):
+                card.wait_for(timeout=PATIENCE_MS / 2)
+                break
+        self.page.wait_for_timeout(self.settle_ms)
+        with contextlib.suppress(TimeoutError):
+            self.page.wait_for_function(THUMBNAILS, timeout=PATIENCE_MS)
+        return dialog
+
+    def template_cards(self, pack: str, stem: str) -> list[dict[str, Any]]:
         """Open the template browser on `pack`; title and picture width of each card it shows."""
         self.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-        dialog = self.page.get_by_role("dialog")
-        dialog.get_by_text(pack, exact=True).first.click()
-        self.page.wait_for_timeout(self.settle_ms)
-        return dialog.evaluate(CARDS)
+        return self.choose_pack(pack, stem).evaluate(CARDS)
 
 
 def overlaps(nodes: list[dict[str, Any]]) -> list[list[str]]:

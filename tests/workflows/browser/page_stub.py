@@ -104,4 +104,6 @@ def opened_page(pack: Path, object_info: Json, chromium: str) -> Iterator[tuple[
     """The page in the browser `chromium`, with somebody at it, and what answers it."""
     stub = PageStub(pack, object_info)
     with opened(ADDRESS, chromium, stub.serve, SETTLE_MS) as front_end:
+        while stub.socket is None:
+            front_end.page.wait_for_timeout(SETTLE_MS)
         yield Artist(front_end.page, ADDRESS, SETTLE_MS), stub

@@ -9,18 +9,19 @@ NODE = "RectifiedSpaAttn"
 OPTIONS = "RectifiedSpaAttnOptions"
 REPORT = "RectifiedSpaAttnReport"
 PROBE = "RectifiedSpaAttnProbe"
+RESULT = "RectifiedSpaAttnProbeResult"
 PICTURED = {
     NODE: "node",
     OPTIONS: "options",
     REPORT: "report",
     PROBE: "probing",
-    "RectifiedSpaAttnProbeResult": "probe",
+    RESULT: "probe",
     "RectifiedSpaAttnSaveProfile": "profile",
     "PreviewImage": "preview",
     "SaveVideo": "video",
 }
 """Types of nodes that pictures are taken of, and what those are called."""
-LARGE_NODES = (REPORT, "RectifiedSpaAttnProbeResult", "PreviewImage")
+LARGE_NODES = (REPORT, RESULT, "PreviewImage")
 """Types of nodes that the usual window may be too low for."""
 LATENTS = (
     "EmptyHunyuanLatentVideo",
