@@ -297,8 +297,8 @@ def switched_off(artist: Any, node: str) -> set[str]:
 
 
 def wait_until(artist: Any, is_so: Callable[[], bool]) -> bool:
-    """Whether something is so on the page, or comes to be within 5 s."""
-    for _ in range(100):
+    """Whether something is so on the page, or comes to be within 20 s."""
+    for _ in range(400):
         if is_so():
             return True
         artist.page.wait_for_timeout(50)
@@ -306,6 +306,6 @@ def wait_until(artist: Any, is_so: Callable[[], bool]) -> bool:
 
 
 def wait_for_words(artist: Any, texts: Callable[[], list[str]], words: str) -> None:
-    """Until one of the page's `texts` holds `words`; fails after 5 s, with all that it says."""
+    """Until one of the page's `texts` holds `words`; fails after 20 s, with all that it says."""
     wait_until(artist, lambda: words in "\n".join(texts()))
     assert words in "\n".join(texts())

@@ -24,8 +24,9 @@ VIEWPORT = {"width": 1600, "height": 1000}
 # Time for widgets to lay themselves out after a graph has been loaded.
 SETTLE_MS = 2500
 TRIES = 3
-# Time for what a busy machine does late.
+# Time for what a busy machine does late: to answer, and to open the page.
 PATIENCE_MS = 20_000
+OPENING_MS = 120_000
 # Without the first-run tour, its template dialog, and what floats over the corner of the canvas.
 USER_SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -101,12 +102,12 @@ class FrontEnd:
         self.settle_ms = settle_ms
 
     def open(self) -> None:
-        """Open the page and wait until graphs can be loaded."""
-        self.page.goto(self.address)
+        """Open the page and wait until it shows the graph that it begins with."""
+        self.page.goto(self.address, timeout=OPENING_MS)
         self.page.wait_for_function(
-            "() => Boolean(window.app?.graph && window.app?.extensionManager && "
+            "() => Boolean(window.app?.graph?.nodes.length && window.app?.extensionManager && "
             "window.LiteGraph?.registered_node_types?.KSampler)",
-            timeout=120_000,
+            timeout=OPENING_MS,
         )
         self.page.wait_for_timeout(self.settle_ms)
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from artist import Artist
-from front_end import USER_SETTINGS, opened
+from front_end import MESSAGES, OPENING_MS, USER_SETTINGS, opened
 from playwright.sync_api import Page, Route, WebSocketRoute
 
 Json = dict[str, Any]
@@ -106,4 +106,8 @@ def opened_page(pack: Path, object_info: Json, chromium: str) -> Iterator[tuple[
     with opened(ADDRESS, chromium, stub.serve, SETTLE_MS) as front_end:
         while stub.socket is None:
             front_end.page.wait_for_timeout(SETTLE_MS)
+        # Of the graph that the page begins with the table does not know every node; on a busy
+        # machine the page would say so when another graph is on show.
+        if front_end.findings()["unknown"]:
+            front_end.page.wait_for_function(f"() => ({MESSAGES})().length", timeout=OPENING_MS)
         yield Artist(front_end.page, ADDRESS, SETTLE_MS), stub
