@@ -84,13 +84,14 @@ def test_pool_renews_clips_and_keeps_scenes_balanced(tiny: SimpleNamespace) -> N
     size = (1, 8, 8)
     clips = tiny.clips.clips_of_every_scene(2, (5, 16, 16), torch.Generator(), "cpu")
     code = tiny.latents.LinearCode.fit(clips)
+    source = tiny.clips.Painted(torch.device("cpu"))
 
     def pool(turn: int = 0) -> Any:
-        return tiny.clips.ClipPool(code, size, 12, 4, 0, torch.device("cpu"), turn)
+        return tiny.pool.ClipPool(source, code.encode, size, 12, 4, 0, turn)
 
     generator = torch.Generator().manual_seed(0)
     first = pool()
-    before = first.latents.clone()
+    before = first.clips.clone()
     assert before.shape == (32, 3, 16, 1, 1, 1)
     assert first.scenes.bincount().tolist() == [4] * 8
     for _ in range(3):
@@ -98,13 +99,13 @@ def test_pool_renews_clips_and_keeps_scenes_balanced(tiny: SimpleNamespace) -> N
         assert latents.shape == (12, 16, 1, 1, 1)
         for latent, scene in zip(latents, scenes, strict=True):
             drawn = before[first.scenes == scene].flatten(0, 1)
-            later = first.latents[first.scenes == scene].flatten(0, 1)
+            later = first.clips[first.scenes == scene].flatten(0, 1)
             assert bool((torch.cat([drawn, later]) == latent).flatten(1).all(1).any())
-    changed = (first.latents != before).flatten(1).any(1)
+    changed = (first.clips != before).flatten(1).any(1)
     assert changed.tolist() == [True] * 3 + [False] * 29
-    assert torch.equal(pool(turn=3).latents, first.latents)
+    assert torch.equal(pool(turn=3).clips, first.clips)
     with pytest.raises(ValueError, match="reuse is 33, allowed are 1 to 32"):
-        tiny.clips.ClipPool(code, size, 12, 33, 0, torch.device("cpu"))
+        tiny.pool.ClipPool(source, code.encode, size, 12, 33, 0)
 
 
 def test_schedules_follow_the_clock_without_steps(tiny: SimpleNamespace, tmp_path: Path) -> None:

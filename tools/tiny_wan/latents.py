@@ -117,7 +117,7 @@ class LinearCode:
         Raises:
             ValueError: another shape.
         """
-        _check_latent(latent)
+        check_latent(latent)
         code = self.to(latent.device)
         numbers = latent.float().permute(0, 2, 3, 4, 1) * code.std + code.mean
         return from_patches(numbers @ code.basis)
@@ -189,10 +189,14 @@ class SmoothDecoder:
         Raises:
             ValueError: another shape.
         """
-        _check_latent(latent)
+        check_latent(latent)
         kernel, bias = self.kernel.to(latent.device), self.bias.to(latent.device)
         patches = F.conv3d(_pad(latent.float()), kernel, bias)
         return from_patches(patches.permute(0, 2, 3, 4, 1).contiguous())
+
+    def to(self, device: torch.device | str) -> SmoothDecoder:
+        """The same decoder on another device."""
+        return SmoothDecoder(self.kernel.to(device), self.bias.to(device))
 
     def save(self, path: str | Path) -> None:
         """Write the decoder as a safetensors file of about 450 kB."""
@@ -235,7 +239,8 @@ def from_patches(patches: Tensor) -> Tensor:
     return torch.cat([first, video[:, :, STRIDE_T:]], dim=2)
 
 
-def _check_latent(latent: Tensor) -> None:
+def check_latent(latent: Tensor) -> None:
+    """`ValueError` unless `latent` is `[B, 16, T, h, w]` with no empty axis."""
     if latent.dim() != 5 or latent.shape[1] != CHANNELS or 0 in latent.shape:
         raise ValueError(
             f"latent has shape {tuple(latent.shape)}, "

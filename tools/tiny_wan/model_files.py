@@ -19,6 +19,7 @@ WEIGHTS = "tiny_wan.safetensors"
 PROMPTS = "tiny_wan_prompts.safetensors"
 CODE = "tiny_wan_code.safetensors"
 DECODER = "tiny_wan_decoder.safetensors"
+VAE = "tiny_wan_vae.safetensors"
 PROMPT_TOKENS = 8
 EMPTY = "empty"
 MAX_BYTES = 8_000_000
@@ -31,13 +32,34 @@ def write_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str,
     os.replace(part, path)
 
 
+def stored(state: Mapping[str, Tensor], eight_bits: bool) -> dict[str, Tensor]:
+    """Weights in the dtypes of a file.
+
+    Args:
+        state: the state dict of a `WanModel`.
+        eight_bits: E4M3 for the matrices of blocks, which loaders take as they take bf16.
+
+    Returns:
+        The same names; bf16 but for those.
+    """
+    small = torch.float8_e4m3fn if eight_bits else torch.bfloat16
+    return {
+        name: value.detach().to(
+            small if name.startswith("blocks.") and name.endswith(".weight") and value.dim() == 2
+            else torch.bfloat16
+        )
+        for name, value in state.items()
+    }  # fmt: skip
+
+
 def save_model(
     state: Mapping[str, Tensor],
     config: WanConfig,
     path: str | Path,
     metadata: Mapping[str, str] | None = None,
+    eight_bits: bool = False,
 ) -> None:
-    """Write weights in bf16 under Wan's native names.
+    """Write weights under Wan's native names.
 
     Args:
         state: the state dict of a `WanModel`.
@@ -45,9 +67,9 @@ def save_model(
             recent versions of ComfyUI read when they detect models.
         path: file to write.
         metadata: further entries.
+        eight_bits: whether matrices of blocks have 8 bits, not bf16's 16.
     """
-    tensors = {name: value.detach().to("cpu", torch.bfloat16) for name, value in state.items()}
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    tensors = {name: value.cpu().contiguous() for name, value in stored(state, eight_bits).items()}
     transformer = {"num_heads": config.heads, "text_dim": config.text_dim}
     entries = {"format": "pt", "config": json.dumps({"transformer": transformer})}
     write_atomically(tensors, Path(path), entries | dict(metadata or {}))

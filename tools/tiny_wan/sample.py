@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .autoencoder import Autoencoder
+from .codes import load_decoder
 from .latents import LinearCode, SmoothDecoder, latent_shape
 from .model import LATENT_CHANNELS, Attend, WanModel
-from .model_files import DECODER, PROMPTS, WEIGHTS, Prompts, load_model
+from .model_files import PROMPTS, WEIGHTS, Prompts, load_model
 from .model_flow import FLOW_SHIFT, VIDEO_SIZE, sampling_levels
 from .pictures import contact_sheet, save_gif
 
@@ -78,7 +80,7 @@ def sample_latents(
 
 def sample(
     model: WanModel,
-    decoder: LinearCode | SmoothDecoder,
+    decoder: LinearCode | SmoothDecoder | Autoencoder,
     prompts: Prompts,
     scene: int,
     size: tuple[int, int, int] = VIDEO_SIZE,
@@ -122,7 +124,7 @@ def write_samples(
         size, steps, seed, cfg, shift: as for `sample`.
     """
     model = load_model(folder / WEIGHTS, device)
-    decoder = SmoothDecoder.load(folder / DECODER)
+    decoder = load_decoder(folder).to(device)
     prompts = Prompts.load(folder / PROMPTS)
     out.mkdir(parents=True, exist_ok=True)
     videos = []
