@@ -1,6 +1,6 @@
 """Train the autoencoder of `tools/tiny_wan` on footage.
 
-    python tools/train_autoencoder.py OUT footage.safetensors --minutes 3.5 --compile
+    python tools/train_autoencoder.py OUT footage.safetensors --minutes 3 --compile
 
 The footage is what `tools/fetch_footage.py` wrote. OUT gets `tiny_wan_vae.safetensors`,
 `autoencoder_log.jsonl`, `autoencoder.png` (for each scene a frame, and what is left of it) and the

@@ -32,8 +32,9 @@ class Checkpoint:
         transformer: diffusers' `WanTransformer3DModel` with the weights.
         dtype: of most of them, and of what it is given.
         prompts: `tiny_wan.model_files.Prompts`.
-        code: `LinearCode` between latents and RGB, which loses nothing of a latent: for numbers.
-        decoder: a smoother way from latents to RGB: for pictures.
+        code: between latents and RGB, for numbers: the autoencoder, or the linear code of painted
+            scenes, which loses nothing of a latent.
+        decoder: from latents to RGB, for pictures: the autoencoder, or a smoother linear one.
     """
 
     transformer: Any
@@ -55,8 +56,9 @@ def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype) -> C
     """
     from diffusers import WanTransformer3DModel
 
-    files = tiny_wan("model_files")
-    for name in (files.WEIGHTS, files.PROMPTS, files.CODE, files.DECODER):
+    files, codes = tiny_wan("model_files"), tiny_wan("codes")
+    of_latents = (files.VAE,) if (folder / files.VAE).is_file() else (files.CODE, files.DECODER)
+    for name in (files.WEIGHTS, files.PROMPTS, *of_latents):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder / name} is missing: tools/train_tiny_wan.py writes it"
@@ -74,8 +76,8 @@ def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype) -> C
         transformer,
         dtype,
         files.Prompts.load(folder / files.PROMPTS).to(device),
-        tiny_wan("latents").LinearCode.load(folder / files.CODE),
-        tiny_wan("latents").SmoothDecoder.load(folder / files.DECODER),
+        codes.load_code(folder).to(device),
+        codes.load_decoder(folder).to(device),
     )
 
 
@@ -289,7 +291,8 @@ def decode(decoder: Any, latents: Tensor) -> Tensor:
 
     `decoder` is the code or the smoother decoder of a checkpoint.
     """
-    return decoder.decode(latents).clamp(-1, 1)
+    # One clip at a time: an autoencoder needs gigabytes for each.
+    return torch.cat([decoder.decode(latent) for latent in latents.split(1)]).clamp(-1, 1)
 
 
 def batches(seeds: Sequence[int], size: int) -> list[list[int]]:

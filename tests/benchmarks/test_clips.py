@@ -48,6 +48,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_an_autoencoder_in_the_folder_makes_numbers_and_pictures(
+    folder: Path, tmp_path: Path
+) -> None:
+    files, coder = tiny_wan("model_files"), tiny_wan("autoencoder")
+    for name in (files.WEIGHTS, files.PROMPTS):
+        (tmp_path / name).symlink_to(folder / name)
+    torch.manual_seed(0)
+    network = coder.Autoencoder(coder.SMALL)
+    network.save(tmp_path / files.VAE)
+    checkpoint = clips_model.load_checkpoint(tmp_path, CPU, torch.float32)
+    latents = torch.randn(2, 16, 2, 4, 6)
+    expected = coder.Autoencoder.load(tmp_path / files.VAE).decode(latents).clamp(-1, 1)
+    for coded in (checkpoint.code, checkpoint.decoder):
+        torch.testing.assert_close(clips_model.decode(coded, latents), expected)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(folder: Path) -> clips_model.Checkpoint:
     return clips_model.load_checkpoint(folder, CPU, torch.float32)

@@ -95,7 +95,7 @@ class Footage:
     def draw(
         self, scene: int, count: int, size: tuple[int, int, int], generator: torch.Generator
     ) -> Tensor:
-        """Clips of a scene, each of another moment and part of the picture, some mirrored.
+        """Clips of a scene, each of another moment and part of the picture.
 
         A shot that is too short plays on backwards.
 
@@ -116,7 +116,7 @@ class Footage:
             raise ValueError(f"scene is {scene}, allowed are 0 to {len(self.names) - 1}")
         lengths = torch.tensor([len(frames) for frames in shots], dtype=torch.float32)
         picks = torch.multinomial(lengths, count, replacement=True, generator=generator).tolist()
-        chances = torch.rand((count, 5), generator=generator).tolist()
+        chances = torch.rand((count, 4), generator=generator).tolist()
         return torch.stack(
             [cut(shots[pick], size, *each) for pick, each in zip(picks, chances, strict=True)]
         )
@@ -129,7 +129,6 @@ def cut(
     zoom: float,
     top: float,
     left: float,
-    mirror: float,
 ) -> Tensor:
     """A clip `[3, *size]` in [-1, 1] of `frames [F, 3, H, W]`; the numbers, 0 to 1, choose it."""
     length, height, width = size
@@ -146,7 +145,6 @@ def cut(
     y, x = round(top * (rows - high)), round(left * (columns - wide))
     part = frames[steps, :, y : y + high, x : x + wide].float()
     part = F.interpolate(part, (height, width), mode="bicubic", antialias=True)
-    part = part.flip(-1) if mirror < 0.5 else part
     return (part.clamp(0, 255) / 127.5 - 1).transpose(0, 1)
 
 

@@ -39,7 +39,7 @@ class AutoencoderTraining(RunConfig):
     batch: int = 8
     edges: float = 1.0
     perturbation: float = 0.1
-    minutes: float = 3.5
+    minutes: float = 3.0
     warmup: int = 100
     ema: float = 0.998
     reuse: int = 4

@@ -22,8 +22,8 @@ TOOLS = Path(__file__).resolve().parents[4] / "tools"
 if str(TOOLS) not in sys.path:
     sys.path.append(str(TOOLS))
 
-from tiny_wan.latents import LinearCode, SmoothDecoder  # noqa: E402
-from tiny_wan.model_files import CODE, DECODER, PROMPTS, Prompts  # noqa: E402
+from tiny_wan.codes import load_code, load_decoder  # noqa: E402
+from tiny_wan.model_files import PROMPTS, Prompts  # noqa: E402
 
 CHECKPOINT = TOOLS / "tiny_wan" / "checkpoint"
 # Widths of the tiny random checkpoints, see tests/integration/tiny_models.py.
@@ -123,8 +123,8 @@ class TinyWanVAE(LinearVAE):
     def __init__(self) -> None:
         super().__init__(16, 8)
         self.format = comfy.latent_formats.Wan21()
-        self.decoder = SmoothDecoder.load(CHECKPOINT / DECODER)
-        self.code = LinearCode.load(CHECKPOINT / CODE)
+        self.decoder = load_decoder(CHECKPOINT)
+        self.code = load_code(CHECKPOINT)
 
     def decode(self, latent: torch.Tensor, **options: Any) -> torch.Tensor:
         return as_images(self.decoder.decode(self.format.process_in(latent.float())))
