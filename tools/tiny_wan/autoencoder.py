@@ -19,7 +19,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .latents import CHANNELS, PATCH, STRIDE, STRIDE_T, check_latent, to_patches
+from .latents import (
+    CHANNELS,
+    PATCH,
+    STRIDE,
+    STRIDE_T,
+    LinearCode,
+    check_latent,
+    from_patches,
+    to_patches,
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,9 @@ class Up(nn.Module):
 class Autoencoder(nn.Module):
     """Video to latents of mean 0 and variance 1, and back.
 
+    Both ways are a linear map plus what a network adds to it, at first nothing. With the maps of
+    a linear code to start from, training begins at that code's quality.
+
     Attributes:
         mean, std: buffers `[16]`, of the channels that the encoder gives over the footage.
     """
@@ -100,6 +112,8 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.linear_encoder = nn.Linear(PATCH, CHANNELS)
+        self.linear_decoder = nn.Linear(CHANNELS, PATCH)
         width, blocks = config.encoder
         self.encoder = nn.Sequential(
             nn.Linear(PATCH, width),
@@ -117,6 +131,9 @@ class Autoencoder(nn.Module):
         self.last = (STRIDE_T // grown, STRIDE // grown, STRIDE // grown, 3)
         layers += [nn.LayerNorm(width), nn.Linear(width, math.prod(self.last))]
         self.decoder = nn.Sequential(*layers)
+        for network in (self.encoder, self.decoder):
+            nn.init.zeros_(network[-1].weight)
+            nn.init.zeros_(network[-1].bias)
         self.register_buffer("mean", torch.zeros(CHANNELS))
         self.register_buffer("std", torch.ones(CHANNELS))
 
@@ -126,8 +143,13 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: another shape; H and W are multiples of 8.
         """
-        numbers = (self.encoder(to_patches(video.float())).float() - self.mean) / self.std
+        numbers = (self.numbers(video.float()).float() - self.mean) / self.std
         return numbers.permute(0, 4, 1, 2, 3).contiguous()
+
+    def numbers(self, video: Tensor) -> Tensor:
+        """What the encoder gives for `video`, `[B, T, h, w, 16]`; latents before `mean`, `std`."""
+        patches = to_patches(video)
+        return self.linear_encoder(patches) + self.encoder(patches)
 
     def decode(self, latent: Tensor) -> Tensor:
         """RGB `[B, 3, 4 T - 3, 8 h, 8 w]` float32, not clamped, of latents `[B, 16, T, h, w]`.
@@ -139,20 +161,28 @@ class Autoencoder(nn.Module):
         return self.pictures(latent.float().permute(0, 2, 3, 4, 1) * self.std + self.mean)
 
     def pictures(self, numbers: Tensor) -> Tensor:
-        """RGB `[B, 3, F, H, W]` float32 of what the encoder gives, `[B, T, h, w, 16]`."""
+        """RGB `[B, 3, F, H, W]` float32 of `numbers`."""
         cells = self.decoder(numbers).float()
         b, t, h, w, _ = cells.shape
         depth, high, wide, _ = self.last
         video = cells.view(b, t, h, w, *self.last).permute(0, 7, 1, 4, 2, 5, 3, 6)
         video = video.reshape(b, 3, t * depth, h * high, w * wide)
-        return video[:, :, STRIDE_T - 1 :]
+        return video[:, :, STRIDE_T - 1 :] + from_patches(self.linear_decoder(numbers).float())
+
+    @torch.no_grad()
+    def start_from(self, code: LinearCode) -> None:
+        """Make the linear maps those of `code`."""
+        self.linear_encoder.weight.copy_(code.basis / code.std[:, None])
+        self.linear_encoder.bias.copy_(-code.mean / code.std)
+        self.linear_decoder.weight.copy_((code.basis * code.std[:, None]).T)
+        self.linear_decoder.bias.copy_(code.mean @ code.basis)
 
     @torch.no_grad()
     def calibrate(self, clips: Iterable[Tensor]) -> None:
         """Set `mean` and `std` to those of what the encoder gives for `clips`."""
-        found = [self.encoder(to_patches(clip)).float().flatten(0, 3) for clip in clips]
+        found = [self.numbers(clip).float().flatten(0, 3) for clip in clips]
         self.mean.copy_(torch.cat(found).mean(0))
-        self.std.copy_(torch.cat(found).std(0).clamp_min(1e-6))
+        self.std.copy_(torch.cat(found).std(0, correction=0).clamp_min(1e-6))
 
     @torch.no_grad()
     def save(self, path: str | Path) -> None:

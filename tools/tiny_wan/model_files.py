@@ -37,19 +37,19 @@ def stored(state: Mapping[str, Tensor], eight_bits: bool) -> dict[str, Tensor]:
 
     Args:
         state: the state dict of a `WanModel`.
-        eight_bits: E4M3 for the matrices of blocks, which loaders take as they take bf16.
+        eight_bits: E4M3 for matrices but the last one, which loaders take as they take bf16.
 
     Returns:
         The same names; bf16 but for those.
     """
-    small = torch.float8_e4m3fn if eight_bits else torch.bfloat16
-    return {
-        name: value.detach().to(
-            small if name.startswith("blocks.") and name.endswith(".weight") and value.dim() == 2
-            else torch.bfloat16
-        )
+    dtypes = {
+        name: torch.float8_e4m3fn
         for name, value in state.items()
-    }  # fmt: skip
+        if eight_bits and value.dim() == 2 and not name.startswith("head.")
+    }
+    return {
+        name: value.detach().to(dtypes.get(name, torch.bfloat16)) for name, value in state.items()
+    }
 
 
 def save_model(
@@ -67,7 +67,7 @@ def save_model(
             recent versions of ComfyUI read when they detect models.
         path: file to write.
         metadata: further entries.
-        eight_bits: whether matrices of blocks have 8 bits, not bf16's 16.
+        eight_bits: whether matrices but the last have 8 bits, not bf16's 16.
     """
     tensors = {name: value.cpu().contiguous() for name, value in stored(state, eight_bits).items()}
     transformer = {"num_heads": config.heads, "text_dim": config.text_dim}

@@ -128,8 +128,10 @@ def write_samples(
     prompts = Prompts.load(folder / PROMPTS)
     out.mkdir(parents=True, exist_ok=True)
     videos = []
+    kind = torch.device(device).type
     for scene in scenes or range(prompts.empty):
-        video = sample(model, decoder, prompts, scene, size, steps, seed, cfg, shift)
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            video = sample(model, decoder, prompts, scene, size, steps, seed, cfg, shift)
         save_gif(video, out / f"{scene}_{prompts.names[scene].replace(' ', '_')}.gif")
         videos.append(video)
     contact_sheet(videos).save(out / "sheet.png")

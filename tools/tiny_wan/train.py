@@ -45,7 +45,7 @@ class TrainConfig(RunConfig):
         dropout: probability of the empty prompt.
         shift: of the noise levels.
         fit_clips: clips per scene and grid that the linear code is fitted to.
-        eight_bits: whether matrices of blocks are written in 8 bits (E4M3) instead of bf16.
+        eight_bits: whether matrices but the last are written in 8 bits (E4M3), not in bf16.
     """
 
     model: WanConfig = PRESETS["wan"]
@@ -78,6 +78,7 @@ FOOTAGE = TrainConfig(
     learning_rate=1.5e-3,
     warmup=300,
     ema=0.998,
+    checkpoint_minutes=2.0,
     eight_bits=True,
 )
 """The run on footage: 16,000 tokens a clip at the end, 2,600 (a CPU's size) before."""

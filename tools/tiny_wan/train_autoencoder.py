@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .autoencoder import SMALL, USUAL, Autoencoder, AutoencoderConfig
-from .latents import latent_shape, to_patches
+from .latents import LinearCode, latent_shape
 from .model_files import VAE
 from .pool import ClipPool, ClipSource
 from .run import Run, RunConfig
@@ -69,20 +68,22 @@ class AutoencoderTrainer(Run):
         """Start a run, or continue the one in `folder`; `FileNotFoundError` if there is none."""
         torch.manual_seed(config.seed)
         self.config, self.source = config, source
-        self.autoencoder = Autoencoder(config.network)
-        super().__init__(config, folder, device, self.autoencoder)
-        turn = 0
-        if resume:
-            self.resume()
-            turn = self.turn
-        else:
-            (self.folder / LOG).unlink(missing_ok=True)
-        self.pool = ClipPool(
-            source, _as_it_is, config.size, config.batch, config.reuse, config.seed, turn
-        )
         generator = torch.Generator().manual_seed(config.seed + 4)
         scenes = range(len(source.names))
         self.judged = [source.draw(scene, 1, config.size, generator) for scene in scenes]
+        self.autoencoder = Autoencoder(config.network).to(device)
+        if not resume:
+            fit = [source.draw(scene, 2, config.size, generator) for scene in scenes]
+            self.autoencoder.start_from(LinearCode.fit(fit))
+        super().__init__(config, folder, device, self.autoencoder)
+        self.turn = 0
+        if resume:
+            self.resume()
+        else:
+            (self.folder / LOG).unlink(missing_ok=True)
+        self.pool = ClipPool(
+            source, _as_it_is, config.size, config.batch, config.reuse, config.seed, self.turn
+        )
         if config.compile:
             self.autoencoder.encoder.compile(dynamic=False)
             self.autoencoder.decoder.compile(dynamic=False)
@@ -99,7 +100,7 @@ class AutoencoderTrainer(Run):
         """One step on `clips [B, 3, F, H, W]`; its loss and the norm of the gradient."""
         kind = self.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-            numbers = self.autoencoder.encoder(to_patches(clips))
+            numbers = self.autoencoder.numbers(clips)
             spread = numbers.float().flatten(0, 3).std(0).clamp_min(1e-6)
             noise = torch.randn(numbers.shape, generator=self.noise, device=self.device)
             noise[::2] = 0
@@ -122,7 +123,7 @@ class AutoencoderTrainer(Run):
     def averaged(self) -> Autoencoder:
         """The network with averaged weights and the footage's mean and variance."""
         network = Autoencoder(self.config.network).to(self.device)
-        network.load_state_dict(copy.deepcopy(self.average))
+        network.load_state_dict(self.average)
         network.calibrate(self.judged)
         return network.eval()
 
