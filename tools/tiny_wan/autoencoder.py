@@ -96,6 +96,14 @@ class Up(nn.Module):
         return cells.reshape(b, 2 * t, 2 * h, 2 * w, -1)
 
 
+def _silent(wide: int, narrow: int) -> nn.Linear:
+    """A layer that starts with weights of zero."""
+    layer = nn.Linear(wide, narrow)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Autoencoder(nn.Module):
     """Video to latents of mean 0 and variance 1, and back.
 
@@ -119,7 +127,7 @@ class Autoencoder(nn.Module):
             nn.Linear(PATCH, width),
             *(Block(width) for _ in range(blocks)),
             nn.LayerNorm(width),
-            nn.Linear(width, CHANNELS),
+            _silent(width, CHANNELS),
         )
         width = config.decoder[0][0]
         layers: list[nn.Module] = [nn.Linear(CHANNELS, width), SpaceTimeConv(width)]
@@ -129,11 +137,8 @@ class Autoencoder(nn.Module):
             width = channels
         grown = 2 ** (len(config.decoder) - 1)
         self.last = (STRIDE_T // grown, STRIDE // grown, STRIDE // grown, 3)
-        layers += [nn.LayerNorm(width), nn.Linear(width, math.prod(self.last))]
+        layers += [nn.LayerNorm(width), _silent(width, math.prod(self.last))]
         self.decoder = nn.Sequential(*layers)
-        for network in (self.encoder, self.decoder):
-            nn.init.zeros_(network[-1].weight)
-            nn.init.zeros_(network[-1].bias)
         self.register_buffer("mean", torch.zeros(CHANNELS))
         self.register_buffer("std", torch.ones(CHANNELS))
 
