@@ -93,7 +93,34 @@ SCENES: dict[str, Scene] = {
     "wan22_i2v_a14b": Scene(
         ("wan22_i2v_high", "wan22_i2v_low"), WAN_LATENT, "experts", extras=WAN_IMAGE
     ),
+    "wan21_flf": Scene(
+        ("wan21_flf",),
+        WAN_LATENT,
+        extras={**WAN_IMAGE, "clip_vision": [1, 2 * tiny_models.WAN_CLIP_TOKENS, 1280]},
+    ),
     "wan22_5b": Scene(("wan22_5b",), WAN_LATENT, shift=8.0),
+    # A source video of the same size and a reference image of another.
+    "bernini_r": Scene(
+        ("wan22_t2v_high", "wan22_t2v_low"),
+        WAN_LATENT,
+        "experts",
+        {"context_latents": [[1, 16, *WAN_LATENT], [1, 16, 1, 9, 14]]},
+        needs="BerniniConditioning",
+    ),
+    # Two references, each with a mask, and a pose video of half the size.
+    "wan_scail2": Scene(
+        ("wan_scail2",),
+        WAN_LATENT,
+        extras={
+            "clip_vision": [1, tiny_models.WAN_CLIP_TOKENS, 1280],
+            "reference_latents": [[1, 16, 1, 22, 26], [1, 16, 1, 22, 26]],
+            "ref_mask_28ch": [1, 7, 28, 22, 26],
+            "pose_video_latent": [1, 16, 5, 11, 13],
+            "driving_mask_28ch": [1, 5, 28, 11, 13],
+            "ref_mask_flag": True,
+        },
+        needs="SCAIL2ColoredMask",
+    ),
     "wan_vace": Scene(
         ("wan_vace",),
         WAN_LATENT,

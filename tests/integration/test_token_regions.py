@@ -146,6 +146,35 @@ CASES = {
         after=30,
         shows=(WAN, "HuMo"),
     ),
+    "wan21_flf": Case(
+        "wan21_flf",
+        ODD,
+        {**_image(ODD), "clip_vision": [1, 2 * tiny_models.WAN_CLIP_TOKENS, 1280]},
+        shows=(WAN, "2.1 first and last frame"),
+    ),
+    "wan_bernini_r": Case(
+        "wan22_t2v_low",
+        ODD,
+        {"context_latents": [[1, 16, *ODD], [1, 16, 1, 5, 6], [1, 16, 1, 6, 4]]},
+        after=3 * 4 * 5 + 9 + 6,
+        needs="context_latents",
+        shows=(WAN, "Bernini-R"),
+    ),
+    "wan_scail2": Case(
+        "wan_scail2",
+        ODD,
+        {
+            "reference_latents": [[1, 16, 1, 7, 9], [1, 16, 1, 7, 9]],
+            "ref_mask_28ch": [1, 5, 28, 7, 9],
+            "pose_video_latent": [1, 16, 3, 4, 5],
+            "driving_mask_28ch": [1, 3, 28, 4, 5],
+            "ref_mask_flag": False,
+        },
+        before=2 * 4 * 5,
+        after=3 * 2 * 3,
+        needs="class SCAIL2WanModel",
+        shows=(WAN, "SCAIL-2"),
+    ),
     "wan_s2v": Case("WanModel_S2V", (2, 18, 22)),
     # Packed motion: 1 frame in 2x2 patches, 2 frames in 4x4 x2, 16 frames in 8x8 x4.
     "wan_s2v_motion": Case(

@@ -36,6 +36,7 @@ def _conv(name: str, out_channels: int, in_channels: int, patch: tuple[int, ...]
 
 WAN_TEXT_WIDTH = 4096
 WAN_CLIP_WIDTH = 1280
+WAN_CLIP_TOKENS = 257
 WAN_FFN = 256
 WAN_PATCH = (1, 2, 2)
 
@@ -61,8 +62,10 @@ def _wan(
     out_channels: int = 16,
     *,
     clip_image: bool = False,
+    last_image: bool = False,
     vace_channels: int = 0,
     reference_channels: int = 0,
+    mask_channels: int = 0,
 ) -> Shapes:
     shapes = _conv("patch_embedding", WIDTH, in_channels, WAN_PATCH)
     shapes |= _linear("text_embedding.0", WIDTH, WAN_TEXT_WIDTH)
@@ -79,6 +82,8 @@ def _wan(
         shapes |= _linear("img_emb.proj.1", WAN_CLIP_WIDTH, WAN_CLIP_WIDTH)
         shapes |= _linear("img_emb.proj.3", WIDTH, WAN_CLIP_WIDTH)
         shapes |= _affine("img_emb.proj.4", WIDTH)
+    if last_image:
+        shapes |= {"img_emb.emb_pos": (1, 2 * WAN_CLIP_TOKENS, WAN_CLIP_WIDTH)}
     if vace_channels:
         shapes |= _conv("vace_patch_embedding", WIDTH, vace_channels, WAN_PATCH)
         shapes |= _wan_block("vace_blocks.0", False)
@@ -86,6 +91,9 @@ def _wan(
         shapes |= _linear("vace_blocks.0.after_proj", WIDTH, WIDTH)
     if reference_channels:
         shapes |= _conv("ref_conv", WIDTH, reference_channels, WAN_PATCH[1:])
+    if mask_channels:  # SCAIL-2
+        shapes |= _conv("patch_embedding_pose", WIDTH, in_channels, WAN_PATCH)
+        shapes |= _conv("patch_embedding_mask", WIDTH, mask_channels, WAN_PATCH)
     return shapes
 
 
@@ -250,6 +258,8 @@ MODELS: dict[str, TinyModel] = {
     "wan22_5b": _wan_model(_wan(48, 48), 7, channels=48),
     "wan_vace": _wan_model(_wan(16, vace_channels=96), 8, vace=True),
     "wan_causal": replace(_wan_model(_wan(16), 13), config='{"transformer": {"causal_ar": true}}'),
+    "wan21_flf": _wan_model(_wan(36, clip_image=True, last_image=True), 15),
+    "wan_scail2": _wan_model(_wan(20, clip_image=True, mask_channels=28), 16),
     "wan_fun_ref": _wan_model(_wan(48, reference_channels=16), 9),
     "hunyuan_t2v": _hunyuan_model(_hunyuan_v1(16, guidance=True), 10, 16, 2),
     "hunyuan_i2v": _hunyuan_model(_hunyuan_v1(33, guidance=False), 11, 16, 2),

@@ -39,7 +39,13 @@ import torch  # noqa: E402
 
 POKE = 5.0
 # Conditions that enter the channels of the video tokens and stay as they are.
-VIDEO_CHANNELS = ("concat_latent_image", "concat_mask", "vace_frames", "vace_mask")
+VIDEO_CHANNELS = (
+    "concat_latent_image",
+    "concat_mask",
+    "vace_frames",
+    "vace_mask",
+    "ref_mask_28ch",  # of the references, then of the video
+)
 
 
 def load_package(name: str, path: Path) -> ModuleType:

@@ -26,6 +26,8 @@ CONDITION_KEYS = (
     "conditioning_byt5small",
     "reference_motion",
     "pose_video_latent",
+    "driving_mask_28ch",
+    "ref_mask_28ch",
 )
 H3_KEYS = ("minimax_keyframes", "minimax_refs")
 H3_LATENTS = ("latent", "audio_latent")
