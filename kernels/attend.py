@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rspa_core.quantisation import TAIL_SCALE_GROUPS
+from ..rspa_core.rectification import SMALLEST_SHARE
 from .compile import run
 from .devices import Tile
 from .plan import Plan, Pooled, Result, Selection, Tail, strides
@@ -30,6 +31,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 INTEGER_BITS = tl.constexpr(0x4B400000)
 INTEGER_FLOAT = tl.constexpr(12582912.0)
 LOWEST = tl.constexpr(-1e30)
+LEAST = tl.constexpr(SMALLEST_SHARE)
 
 
 @triton.jit
@@ -227,6 +229,7 @@ def attend_kernel(
     tail_bias,  # [HC, NQ, tail_length] fp32, precise: -inf for critical blocks and behind the last
     tail_weight,  # [HC] fp32, precise: log2 of what every group of the head counts for
     out,  # [B, N, H, D] contiguous
+    lse,  # [B, H, N] fp32: ln of the sum of weights, of INT8 less what the shift makes; or None
     first_head,
     num_heads,
     length,  # N
@@ -365,6 +368,12 @@ def attend_kernel(
     out_row = out + (batch * length * num_heads + head_in_batch) * D
     share = 1.0 / total
     PAPER: tl.constexpr = RECTIFICATION == "paper"
+    if lse is not None:
+        logs = (highest + tl.log2(total)) / LOG2E
+        if PAPER:
+            factor = tl.load(rectify_scale + row, mask=is_video, other=1.0)
+            logs -= tl.log(tl.maximum(factor, LEAST))
+        tl.store(lse + (first_head + head) * length + token, logs, mask=token >= 0)
     _store_rows(
         out_row, num_heads * D, left * share[:, None], token, 0, rectify_scale, compensation, row,
         is_video, WIDTH, D, DP, PAPER,
@@ -410,6 +419,7 @@ def attend(
         "tail_bias": selection.tail_bias,
         "tail_weight": tail and tail.weight,
         "out": result.out,
+        "lse": result.lse,
         "first_head": plan.first_head,
         "num_heads": plan.num_heads,
         "length": sizes.length,

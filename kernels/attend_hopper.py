@@ -33,6 +33,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 # Gluon's own modules take it from here, too.
 from triton.language.core import _aggregate, base_value
 
+from ..rspa_core.rectification import SMALLEST_SHARE
+
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
 
@@ -57,6 +59,7 @@ LOG2E = gl.constexpr(1.4426950408889634)
 # much larger. A sum of int8 products that starts here is a float without any conversion.
 INTEGER_BITS = gl.constexpr(0x4B400000)
 INTEGER_FLOAT = gl.constexpr(12582912.0)
+LEAST = gl.constexpr(SMALLEST_SHARE)
 # The bits of -inf, where scores are the bits of floats.
 INFINITE_BITS = gl.constexpr(-8388608)
 # log2 of the largest weight of a bounded row. bf16 has the exponents of fp32, and leaves room for
@@ -138,6 +141,7 @@ class Queries:
     scale: Value  # fp32: what one step of each int8 row of the block is worth, INT8
     source: Value  # int32: token of each row of the block, -1 for padding
     out: Value  # of the head
+    lse: Value  # of the head, or None
     tiles: gl.shared_memory_descriptor  # [GROUPS, GROUP_ROWS, DP], as products read them
     num_heads: Value
     stride_n: Value
@@ -195,7 +199,7 @@ class Compensation:
 )  # fmt: skip
 def attend_hopper_kernel(
     q, q_scale, q_source, packed_k, packed_v, k_scale, kv_indices, list_lengths, ragged_kept,
-    rectify_scale, compensation, tail_k, tail_v, tail_k_scale, tail_bias, tail_weight, out,
+    rectify_scale, compensation, tail_k, tail_v, tail_k_scale, tail_bias, tail_weight, out, lse,
     first_head, num_heads, length, packed_length, tail_length, num_q, num_context_q, num_k,
     video_length, context_length, width, all_blocks_start, num_all_blocks,
     stride_b, stride_h, stride_n, stride_d, scale, k_centre, k_radius,
@@ -244,11 +248,15 @@ def attend_hopper_kernel(
         packed_rows = (head * (num_context_q + num_q) + block) * Q_BLOCK
         first_q = q + packed_rows * DP
         row_scale = q_scale + packed_rows
+    logs = None
+    if lse is not None:
+        logs = lse + (first_head + head) * length
     queries = Queries(
         q=first_q,
         scale=row_scale,
         source=q_source + block * Q_BLOCK,
         out=out + (batch * length * num_heads + head_in_batch) * D,
+        lse=logs,
         tiles=q_tiles,
         num_heads=num_heads,
         stride_n=stride_n,
@@ -469,16 +477,23 @@ def attend_rows(group, queries, keys, work, tail, paper, k_ring, v_ring, scale, 
     if shape.PRECISE:
         # The bound holds for means of keys, too, but for their bias: up to 2^13, too much for fp16.
         if bounded and WIDE:
-            acc, total = tail_keys(
+            acc, highest, total = tail_keys(
                 acc, highest, total, q_shared, start, row_unit, index,
                 work, tail, k_ring, v_ring, shape, True,
             )  # fmt: skip
         else:
-            acc, total = tail_keys(
+            acc, highest, total = tail_keys(
                 acc, highest, total, q_shared, start, row_unit, index,
                 work, tail, k_ring, v_ring, shape, False,
             )  # fmt: skip
 
+    if queries.lse is not None:
+        logs = (highest + gl.log2(total)) / LOG2E
+        if shape.PAPER:
+            share = gl.load(paper.scale, mask=paper.is_video, other=1.0)
+            logs -= gl.log(gl.maximum(share, LEAST))
+        row = gl.load(source + gl.arange(0, GROUP_ROWS, ROW_S)).to(gl.int64)
+        gl.store(queries.lse + row, logs, mask=row >= 0)
     result = acc / gl.convert_layout(total, ROW_O)[:, None]
     cols = gl.arange(0, DP, gl.SliceLayout(0, O_LAYOUT))
     if shape.PAPER:
@@ -560,7 +575,7 @@ def tail_keys(
         work, tail, k_ring, v_ring, shape: see there.
 
     Returns:
-        acc and total.
+        acc, highest and total.
     """
     INT8: gl.constexpr = shape.INT8
     TILE_N: gl.constexpr = shape.TILE_N
@@ -611,7 +626,7 @@ def tail_keys(
         v_ring.leave(v_slot)
     if BOUNDED:
         total += gl.convert_layout(gl.sum(parts, 1), total.type.layout)
-    return acc, total
+    return acc, highest, total
 
 
 @gluon.jit

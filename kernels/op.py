@@ -20,8 +20,14 @@ __all__ = ["NoKernelError", "rectified_attention_op"]
 
 
 def rectified_attention_op(
-    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, keep_mask: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: TokenLayout,
+    config: SparseConfig,
+    keep_mask: bool,
+    keep_lse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Call the kernels, in a graph that is being compiled as the op `rspa::rectified_attention`.
 
     Arguments and results as in `launch`.
@@ -30,23 +36,35 @@ def rectified_attention_op(
         NoKernelError: no tile works on this GPU.
     """
     if torch.compiler.is_compiling():
-        return _op(q, k, v, layout.grid, layout.video_start, config.to_text(), keep_mask)
+        keep = keep_mask, keep_lse
+        return _op(q, k, v, layout.grid, layout.video_start, config.to_text(), *keep)
     # The first call of an op made by `custom_op` imports torch's compiler, for seconds.
-    return _call(q, k, v, layout, config, keep_mask)
+    return _call(q, k, v, layout, config, keep_mask, keep_lse)
 
 
 def _call(
-    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, keep_mask: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: TokenLayout,
+    config: SparseConfig,
+    keep_mask: bool,
+    keep_lse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if q.device.type == "cpu":
         # The interpreter has no registers or shared memory to run out of.
         tile = Tile(64, 4, 1, int8=config.precision == "int8")
-        return launch(q, k, v, layout, config, tile, keep_mask)
+        return launch(q, k, v, layout, config, tile, keep_mask, keep_lse=keep_lse)
     with torch.cuda.device(q.device):
         tile = trusted_tile(
-            q.device, q.dtype, q.shape[-1], checked_config(config), layout.context_length > 0
+            q.device,
+            q.dtype,
+            q.shape[-1],
+            checked_config(config),
+            layout.context_length > 0,
+            keep_lse,
         )
-        return launch(q, k, v, layout, config, tile, keep_mask)
+        return launch(q, k, v, layout, config, tile, keep_mask, keep_lse=keep_lse)
 
 
 @torch.library.custom_op("rspa::rectified_attention", mutates_args=())
@@ -58,10 +76,11 @@ def _op(
     video_start: int,
     config_text: str,
     keep_mask: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    keep_lse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     frames, height, width = grid
     layout = TokenLayout((frames, height, width), q.shape[-2], video_start)
-    return _call(q, k, v, layout, SparseConfig.from_text(config_text), keep_mask)
+    return _call(q, k, v, layout, SparseConfig.from_text(config_text), keep_mask, keep_lse)
 
 
 @_op.register_fake
@@ -73,7 +92,8 @@ def _op_shapes(
     video_start: int,
     config_text: str,
     keep_mask: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    keep_lse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, heads, length, head_dim = q.shape
     config = SparseConfig.from_text(config_text)
     video_length = math.prod(grid)
@@ -83,4 +103,5 @@ def _op_shapes(
         q.new_empty((batch, length, heads, head_dim)).transpose(1, 2),
         q.new_empty(rows, dtype=torch.int32),
         q.new_empty(mask_shape, dtype=torch.int8),
+        q.new_empty((batch, heads, length) if keep_lse else (0,), dtype=torch.float32),
     )

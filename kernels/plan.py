@@ -275,15 +275,17 @@ class Result:
     out: Tensor  # [B, N, H, D]
     kv_counts: Tensor  # [B, H, NQ] int32
     mask: Tensor  # [B, H, NQ, NK] int8, or empty
+    lse: Tensor | None  # [B, H, N] fp32
 
     @staticmethod
-    def empty(q: Tensor, plan: Plan, keep_mask: bool) -> Result:
+    def empty(q: Tensor, plan: Plan, keep_mask: bool, keep_lse: bool) -> Result:
         batch, heads, length, head_dim = q.shape
         rows = (batch, heads, plan.sizes.num_q)
         return Result(
             out=q.new_empty((batch, length, heads, head_dim)),
             kv_counts=q.new_empty(rows, dtype=torch.int32),
             mask=q.new_empty((*rows, plan.sizes.num_k) if keep_mask else (0,), dtype=torch.int8),
+            lse=q.new_empty((batch, heads, length), dtype=torch.float32) if keep_lse else None,
         )
 
 

@@ -75,6 +75,7 @@ def trusted_tile(
     head_dim: int,
     config: SparseConfig,
     has_context: bool = True,
+    with_lse: bool = False,
 ) -> Tile:
     """First tile of the table that gives the reference's output on `device`.
 
@@ -82,6 +83,7 @@ def trusted_tile(
         device, dtype, head_dim: of q, k and v.
         config: see `checked_config`.
         has_context: whether there are tokens beside the video, which have kernels of their own.
+        with_lse: whether the logarithms of the sums of weights are asked for, too.
 
     Raises:
         NoKernelError: no tile does.
@@ -108,7 +110,7 @@ def trusted_tile(
 
     def error(tile: Tile) -> float:
         tried = 0.0 if is_known(tile) else trial.error_of(tile)
-        return error_of(tile, *call) if tried < tolerance else tried
+        return error_of(tile, *call, with_lse) if tried < tolerance else tried
 
     return first_correct(candidates, error, tolerance, name)
 

@@ -37,7 +37,7 @@ import triton
 from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
 from ..rspa_core.metrics import relative_l2
-from ..rspa_core.reference import reference_attention
+from ..rspa_core.reference import reference_attention, reference_attention_lse
 from .compile import (
     Launch,
     NoKernelError,
@@ -264,8 +264,10 @@ def error_of(
     head_dim: int,
     config: SparseConfig,
     has_context: bool = True,
+    with_lse: bool = False,
 ) -> float:
-    """Relative L2 error of `tile` on a small random problem with ragged blocks and context.
+    """Relative L2 error of `tile` on a small random problem with ragged blocks and context; with
+    `with_lse` that of the logarithms, if it is larger.
 
     On a GPU the kernels are compiled side by side first; `compile.progress` hears of it.
     """
@@ -277,14 +279,21 @@ def error_of(
     )
     config = replace(config, precision="int8" if tile.int8 else "16-bit")
     # One head at a time: later chunks start at other offsets than the first.
-    arguments = (q, k, v, layout, config, tile, False, 1)
+    arguments = (q, k, v, layout, config, tile, False, 1, with_lse)
     launches: list[Launch] = []
     if device.type == "cuda":
         with recorded() as launches:
             launch(*arguments)
     with compiling(launches, device, progress.get()):
-        expected, _ = reference_attention(q, k, v, layout, config)
-    return relative_l2(launch(*arguments)[0], expected)
+        if with_lse:
+            expected, _, expected_lse = reference_attention_lse(q, k, v, layout, config)
+        else:
+            expected, _ = reference_attention(q, k, v, layout, config)
+    out, _, _, lse = launch(*arguments)
+    errors = [relative_l2(out, expected)]
+    if with_lse:
+        errors.append(relative_l2(lse, expected_lse))
+    return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
 def cache_folder() -> Path:

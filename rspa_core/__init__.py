@@ -1,7 +1,7 @@
 """Rectified SpaAttn in plain torch: the method, without ComfyUI and without Triton."""
 
 from . import metrics
-from .attention import AttentionStats, dense_attention, rectified_attention
+from .attention import AttentionStats, dense_attention, merge_attention, rectified_attention
 from .config import ConfigError, SparseConfig
 from .dispatch import BackendStatus, BackendUnavailable, backend_status, release_tables
 from .layout import TokenLayout
@@ -20,6 +20,7 @@ __all__ = [
     "critical_blocks",
     "dense_attention",
     "inverse_order",
+    "merge_attention",
     "metrics",
     "rectified_attention",
     "release_tables",

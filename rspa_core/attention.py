@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Literal, overload
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor
 from . import dispatch
 from .config import ConfigError, SparseConfig, check_choice
 from .layout import TokenLayout
+from .reference import attend_with_lse
 
 BACKENDS = ("auto", "reference", "triton")
+SCORE_BYTES = 1 << 26
+"""Of the scores that `dense_attention_lse` holds at a time."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -24,10 +28,13 @@ class AttentionStats:
     Attributes:
         kv_counts: `[B, H, NQ]` int32, video kv-blocks attended exactly by each video q-block.
         num_kv_blocks: video kv-blocks there are.
+        lse: `[B, H, N]` fp32, logarithm of the sum of each row's weights, what is left out
+            estimated as it is in the output; None unless asked for. See `merge_attention`.
     """
 
     kv_counts: Tensor
     num_kv_blocks: int
+    lse: Tensor | None
     _block_mask: Callable[[], Tensor] = field(repr=False)
 
     @property
@@ -54,6 +61,7 @@ def rectified_attention(
     *,
     backend: str = "auto",
     return_stats: Literal[False] = False,
+    return_lse: Literal[False] = False,
 ) -> Tensor: ...
 
 
@@ -67,6 +75,7 @@ def rectified_attention(
     *,
     backend: str = "auto",
     return_stats: Literal[True],
+    return_lse: bool = False,
 ) -> tuple[Tensor, AttentionStats]: ...
 
 
@@ -79,6 +88,7 @@ def rectified_attention(
     *,
     backend: str = "auto",
     return_stats: bool = False,
+    return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, AttentionStats]:
     """Block-sparse attention of a video model, rectified (arXiv 2511.19835).
 
@@ -90,6 +100,7 @@ def rectified_attention(
         backend: "triton" (the kernels), "reference" (plain torch, fp32) or "auto": the kernels on
             a GPU, the reference on a CPU.
         return_stats: also return what was computed.
+        return_lse: the statistics hold `lse`, too; only with `return_stats`.
 
     Returns:
         `[B, H, N, D]` in the dtype of the inputs, stored as `[B, N, H, D]` so that heads merge
@@ -101,6 +112,8 @@ def rectified_attention(
     """
     _check_inputs(q, k, v, layout, config)
     check_choice("backend", backend, BACKENDS)
+    if return_lse and not return_stats:
+        raise ConfigError("return_lse", return_lse, "only with return_stats, which hold it")
     if backend == "auto":
         wanted = "reference" if q.device.type == "cpu" else "auto"
         status = dispatch.backend_status(q.device, q.dtype, q.shape[-1], wanted)
@@ -108,15 +121,49 @@ def rectified_attention(
             raise dispatch.BackendUnavailable(status.reason)
         backend = status.name
     run = dispatch.run_reference if backend == "reference" else dispatch.run_triton
-    out, kv_counts, block_mask = run(q, k, v, layout, config)
+    out, kv_counts, block_mask, lse = run(q, k, v, layout, config, return_lse)
     if not return_stats:
         return out
-    return out, AttentionStats(kv_counts, layout.num_blocks(config.kv_block), block_mask)
+    return out, AttentionStats(kv_counts, layout.num_blocks(config.kv_block), lse, block_mask)
+
+
+def merge_attention(
+    out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention over two sets of keys from the attention over each.
+
+    Args:
+        out, other: `[..., N, D]`, one shape and dtype.
+        lse, other_lse: logarithms of the sums of weights behind them, `[..., N]` fp32.
+
+    Returns:
+        Both for the union of the keys.
+    """
+    share = (other_lse - lse).sigmoid()[..., None]
+    merged = torch.lerp(out, other, share.to(out.dtype))
+    return merged, torch.logaddexp(lse, other_lse)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Full attention with scale D^-1/2: `[B, H, N, D]` on `[B, H, M, D]` to `[B, H, N, D]`."""
     return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def dense_attention_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """`dense_attention` and the logarithms of the sums of weights `[B, H, N]` fp32, slowly.
+
+    In plain torch and fp32, some rows of one head at a time, so that it needs hardly any memory.
+    """
+    batch, heads, length, _ = q.shape
+    out = torch.empty_like(q)
+    lse = q.new_empty((batch, heads, length), dtype=torch.float32)
+    rows = max(1, SCORE_BYTES // (4 * k.shape[-2]))
+    for b, h in product(range(batch), range(heads)):
+        keys, values = k[b, h].float(), v[b, h].float()
+        for part in (slice(start, start + rows) for start in range(0, length, rows)):
+            some, logs = attend_with_lse(q[b, h, part].float()[None], keys[None], values[None])
+            out[b, h, part], lse[b, h, part] = some[0], logs[0]
+    return out, lse
 
 
 def _check_inputs(

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .config import SparseConfig
 from .layout import TokenLayout
-from .reference import reference_attention
+from .reference import reference_attention, reference_attention_lse
 
-BackendResult = tuple[Tensor, Tensor, Callable[[], Tensor]]
-"""Output `[B, H, N, D]`, kv_counts `[B, H, NQ]` int32, and a function giving the block mask."""
+BackendResult = tuple[Tensor, Tensor, Callable[[], Tensor], Tensor | None]
+"""Output `[B, H, N, D]`, kv_counts `[B, H, NQ]` int32, a function giving the block mask, and the
+logarithms of the sums of weights `[B, H, N]` fp32, None where they are not asked for."""
 
 
 ON_CPU = "full attention is faster on a CPU (sparse all the same: backend 'reference')"
@@ -97,6 +98,7 @@ def prepare(
     head_dim: int,
     config: SparseConfig,
     has_context: bool,
+    with_lse: bool = False,
 ) -> None:
     """Compile and check the kernels that `run_triton` would use for calls of this kind.
 
@@ -108,7 +110,7 @@ def prepare(
     from ..kernels.selfcheck import checked_config, trusted_tile
 
     with torch.cuda.device(device):
-        trusted_tile(device, dtype, head_dim, checked_config(config), has_context)
+        trusted_tile(device, dtype, head_dim, checked_config(config), has_context, with_lse)
 
 
 def release_tables() -> None:
@@ -120,15 +122,19 @@ def release_tables() -> None:
 
 
 def run_reference(
-    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, with_lse: bool
 ) -> BackendResult:
     """Run the plain torch reference."""
-    out, critical = reference_attention(q, k, v, layout, config)
-    return out, critical.sum(-1, dtype=torch.int32), lambda: critical
+    lse = None
+    if with_lse:
+        out, critical, lse = reference_attention_lse(q, k, v, layout, config)
+    else:
+        out, critical = reference_attention(q, k, v, layout, config)
+    return out, critical.sum(-1, dtype=torch.int32), lambda: critical, lse
 
 
 def run_triton(
-    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig, with_lse: bool
 ) -> BackendResult:
     """Run the Triton kernels. They write no block mask: asking for it runs the call again.
 
@@ -141,7 +147,11 @@ def run_triton(
     from ..kernels.op import NoKernelError, rectified_attention_op
 
     try:
-        out, kv_counts, _ = rectified_attention_op(q, k, v, layout, config, False)
+        out, kv_counts, _, lse = rectified_attention_op(q, k, v, layout, config, False, with_lse)
     except NoKernelError as error:
         raise BackendUnavailable(str(error)) from error
-    return out, kv_counts, lambda: rectified_attention_op(q, k, v, layout, config, True)[2].bool()
+
+    def block_mask() -> Tensor:
+        return rectified_attention_op(q, k, v, layout, config, True)[2].bool()
+
+    return out, kv_counts, block_mask, lse if with_lse else None

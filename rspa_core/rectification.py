@@ -25,6 +25,9 @@ much more than ln 128 = 4.85 nats before one single key dominates them, from whe
 linearly.
 """
 
+SMALLEST_SHARE = 1e-6
+"""R counts as this at least where its logarithm is taken."""
+
 
 def squared_lengths(video_q: Tensor, q_block: int) -> Tensor:
     """Mean |q_r|² over the tokens of every q-block of `video_q [n, D]` fp32: `[NQ]`."""

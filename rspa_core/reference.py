@@ -20,6 +20,7 @@ from .pooling import block_lengths, join_blocks, pool_blocks, split_blocks
 from .quantisation import TAIL_SCALE_GROUPS, rotated, round_keys, round_queries, smoothing_shift
 from .ranking import block_probs
 from .rectification import (
+    SMALLEST_SHARE,
     capped,
     gain_accepted,
     group_spread_term,
@@ -57,8 +58,37 @@ def reference_attention(
         The output `[B, H, N, D]` in the dtype of `q` (stored as `[B, N, H, D]`, so that heads
         merge without a copy) and the critical set `[B, H, NQ, NK]` bool.
     """
+    out, critical, _ = _attend_all(q, k, v, layout, config, chosen, with_lse=False)
+    return out, critical
+
+
+def reference_attention_lse(
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, config: SparseConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`reference_attention`, and of every row the logarithm of the sum of its weights.
+
+    Returns:
+        Output, critical set, and `[B, H, N]` fp32: ln Σ exp(logit) over the keys of the row, those
+        of the tail included; of "paper" that of the critical keys less ln R, because these are the
+        share R of all.
+    """
+    out, critical, lse = _attend_all(q, k, v, layout, config, None, with_lse=True)
+    assert lse is not None
+    return out, critical, lse
+
+
+def _attend_all(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: TokenLayout,
+    config: SparseConfig,
+    chosen: Tensor | None,
+    with_lse: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     batch, heads, length, head_dim = q.shape
     out = q.new_empty((batch, length, heads, head_dim)).transpose(1, 2)
+    lse = q.new_empty((batch, heads, length), dtype=torch.float32) if with_lse else None
     critical = torch.empty(
         (batch, heads, layout.num_blocks(config.q_block), layout.num_blocks(config.kv_block)),
         dtype=torch.bool,
@@ -68,10 +98,13 @@ def reference_attention(
         for h in range(heads):
             head_q, head_k, head_v = q[b, h].float(), k[b, h].float(), v[b, h].float()
             taken = None if chosen is None else chosen[b, h]
-            rows, mask = _attend_head(head_q, head_k, head_v, layout, config, taken)
+            rows, mask, logs = _attend_head(head_q, head_k, head_v, layout, config, taken, with_lse)
             out[b, h] = rows
             critical[b, h] = mask
-    return out, critical
+            if lse is not None:
+                assert logs is not None
+                lse[b, h] = logs
+    return out, critical, lse
 
 
 def _attend_head(
@@ -81,8 +114,11 @@ def _attend_head(
     layout: TokenLayout,
     config: SparseConfig,
     chosen: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """One head: `q, k, v [N, D]` fp32 to the output `[N, D]` and the critical set `[NQ, NK]`."""
+    with_lse: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One head: `q, k, v [N, D]` fp32 to the output `[N, D]`, the critical set `[NQ, NK]` and, if
+    asked for, the logarithms `[N]`.
+    """
     video_q, context_q = split_sequence(q, layout, config.order)
     video_k, context_k = split_sequence(k, layout, config.order)
     video_v, context_v = split_sequence(v, layout, config.order)
@@ -118,9 +154,9 @@ def _attend_head(
         )
         tail = replace(tail, groups=groups.weighted(factor))
     attend_critical = _CriticalAttention(
-        operands.keys, video_v, operands.context_keys, context_v, config
+        operands.keys, video_v, operands.context_keys, context_v, config, with_lse
     )
-    video_out = attend_critical(operands.q_blocks, critical, tail)
+    video_out, video_lse = attend_critical(operands.q_blocks, critical, tail)
     if config.rectification == "paper":
         pooled_q = pool_blocks(video_q, config.q_block)
         pooled_k = pool_blocks(video_k, config.kv_block)
@@ -128,14 +164,27 @@ def _attend_head(
         scale, compensation = paper_rectification(
             probs, critical, gain_accepted(pooled_q, pooled_k), pooled_v.mean
         )
+        if video_lse is not None:
+            video_lse = video_lse - scale.clamp(min=SMALLEST_SHARE).log()[:, None]
         scale, compensation = scale[:, None, None], rearrange(compensation, "block d -> block 1 d")
         video_out = scale * video_out + compensation
 
-    context_out = context_q
+    context_out, context_lse = context_q, context_q[:, 0]
     if layout.context_length:
-        context_out = attend(operands.context_q[None], all_k[None], all_v[None])[0]
+        context = operands.context_q[None], all_k[None], all_v[None]
+        if with_lse:
+            context_out, context_lse = (x[0] for x in attend_with_lse(*context))
+        else:
+            context_out = attend(*context)[0]
     video_out = join_blocks(video_out, layout.video_length)
-    return join_sequence(video_out, context_out, layout, config.order), critical
+    out = join_sequence(video_out, context_out, layout, config.order)
+    if video_lse is None:
+        return out, critical, None
+    video_lse = video_lse.flatten()[: layout.video_length, None]
+    lse = join_sequence(video_lse, context_lse[:, None], layout, config.order)[:, 0]
+    if shift is not None:  # which the keys have lost: all logits of a row are less by as much
+        lse = lse + q.shape[-1] ** -0.5 * (q @ shift)
+    return out, critical, lse
 
 
 @dataclass(frozen=True)
@@ -203,6 +252,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     return run(q, k, v, bias)
 
 
+def attend_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attend`, and the logarithm of the sum of each row's weights: `[G, R, D]` and `[G, R]`."""
+    scores = q.shape[-1] ** -0.5 * (q @ k.mT)
+    scores = scores if bias is None else scores + bias
+    return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """The formula of `attend` as it stands."""
     scores = q.shape[-1] ** -0.5 * (q @ k.mT)
@@ -246,16 +304,27 @@ class _CriticalAttention:
     """Attention of q-blocks on critical kv-blocks, all context tokens and, if given, a tail."""
 
     def __init__(
-        self, k: Tensor, v: Tensor, context_k: Tensor, context_v: Tensor, config: SparseConfig
+        self,
+        k: Tensor,
+        v: Tensor,
+        context_k: Tensor,
+        context_v: Tensor,
+        config: SparseConfig,
+        with_lse: bool,
     ) -> None:
         self.k_blocks = split_blocks(k, config.kv_block)
         self.v_blocks = split_blocks(v, config.kv_block)
         self.lengths = block_lengths(k.shape[0], config.kv_block, k.device)
         self.context_k = context_k
         self.context_v = context_v
+        self.with_lse = with_lse
 
-    def __call__(self, q_blocks: Tensor, critical: Tensor, tail: _Tail | None) -> Tensor:
-        """`q_blocks [NQ, b_q, D]`, `critical [NQ, NK]` to `[NQ, b_q, D]`, in bounded chunks."""
+    def __call__(
+        self, q_blocks: Tensor, critical: Tensor, tail: _Tail | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`q_blocks [NQ, b_q, D]`, `critical [NQ, NK]` to `[NQ, b_q, D]` and, with `with_lse`, the
+        logarithms `[NQ, b_q]`, in bounded chunks.
+        """
         counts = critical.sum(-1)
         kv_block, head_dim = self.k_blocks.shape[1:]
         per_q_block = int(counts.max()) * kv_block * head_dim * 4
@@ -264,9 +333,10 @@ class _CriticalAttention:
             self._chunk(q_blocks[part], critical[part], tail and tail.part(part))
             for part in (slice(i, i + step) for i in range(0, len(q_blocks), step))
         ]
-        return torch.cat(chunks)
+        out = torch.cat([rows for rows, _ in chunks])
+        return out, torch.cat([lse for _, lse in chunks]) if self.with_lse else None
 
-    def _chunk(self, q: Tensor, critical: Tensor, tail: _Tail | None) -> Tensor:
+    def _chunk(self, q: Tensor, critical: Tensor, tail: _Tail | None) -> tuple[Tensor, Tensor]:
         counts = critical.sum(-1)
         # Critical block numbers first, in ascending order; rows with fewer are filled up.
         kv_indices = critical.float().argsort(dim=-1, descending=True, stable=True)
@@ -290,7 +360,8 @@ class _CriticalAttention:
             keys.append(self._each(tail.keys, q))
             values.append(self._each(tail.values, q))
             bias.append(tail.bias(critical)[:, None])
-        return attend(q, self._joined(keys, 1), self._joined(values, 1), self._joined(bias, 2))
+        operands = q, self._joined(keys, 1), self._joined(values, 1), self._joined(bias, 2)
+        return attend_with_lse(*operands) if self.with_lse else (attend(*operands), q[..., 0])
 
     @staticmethod
     def _joined(parts: list[Tensor], dim: int) -> Tensor:

@@ -77,7 +77,7 @@ def chosen_tile(problem: Problem, config: SparseConfig) -> Any:
     from ...kernels.selfcheck import checked_config, trusted_tile
 
     q, has_context = problem.q, problem.layout.context_length > 0
-    return trusted_tile(q.device, q.dtype, q.shape[-1], checked_config(config), has_context)
+    return trusted_tile(q.device, q.dtype, q.shape[-1], checked_config(config), has_context, False)
 
 
 def prepare_ours(problem: Problem, config: SparseConfig, tile: Any = None) -> Prepared:

@@ -22,7 +22,7 @@ HEAD_DIM = 128
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FLOATS = (
     "q_scale", "k_scale", "v_scale", "tail_k_scale", "tail_v_scale", "tail_bias", "tail_weight",
-    "rectify_scale", "k_centre", "k_radius",
+    "rectify_scale", "k_centre", "k_radius", "lse",
 )  # fmt: skip
 UNUSED = {
     "paper": ("tail_k", "tail_v", "tail_k_scale", "tail_v_scale", "tail_bias", "tail_weight"),
@@ -40,7 +40,12 @@ def tiles(arch: int, blocks: tuple[int, int]) -> list[Tile]:
 
 
 def compile_entry(
-    arch: int, tile: Tile, blocks: tuple[int, int], rectification: str, tail_keys: int = 4
+    arch: int,
+    tile: Tile,
+    blocks: tuple[int, int],
+    rectification: str,
+    tail_keys: int = 4,
+    with_lse: bool = False,
 ) -> CompiledKernel:
     """Compile as the launcher would: aligned pointers, the last stride 1."""
     q_block, kv_block = blocks
@@ -77,6 +82,8 @@ def compile_entry(
     if tile.max_registers:
         options["maxnreg"] = tile.max_registers
     constants |= dict.fromkeys(UNUSED[rectification])
+    if not with_lse:
+        constants["lse"] = None
     if not tile.int8:
         constants |= dict.fromkeys(("q_scale", "k_scale", "tail_k_scale"))
     if not tile.half_sums:

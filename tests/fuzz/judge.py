@@ -78,7 +78,7 @@ def judge(case: Case, device: torch.device) -> Outcome:
     copies = [x.clone() for x in (q, k, v)]
     try:
         with poisoned():
-            out, counts, mask = launch(
+            out, counts, mask, _ = launch(
                 q, k, v, layout, config, case.kernel_tile, True, chunk_heads=case.chunk
             )
     except Exception as error:

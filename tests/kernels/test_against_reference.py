@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rectified_spaattn.rspa_core import SparseConfig, TokenLayout, metrics, rectified_attention
+from rectified_spaattn.rspa_core import (
+    SparseConfig,
+    TokenLayout,
+    merge_attention,
+    metrics,
+    rectified_attention,
+)
 from rectified_spaattn.rspa_core.attention import dense_attention
 
 from .cases import Case
@@ -117,6 +123,54 @@ def test_matches_reference(name: str, device: torch.device) -> None:
         # Rows differ in size by orders of magnitude: a single wrong row must show, too.
         worst = (out.float() - expected.float()).abs().amax() / expected.float().abs().amax()
         assert worst < 10 * tolerance
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "paper", "paper-128x64", "precise-64", "precise-top_p", "none", "batch", "strided, 4 keys",
+        "shorter than a block", "one token", "int8", "int8-precise, 2 keys",
+        "int8-precise, 40 channels",
+    ],
+)  # fmt: skip
+def test_logarithms_of_the_sums(name: str, device: torch.device) -> None:
+    """In nats, so that a difference is a relative one of the sums; asking changes no output."""
+    case = CASES[name]
+    asked = {"return_stats": True, "return_lse": True}
+    for seed, dtype in enumerate(dtypes(device, name)):
+        q, k, v = case.inputs(dtype, device, seed)
+        k += 2.0  # a mean far from zero, which int8 takes off the keys
+        out, stats = rectified_attention(
+            q, k, v, case.layout, case.config, backend="triton", **asked
+        )
+        _, expected = rectified_attention(
+            q, k, v, case.layout, case.config, backend="reference", **asked
+        )
+        assert stats.lse.dtype == torch.float32
+        assert stats.lse.shape == q.shape[:-1]
+        assert (stats.lse - expected.lse).abs().max() < 10 * max(TOLERANCE[dtype], INT8_TOLERANCE)
+        plain = rectified_attention(q, k, v, case.layout, case.config, backend="triton")
+        assert torch.equal(out, plain)
+
+
+@pytest.mark.parametrize("name", ["precise", "paper", "int8-precise"])
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_two_sets_of_keys_are_merged(backend: str, name: str, device: torch.device) -> None:
+    """All blocks kept: attention over each half of the keys gives that over both."""
+    case = CASES[name]
+    config = replace(case.config, top_p=1.0)
+    asked = {"backend": backend, "return_stats": True, "return_lse": True}
+    q, k, v = case.inputs(torch.float32, device, 14)
+    _, more_k, more_v = case.inputs(torch.float32, device, 15)
+    more_k *= 1.5
+    out, stats = rectified_attention(q, k, v, case.layout, config, **asked)
+    other, more = rectified_attention(q, more_k, more_v, case.layout, config, **asked)
+    merged, lse = merge_attention(out, stats.lse, other, more.lse)
+    keys, values = torch.cat([k, more_k], 2), torch.cat([v, more_v], 2)
+    int8 = config.precision == "int8"
+    assert metrics.relative_l2(merged, dense_attention(q, keys, values)) < (2e-2 if int8 else 2e-6)
+    scores = q.shape[-1] ** -0.5 * (q @ keys.mT)
+    assert (lse - scores.logsumexp(-1)).abs().max() < (1e-1 if int8 else 1e-4)
 
 
 @pytest.mark.parametrize("tail_keys", [1, 4])
@@ -240,7 +294,7 @@ def test_tiles_and_descriptors_give_one_result(tile_n: int, device: torch.device
     q, k, v = case.inputs(torch.float16, device, 10)
     expected = rectified_attention(q, k, v, case.layout, case.config, backend="reference")
     for tma in (False, True):
-        out, _, _ = launch(q, k, v, case.layout, case.config, Tile(tile_n, 4, 1, tma), False)
+        out, *_ = launch(q, k, v, case.layout, case.config, Tile(tile_n, 4, 1, tma), False)
         assert metrics.relative_l2(out, expected) < TOLERANCE[torch.float16]
 
 

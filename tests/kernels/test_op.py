@@ -14,13 +14,15 @@ pytest.importorskip("triton", reason="Triton is not installed")
 CASE = Case((2, 5, 9), SparseConfig(0.5, 64, 64, rectification="none"), (3, 0), heads=2)
 
 
-@pytest.mark.parametrize("keep_mask", [False, True])
-def test_declared_shapes_are_the_real_ones(keep_mask: bool, device: torch.device) -> None:
+@pytest.mark.parametrize(("keep_mask", "keep_lse"), [(False, False), (True, True)])
+def test_declared_shapes_are_the_real_ones(
+    keep_mask: bool, keep_lse: bool, device: torch.device
+) -> None:
     import rectified_spaattn.kernels.op  # noqa: F401  (registers the op)
 
     arguments = (
         *CASE.inputs(torch.float32, device, 0), CASE.grid, CASE.layout.video_start,
-        CASE.config.to_text(), keep_mask,
+        CASE.config.to_text(), keep_mask, keep_lse,
     )  # fmt: skip
     torch.library.opcheck(
         torch.ops.rspa.rectified_attention.default,
