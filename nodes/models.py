@@ -45,6 +45,7 @@ class Family:
             be mistaken for the video's.
         unlabelled: the transformer's list of blocks, where ComfyUI does not say in the options of
             an attention call which block makes it; "" where it does.
+        by_frame: whether the model may ask for its self-attention frame by frame.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Family:
     sizes: Callable[[Any], tuple[int, int, int, int]]
     cross_lengths: Callable[[Any, Mapping[str, Any]], set[int]] | None = None
     unlabelled: str = ""
+    by_frame: bool = False
 
 
 def family_of(diffusion_model: Any) -> Family | None:
@@ -266,6 +268,11 @@ def _cross_attention_lengths(text: Any, conds: Mapping[str, Any]) -> set[int]:
     return {text.shape[1], image_tokens}
 
 
+def _animate2_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
+    """Frame 0 is the reference; the pose has a branch of its own."""
+    return _padded_grid(x.shape, patch), 0, 0
+
+
 def _padded_grid(shape: Shape, patch: Shape) -> tuple[int, int, int]:
     """Patches of a latent `[..., T, H, W]` that is padded to whole patches first."""
     frames, height, width = (-(-size // step) for size, step in zip(shape[-3:], patch, strict=True))
@@ -288,6 +295,17 @@ ANY_DENSE = (
 """Kinds of reasons why a model or a call of any family is dense."""
 
 FAMILIES = (
+    Family(
+        "Wan Animate2",
+        ("character animation",),
+        "[video]; the pose, a frame for each of the video's, exact",
+        (Reason.POSE_BRANCH, Reason.FRAMES_NOT_PROBED, Reason.AMBIGUOUS_LENGTH),
+        ("patch_embedding", "text_embedding", "blocks", "head", "rope_encode_pose"),
+        _animate2_spans,
+        lambda model: (len(model.blocks), 0, model.dim, model.num_heads),
+        _cross_attention_lengths,
+        by_frame=True,
+    ),
     Family(
         "Wan",
         (

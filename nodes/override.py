@@ -83,6 +83,21 @@ def make_override(
     return override
 
 
+def make_join(forward: Forward) -> Callable[[dict[str, Any]], Any]:
+    """The first function of `transformer_options["patches"]["attn1_patch"]` of a model that asks
+    for its attention frame by frame: called with what all frames of a block have got.
+    """
+
+    @torch.compiler.disable()
+    def join(args: dict[str, Any]) -> Any:
+        q, x = args["q"], args["x"]  # [B, N, H, D], [B, N, H*D]
+        assert forward.frames is not None
+        out = forward.frames.join(q.transpose(1, 2), split_heads(x, q.shape[-2]))
+        return x if out is None else out.transpose(1, 2).flatten(2)
+
+    return join
+
+
 def _attend(
     forward: Forward,
     tensors: tuple[Tensor, ...],
@@ -101,6 +116,8 @@ def _attend(
     q, k, v = tensors
     options = kwargs.get("transformer_options") or {}
     block: Block = options.get("block_type", ""), options.get("block_index")
+    if forward.frames is not None and forward.frames.is_call(q.shape, k.shape, v.shape):
+        return _attend_frame(forward, tensors, rest, kwargs)
     if not forward.is_over_video(q.shape, k.shape, v.shape, block, in_model=bool(block[0])):
         return None
     try:
@@ -130,6 +147,48 @@ def _attend(
     q, k, v = (x if call.skip_reshape else split_heads(x, call.heads) for x in tensors)
     assert not isinstance(groups, DenseReason)
     out = forward.attend(decision, q, k, v, dense_heads, groups=groups)
+    if out is None or call.skip_output_reshape:
+        return out
+    return out.transpose(1, 2).flatten(2)
+
+
+def _attend_frame(
+    forward: Forward, tensors: tuple[Tensor, ...], rest: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Tensor | None:
+    """The same for a call of one frame, whose output `make_join` completes."""
+    frames = forward.frames
+    assert frames is not None
+    q, k, v = tensors
+    options = kwargs.get("transformer_options") or {}
+    block: Block = options.get("block_type", ""), options.get("block_index")
+    is_first = frames.is_first(k.shape)
+    decision = None
+    try:
+        call = read_arguments(*rest, **kwargs)
+    except TypeError:
+        if is_first:
+            forward.count_dense(block, why(Reason.UNKNOWN_CALL))
+            frames.begin(None, q, k, v)
+        return None
+    unsupported = unsupported_argument(q, call)
+    if call.mask is not None:
+        unsupported = why(Reason.MASK_FORM, tuple(call.mask.shape), "for single frames")
+    if is_first:
+        decision = forward.decide(
+            block,
+            options.get("total_blocks"),
+            q.device,
+            q.dtype,
+            head_dim_of(q, call),
+            unsupported,
+        )
+        if decision is not None and decision.is_probed:
+            forward.count_dense(block, why(Reason.FRAMES_NOT_PROBED))
+            decision = None
+    elif unsupported is not None:
+        return None  # the frame is then missing where all are joined
+    q, k, v = (x if call.skip_reshape else split_heads(x, call.heads) for x in tensors)
+    out = frames.begin(decision, q, k, v) if is_first else frames.attend(block, q, k, v)
     if out is None or call.skip_output_reshape:
         return out
     return out.transpose(1, 2).flatten(2)

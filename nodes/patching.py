@@ -50,8 +50,14 @@ from .host import (
     send_status,
 )
 from .inputs import AUTO, MAIN, MAX_ERROR, MIN_ERROR, OPTIONS_NODE
-from .models import family_names, fingerprint_of_patcher, label_blocks, token_layout
-from .override import make_override
+from .models import (
+    family_names,
+    family_of,
+    fingerprint_of_patcher,
+    label_blocks,
+    token_layout,
+)
+from .override import make_join, make_override
 
 KEY = "rectified_spaattn"
 """Names our wrapper and callbacks on a model, so that a second node replaces the first."""
@@ -339,11 +345,16 @@ class SparseAttentionPatch:
             to_sigma = model.model_sampling.percent_to_sigma
             percent = self._steps.percent_at(sigma, position.step, to_sigma)
             position = replace(position, percent=percent, course=self._steps.course(to_sigma))
-        plan = run.plan(layout, position)
+        family = family_of(model.diffusion_model)
+        plan = run.plan(layout, position, by_frame=family is not None and family.by_frame)
 
         def call(forward: Forward) -> Any:
             override = make_override(forward, options.get(OVERRIDE))
             inner = label_blocks(model.diffusion_model, {**options, OVERRIDE: override})
+            if forward.frames is not None:
+                patches = inner.get("patches", {})
+                joined = [make_join(forward), *patches.get("attn1_patch", ())]
+                inner["patches"] = {**patches, "attn1_patch": joined}
             return executor(x, t, c_concat, c_crossattn, control, inner, **conds)
 
         forward = run.open(plan, x.device)

@@ -39,6 +39,7 @@ from ..dispatch import (
     release_tables,
 )
 from ..layout import TokenLayout
+from .frames import FrameCalls
 from .key_masks import Group, attend_groups, padded, read_mask
 from .probe import ProbeRecorder, ProbeSettings
 from .profile import SparsityProfile
@@ -89,6 +90,7 @@ class ForwardPlan:
         reason: why the forward is dense, None for one that is not.
         position: where in the sampling it is.
         is_repeat: whether it is called again after values that were not finite.
+        by_frame: whether the model asks for its attention frame by frame, see `FrameCalls`.
     """
 
     layout: TokenLayout | None
@@ -96,6 +98,7 @@ class ForwardPlan:
     reason: DenseReason | None = None
     position: Position = field(default_factory=Position)
     is_repeat: bool = False
+    by_frame: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,12 +241,15 @@ class SparseRun:
         self.failures = RunFailures()
         release_tables()
 
-    def plan(self, layout: TokenLayout | DenseReason, position: Position) -> ForwardPlan:
+    def plan(
+        self, layout: TokenLayout | DenseReason, position: Position, by_frame: bool = False
+    ) -> ForwardPlan:
         """What a forward is to do.
 
         Args:
             layout: its tokens, or why they are not known.
             position: where in the sampling it is.
+            by_frame: whether the model may ask for its attention frame by frame.
         """
         settings = self.settings
         if isinstance(layout, DenseReason):
@@ -260,17 +266,22 @@ class SparseRun:
             if schedule.has_ramp and position.place is None:
                 self.report.warn_once(NO_COURSE)
         if isinstance(decided, DenseReason):
-            return ForwardPlan(layout, None, decided, position)
-        return ForwardPlan(layout, replace(settings.config, sparsity=decided), None, position)
+            return ForwardPlan(layout, None, decided, position, by_frame=by_frame)
+        config = replace(settings.config, sparsity=decided)
+        return ForwardPlan(layout, config, None, position, by_frame=by_frame)
 
     def prepare(
-        self, device: torch.device, dtype: torch.dtype, head_dim: int, has_context: bool
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        head_dim: int,
+        has_context: bool,
+        with_lse: bool = False,
     ) -> None:
         """Begin, once in a run and on each GPU, to compile what its sparse calls will need."""
         if device not in self._preparations:
-            call = partial(
-                self._prepare, device, dtype, head_dim, self.settings.config, has_context
-            )
+            config = self.settings.config
+            call = partial(self._prepare, device, dtype, head_dim, config, has_context, with_lse)
             self._preparations[device] = Preparation(call)
 
     def preparation(self, device: torch.device) -> Preparation | None:
@@ -295,6 +306,11 @@ class SparseRun:
         """
         tally, plan = forward.tally, forward.plan
         density_sums: dict[Block, float] = {}
+        if forward.frames is not None and forward.frames.is_unfinished:
+            self.failures.add(why(Reason.NOT_JOINED), is_final=True)
+            self.report.warn_once(f"{why(Reason.NOT_JOINED).text}: the forward is repeated dense")
+            again = replace(plan, config=None, reason=why(Reason.NOT_JOINED), is_repeat=True)
+            return Forward(self, again, tally.device, forward.started)
         if tally.seen:  # dense ones are waited for, too: their time is what sparse is compared with
             density_sums, is_finite = tally.finish(output)
             if tally.sparse and not is_finite and effects:
@@ -332,6 +348,7 @@ class Forward:
         tally: its calls.
         started: when, by the report's clock.
         density_sums: of its sparse calls by block, once it is closed.
+        frames: its calls that are of one frame each, None where the model makes none.
     """
 
     def __init__(
@@ -342,6 +359,9 @@ class Forward:
         self.started = started
         self.tally = ForwardTally(device, plan.position.step)
         self.density_sums: dict[Block, float] = {}
+        self.frames: FrameCalls | None = None
+        if plan.by_frame and plan.layout is not None:
+            self.frames = FrameCalls(self, plan.layout)
         self._status_asked = False
         self._mask: Tensor | None = None
         self._groups: tuple[Group, ...] | DenseReason | None = None
@@ -364,7 +384,9 @@ class Forward:
         if layout is None or lengths[0] == layout.length:
             return True
         self.tally.other_lengths.add(lengths)
-        if in_model and lengths[0] >= layout.video_length:
+        if self.frames is not None and self.frames.is_pose(q):
+            self.count_dense(block, why(Reason.POSE_BRANCH))
+        elif in_model and lengths[0] >= layout.video_length:
             # A transformer block over a sequence that was not foreseen: a new model variant.
             self.count_dense(block, why(Reason.OTHER_LENGTH, lengths[0], layout.length))
         return False
@@ -449,12 +471,34 @@ class Forward:
         if decision.is_probed:
             self.count_dense(decision.block, why(Reason.PROBED))
             return self._measure(decision.block, q, k, v, dense(), groups)
-        assert decision.config is not None
-        try:
-            with self.run.guard(), self.run.report.compiling(self.run.preparation(q.device)):
-                out, density = self._sparse(q, k, v, decision.config, groups)
-                self.tally.add_sparse(decision.block, out, density)
+        config = decision.config
+        assert config is not None
+
+        def sparse(attention: Callable[..., Any]) -> Tensor:
+            out, density = self._sparse(attention, q, k, v, config, groups)
+            self.tally.add_sparse(decision.block, out, density)
             return out
+
+        out, reason = self.attempt(sparse, q.device)
+        if reason is not None:
+            self.count_dense(decision.block, reason)
+        return out
+
+    def attempt(
+        self, compute: Callable[[Callable[..., Any]], Any], device: torch.device
+    ) -> tuple[Any, DenseReason | None]:
+        """What `compute` makes of the run's sparse attention, or None and why it failed.
+
+        Args:
+            compute: gets `rectified_attention` with the run's back end, which returns statistics.
+            device: of the call.
+        """
+        attention = partial(
+            self.run.attention, backend=self.run.settings.backend, return_stats=True
+        )
+        try:
+            with self.run.guard(), self.run.report.compiling(self.run.preparation(device)):
+                return compute(attention), None
         except BackendUnavailable as error:
             reason, is_final = why(Reason.NO_BACKEND, str(error)), True
         except Exception as error:  # out of memory, a kernel that fails: the run goes on, dense
@@ -462,15 +506,15 @@ class Forward:
         # Outside the except clause: there the traceback would keep the failed call's tensors alive
         # while the dense path needs the memory.
         self._fail(reason, is_final)
-        self.count_dense(decision.block, reason)
-        return None
+        return None, reason
 
     def _prepare(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
         layout = self.plan.layout
         if layout is None or device.type != "cuda" or self.run.settings.backend == "reference":
             return
         if self._backend_reason(device, dtype, head_dim) is None:
-            self.run.prepare(device, dtype, head_dim, layout.context_length > 0)
+            with_lse = self.frames is not None
+            self.run.prepare(device, dtype, head_dim, layout.context_length > 0, with_lse)
 
     def _config_or_reason(self, block: Block, total: int | None) -> SparseConfig | DenseReason:
         plan, settings = self.plan, self.run.settings
@@ -554,6 +598,7 @@ class Forward:
 
     def _sparse(
         self,
+        attention: Callable[..., Any],
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -565,8 +610,7 @@ class Forward:
         assert layout is not None
 
         def call(q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
-            settings = {"backend": self.run.settings.backend, "return_stats": True}
-            out, stats = self.run.attention(q, k, v, layout, config, **settings)
+            out, stats = attention(q, k, v, layout, config)
             return out, stats.density
 
         if groups is None:

@@ -32,6 +32,7 @@ class Reason(Enum):
         "autoregressive sampling: each call is a few frames beside a cache of earlier ones"
     )
     AMBIGUOUS_LENGTH = "{} video tokens are as many as the condition has"
+    NOT_JOINED = "attention frame by frame, whose parts were not joined"
     NON_FINITE = "non-finite values, forward repeated dense"
     OUTSIDE = "outside of a forward of the transformer"
     # Of the block.
@@ -39,6 +40,8 @@ class Reason(Enum):
     DENSE_IN_PROFILE = "dense in the profile"
     # Of the attention call.
     OTHER_LENGTH = "{} tokens where {} were expected"
+    POSE_BRANCH = "the pose's own attention, which may serve all steps"
+    FRAMES_NOT_PROBED = "attention frame by frame, which the probe does not measure"
     UNKNOWN_CALL = "unknown form of attention call"
     UNKNOWN_ROTARY = "unknown form of rotary embedding"
     MASK_FORM = "attention mask of shape {}, {}"

@@ -175,6 +175,14 @@ CASES = {
         needs="class SCAIL2WanModel",
         shows=(WAN, "SCAIL-2"),
     ),
+    # Without a pose, which makes calls of single frames: see test_animate2.py.
+    "wan_animate2": Case(
+        "wan_animate2",
+        ODD,
+        {**_image(ODD), "clip_vision": CLIP_IMAGE},
+        needs="class WanAnimate2Model",
+        shows=("Wan Animate2", "character animation"),
+    ),
     "wan_s2v": Case("WanModel_S2V", (2, 18, 22)),
     # Packed motion: 1 frame in 2x2 patches, 2 frames in 4x4 x2, 16 frames in 8x8 x4.
     "wan_s2v_motion": Case(
@@ -279,7 +287,8 @@ def probed(checkout, tiny_folder) -> dict[str, tuple[Case, dict]]:
 
 def _source(folder: Path, family: str) -> str:
     """The code of a model family in a checkout."""
-    return (folder / "comfy" / "ldm" / family / "model.py").read_text(encoding="utf-8")
+    files = sorted((folder / "comfy" / "ldm" / family).glob("model*.py"))
+    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 @pytest.mark.parametrize("name", CASES)

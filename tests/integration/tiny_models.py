@@ -260,6 +260,10 @@ MODELS: dict[str, TinyModel] = {
     "wan_causal": replace(_wan_model(_wan(16), 13), config='{"transformer": {"causal_ar": true}}'),
     "wan21_flf": _wan_model(_wan(36, clip_image=True, last_image=True), 15),
     "wan_scail2": _wan_model(_wan(20, clip_image=True, mask_channels=28), 16),
+    "wan_animate2": replace(
+        _wan_model(_wan(36, clip_image=True), 17),
+        config='{"transformer": {"model_type": "animate2"}}',
+    ),
     "wan_fun_ref": _wan_model(_wan(48, reference_channels=16), 9),
     "hunyuan_t2v": _hunyuan_model(_hunyuan_v1(16, guidance=True), 10, 16, 2),
     "hunyuan_i2v": _hunyuan_model(_hunyuan_v1(33, guidance=False), 11, 16, 2),

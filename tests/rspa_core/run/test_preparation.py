@@ -81,7 +81,7 @@ def test_dense_steps_prepare_once_and_the_first_sparse_call_waits() -> None:
     threading.Timer(0.3, rig.go.set).start()
     assert rig.call(1) is not None
     config = rig.run.settings.config
-    assert rig.asked == [(GPU, torch.bfloat16, 64, config, True)]
+    assert rig.asked == [(GPU, torch.bfloat16, 64, config, True, False)]
     assert "compiling the kernels, once: 3 of 9" in rig.sent
     assert rig.sent[-1] == "waiting for the first model call"
 

@@ -1,0 +1,152 @@
+"""Self-attention that a model asks for frame by frame, as Wan Animate2 does.
+
+Each frame's queries have a call of their own, over the keys of all frames and those of one frame
+of another video, the pose. One by one such calls would gain little: what is made of the keys,
+their blocks, groups and means, would be made anew for every frame. So each call computes the
+frame's part of its own, exactly, and behind the last one the video's part is computed at once, as
+in any other model, and joined to them:
+
+    O_r = (e^l_r O_r + e^l'_r O'_r) / (e^l_r + e^l'_r)        l: logarithm of the sum of weights
+
+The first frame has no pose, and its call shows the video's keys and values as they are. What the
+calls return meanwhile is of use to nobody else: a host joins before anything reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..attention import dense_attention_lse, merge_attention
+from ..config import SparseConfig
+from ..layout import TokenLayout
+from .reasons import DenseReason
+from .record import Block
+
+if TYPE_CHECKING:
+    from .calls import Decision, Forward
+
+
+@dataclass
+class _Parts:
+    """What the calls of one block have left.
+
+    Attributes:
+        decision: about all of them.
+        k, v: of the video, `[B, H, T*H'*W', D]`.
+        lse: of each frame's own part, `[B, H, H'*W']`.
+    """
+
+    decision: Decision
+    k: Tensor
+    v: Tensor
+    lse: list[Tensor] = field(default_factory=list)
+
+
+class FrameCalls:
+    """The calls of one forward whose video has `layout.grid` and no other tokens.
+
+    Args:
+        forward: that they belong to.
+        layout: of the whole video.
+    """
+
+    def __init__(self, forward: Forward, layout: TokenLayout) -> None:
+        self._forward = forward
+        self._layout = layout
+        self._frame = TokenLayout((1, *layout.grid[1:]), layout.grid[1] * layout.grid[2])
+        self._parts: _Parts | None = None
+        self._is_broken = False
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether parts were never joined: the forward's output is wrong."""
+        return self._is_broken or self._parts is not None
+
+    def is_call(self, q: torch.Size, k: torch.Size, v: torch.Size) -> bool:
+        """Whether a call of these shapes, `[..., N, C]`, is one of these."""
+        lengths = self._layout.length, self._layout.length + self._frame.length
+        return self._layout.grid[0] > 1 and (
+            q[-2] == self._frame.length and k == v and k[-2] in lengths
+        )
+
+    def is_pose(self, q: torch.Size) -> bool:
+        """Whether self-attention of this shape is that of the pose: a frame less than the video."""
+        return q[-2] == self._layout.length - self._frame.length
+
+    def is_first(self, k: torch.Size) -> bool:
+        """Whether a call over so many keys is that of the first frame."""
+        return k[-2] == self._layout.length
+
+    def begin(self, decision: Decision | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+        """The first frame's call of a block; `decision` is about all frames.
+
+        Returns:
+            `[B, H, H'*W', D]` without meaning, None if all calls of the block are to be dense.
+        """
+        self._is_broken |= self._parts is not None
+        self._parts = None if decision is None else _Parts(decision, k, v)
+        return None if decision is None else q
+
+    def attend(self, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+        """A further frame's call: attention over the keys behind the video's.
+
+        Returns:
+            `[B, H, H'*W', D]` to be joined, None if the call is to be dense.
+        """
+        parts = self._parts
+        if parts is None or parts.decision.block != block:
+            return None
+        assert parts.decision.config is not None
+        own = slice(self._layout.length, None)
+        exact = replace(parts.decision.config, top_p=1.0)
+        operands = q, k[:, :, own], v[:, :, own]
+        out, lse, _, _ = self._computed(operands, self._frame, exact)
+        parts.lse.append(lse)
+        return out
+
+    def join(self, q: Tensor, out: Tensor) -> Tensor | None:
+        """Behind the last call of a block: what all of them were asked for.
+
+        Args:
+            q: queries of all frames, `[B, H, N, D]`.
+            out: what the calls have returned, `[B, H, N, D]`.
+
+        Returns:
+            `[B, H, N, D]`; None where there is nothing to join.
+        """
+        parts = self._parts
+        if parts is None or q.shape != parts.k.shape:
+            return None
+        self._parts = None
+        if len(parts.lse) != self._layout.grid[0] - 1:
+            self._is_broken = True
+            return None
+        assert parts.decision.config is not None
+        operands, config = (q, parts.k, parts.v), parts.decision.config
+        whole, lse, density, problem = self._computed(operands, self._layout, config)
+        if problem is not None:
+            self._forward.count_dense(parts.decision.block, problem)
+        rest = slice(self._frame.length, None)
+        own = torch.cat(parts.lse, -1)
+        joined, _ = merge_attention(whole[:, :, rest], lse[:, :, rest], out[:, :, rest], own)
+        whole[:, :, rest] = joined
+        if density is not None:
+            self._forward.tally.add_sparse(parts.decision.block, whole, density)
+        return whole
+
+    def _computed(
+        self, operands: tuple[Tensor, Tensor, Tensor], layout: TokenLayout, config: SparseConfig
+    ) -> tuple[Tensor, Tensor, Tensor | None, DenseReason | None]:
+        """Output, logarithms and density; without a density if it failed and is dense, and why."""
+        result, problem = self._forward.attempt(
+            lambda attention: attention(*operands, layout, config, return_lse=True),
+            operands[0].device,
+        )
+        if result is not None:
+            out, stats = result
+            return out, stats.lse, stats.density, None
+        return *dense_attention_lse(*operands), None, problem
