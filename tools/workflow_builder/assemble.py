@@ -27,6 +27,7 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
     """
     workflow = Workflow(copy.deepcopy(template))
     graph = _graph_with(workflow, spec.insertions[0].source)
+    graph.remove(spec.without)
     graph.shift_right(spec.shift.from_x, spec.shift.distance, spec.shift.above_y)
     if spec.root_shift is not None:
         shift = spec.root_shift

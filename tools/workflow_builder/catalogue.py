@@ -98,9 +98,10 @@ class Spec:
 
     `groups` are titled frames. `widgets` replaces values: (node id, position) to value; `files`
     model files: loader to folder, name and address. `lower` moves nodes down by pixels, where a
-    node above them has grown since the template was drawn. `extend` adds what only this workflow
-    has; it gets the workflow, the attention nodes and the pack's version. `steps` is what the
-    sampler is set to, over both experts.
+    node above them has grown since the template was drawn. `without` takes nodes out, and frames
+    that are then empty. `extend` adds what only this workflow has; it gets the workflow, the
+    attention nodes and the pack's version. `steps` is what the sampler is set to, over both
+    experts.
     """
 
     stem: str
@@ -121,6 +122,7 @@ class Spec:
     widgets: Mapping[tuple[int, int], Any] = field(default_factory=dict)
     files: Mapping[int, tuple[str, str, str]] = field(default_factory=dict)
     lower: Mapping[int, float] = field(default_factory=dict)
+    without: tuple[int, ...] = ()
     extend: Callable[[Workflow, list[Json], str], None] | None = None
 
     @property
@@ -424,6 +426,45 @@ SPECS: tuple[Spec, ...] = (
         steps=20,
         widgets={(81, 2): FIXED},
         picture=Picture("Wan 2.2 14B", "Text to video", "two experts, one ramp", 1, 12, split=10),
+    ),
+    Spec(
+        stem="wan2.2_14B_first_last_frame",
+        template="video_wan2_2_14B_flf2v",
+        insertions=(
+            Insertion(73, (84,), (890, -70), "Rectified SpaAttn (high noise)", 400),
+            Insertion(74, (87,), (890, -70 + BELOW), "Rectified SpaAttn (low noise)", 400),
+        ),
+        options=Options(LAYERS, (890, -70 + 2 * BELOW), 400),
+        shift=Shift(880, 430),
+        groups={
+            "Sparse attention": (880, -140, 420, 1310),
+            "What really ran": (2490, -190, 2050, 1290),
+        },
+        reports=(
+            Report(
+                84,
+                (2500, -70),
+                0,
+                "Report: high noise",
+                model_route=((1310, -160), (2478, -160)),
+                after_route=((1645, -135), (2466, -135)),
+            ),
+            Report(
+                87,
+                (3530, -70),
+                1,
+                "Report: low noise",
+                model_route=((1310, 1190), (3508, 1190)),
+                after_route=((1660, 1215), (3496, 1215)),
+            ),
+        ),
+        note=notes.WAN22_FLF,
+        note_box=(-500, 660, 480, 660),
+        steps=20,
+        # The lower half of the template is the same graph with LoRAs, switched off.
+        without=(37, 38, 39, 68, 62, 56, 91, 92, 6, 7, 67, 54, 55, 70, 57, 58, 8, 60, 61, 95, 96),
+        widgets={(84, 2): FIXED, (80, 0): "example.png", (89, 0): "example.png"},
+        picture=Picture("Wan 2.2 14B", "First and last frame", "two experts", 0, 16, split=10),
     ),
     Spec(
         stem="wan2.2_5B_text_to_video",

@@ -8,7 +8,7 @@ six facts. `Graph` hides that difference, so that one set of operations serves b
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 Json = dict[str, Any]
@@ -180,6 +180,28 @@ class Graph:
                 if link_id in (output.get("links") or []):
                     output["links"].remove(link_id)
         self.data["links"] = [link for link in self.data["links"] if link[0] != link_id]
+
+    def remove(self, node_ids: Collection[int]) -> None:
+        """Take nodes of the root graph out, and groups that hold no node any more.
+
+        `WorkflowError` when a node that stays is linked to one of them.
+        """
+        gone = [self.node(node_id) for node_id in node_ids]
+        for link in self.links():
+            ends = link["origin_id"], link["target_id"]
+            if (ends[0] in node_ids) != (ends[1] in node_ids):
+                raise WorkflowError(f"nodes {ends} in {self.describe()} are linked, only one stays")
+        if gone:
+            self.nodes[:] = [node for node in self.nodes if node["id"] not in node_ids]
+            self.data["links"] = [x for x in self.data["links"] if x[1] not in node_ids]
+            self.data["groups"] = [x for x in self.data["groups"] if self._holds_a_node(x)]
+
+    def _holds_a_node(self, group: Json) -> bool:
+        x, y, width, height = group["bounding"]
+        return any(
+            x <= node["pos"][0] <= x + width and y <= node["pos"][1] <= y + height
+            for node in self.nodes
+        )
 
     def insert_after(
         self, source: int, node: Json, targets: tuple[int, ...], link_type: str = "MODEL"

@@ -117,6 +117,14 @@ node keeps the first two layers of both experts exact as well (**dense_blocks** 
     advice=TRY_CURVE,
 )
 
+WAN22_FLF = text(f"""
+One node for each expert, between *ModelSamplingSD3* and the sampler. {PRESET}{LAYERS} The start \
+is a noise level, so it falls into the first expert.
+
+640x640, 81 frames = 33,600 tokens. Load your own pictures in place of the example. The clip lies \
+between two fixed pictures: most of what sparse attention may change is decided in the exact steps.
+""")
+
 WAN22_5B = text(f"""
 The node sits between the model loader and *ModelSamplingSD3*. {PRESET}{LAYERS}
 

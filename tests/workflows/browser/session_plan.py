@@ -27,6 +27,7 @@ LATENTS = (
     "EmptyHunyuanLatentVideo",
     "EmptyHunyuanVideo15Latent",
     "WanImageToVideo",
+    "WanFirstLastFrameToVideo",
     "Wan22ImageToVideoLatent",
 )
 
