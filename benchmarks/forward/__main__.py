@@ -100,7 +100,11 @@ def sparse_variant(patcher: Any, density: float, block_size: str, options: Any) 
     from ...nodes.patching import KEY
     from ...nodes.sparse_attention import RectifiedSpaAttn, RectifiedSpaAttnOptions
 
-    own = RectifiedSpaAttnOptions.execute(rectification=options.rectification, min_tokens=0)[0]
+    # On a CPU all would be dense otherwise.
+    backend = "reference" if torch.device(options.device).type == "cpu" else "auto"
+    own = RectifiedSpaAttnOptions.execute(
+        rectification=options.rectification, min_tokens=0, backend=backend
+    )[0]
     patched = RectifiedSpaAttn.execute(
         model=patcher, enabled=True, options=own, preset="custom",
         sparsity=round(1.0 - density, 6), block_size=block_size, start_percent=0.0,
@@ -194,6 +198,8 @@ def run_once(case: Case, variant: Variant) -> Tensor:
     text = torch.randn((1, case.text_tokens, TEXT_WIDTH), generator=generator)
     pooled = torch.randn((1, 768), generator=generator)
     conditioning = [[text, {"pooled_output": pooled, "guidance": 6.0}]]
+    for name, shape in case.conditions.items():
+        conditioning[0][1][name] = torch.randn(shape, generator=generator)
     guider = comfy.samplers.CFGGuider(variant.patcher)
     guider.set_conds(conditioning, conditioning)
     guider.set_cfg(1.0)
@@ -215,9 +221,11 @@ def reason_to_refuse(case: Case, variant: Variant, output: Tensor) -> str:
     if variant.report is None:
         return ""
     sparse, dense = variant.counts["sparse"], variant.counts["dense"]
-    if (sparse, dense) != (case.blocks, 0):
+    expected = case.blocks, case.dense_calls
+    if (sparse, dense) != expected:
         reasons = f": {variant.counts['reasons']}" if dense else ""
-        return f"{sparse} sparse and {dense} dense calls instead of {case.blocks} and 0{reasons}"
+        wanted = "{} and {}".format(*expected)
+        return f"{sparse} sparse and {dense} dense calls instead of {wanted}{reasons}"
     return "" if variant.relative_l2 else "the output is that of the dense model"
 
 

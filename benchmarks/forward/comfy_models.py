@@ -6,7 +6,8 @@ minus the checkpoint. Speed depends on shapes, which are those of the released m
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from torch import nn
 
 LATENTS = {
     "wan14b": {"720p": (16, 21, 90, 160), "480p": (16, 21, 60, 104), "small": (16, 7, 20, 32)},
+    "animate2": {"720p": (16, 22, 90, 160), "480p": (16, 22, 60, 104), "small": (16, 8, 20, 32)},
     "hunyuan": {"720p": (16, 33, 90, 160), "480p": (16, 19, 60, 106), "small": (16, 7, 20, 32)},
     "h3": {"720p": (24, 22, 48, 84), "480p": (24, 37, 30, 54), "small": (24, 7, 20, 32)},
 }
-"""Channels, frames, height and width: Wan 1280x720x81 and 832x480x81, HunyuanVideo 1280x720x129 and
-848x480x73, H3 1344x768x73 and 864x480x124."""
+"""Channels, frames, height and width: Wan 1280x720x81 and 832x480x81, Wan Animate2 with a frame more,
+the reference, HunyuanVideo 1280x720x129 and 848x480x73, H3 1344x768x73 and 864x480x124."""
 H3_AUDIO = {"720p": 122, "480p": 207, "small": 20}
 """Frames of the sound, 40 a second of a video with 24."""
 TEXT_WIDTH = 4096
@@ -39,6 +41,8 @@ class Case:
         audio_frames: of a sound that is sampled along, two tokens each; 0 without one.
         block_lists: attributes of the diffusion model that hold its blocks.
         blocks, released_blocks: how many there are, and how many the released model has.
+        conditions: shapes of further conditions, by ComfyUI's names.
+        dense_calls: of a forward that is sparse.
     """
 
     title: str
@@ -51,6 +55,8 @@ class Case:
     blocks: int
     released_blocks: int
     audio_frames: int = 0
+    conditions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dense_calls: int = 0
 
     @property
     def tokens(self) -> int:
@@ -72,6 +78,25 @@ def wan_case(layers: int | None, size: str) -> Case:
     }  # fmt: skip
     latent = LATENTS["wan14b"][size]
     return Case("Wan 2.1 14B", "WAN21_T2V", config, latent, 512, False, ("blocks",), layers, 40)
+
+
+def animate2_case(layers: int | None, size: str) -> Case:
+    """Wan Animate2 with a pose, which has a frame less than the video and a branch of its own."""
+    wan = wan_case(layers, size)
+    channels, frames, height, width = LATENTS["animate2"][size]
+    return replace(
+        wan,
+        title="Wan Animate2 14B",
+        config_class="WAN_Animate2",
+        unet_config=wan.unet_config | {"model_type": "animate2", "in_dim": 36},
+        latent=(channels, frames, height, width),
+        conditions={
+            "pose_video_latent": (1, channels, frames - 1, height, width),
+            "concat_latent_image": (1, channels, frames, height, width),
+            "concat_mask": (1, 1, frames, height, width),
+        },
+        dense_calls=wan.blocks,
+    )
 
 
 def hunyuan_case(layers: int | None, size: str) -> Case:
@@ -105,7 +130,12 @@ def h3_case(layers: int | None, size: str) -> Case:
     return Case("MiniMax H3", "MiniMaxH3", config, latent, 256, True, blocks, layers, 50, audio)
 
 
-CASES = {"wan14b": wan_case, "hunyuan": hunyuan_case, "h3": h3_case}
+CASES = {
+    "wan14b": wan_case,
+    "animate2": animate2_case,
+    "hunyuan": hunyuan_case,
+    "h3": h3_case,
+}
 
 
 def import_comfyui(root: Path, device: torch.device) -> None:
@@ -149,6 +179,8 @@ def build_patcher(case: Case, device: torch.device, dtype: torch.dtype) -> Any:
     import comfy.model_patcher
     import comfy.supported_models
 
+    if not hasattr(comfy.supported_models, case.config_class):
+        raise SystemExit(f"this ComfyUI has no {case.title}")
     config = getattr(comfy.supported_models, case.config_class)(case.unet_config)
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "", device=torch.device("meta"))
