@@ -32,6 +32,8 @@ logger = logging.getLogger("rectified_spaattn")
 
 STATUS_INTERVAL_S = 0.25
 """The status line is sent at most this often; the last one of a run always is."""
+EXTRA_WORK = (Reason.PROBED, Reason.POSE_BRANCH)
+"""Of forwards whose time is not compared: a pose that is kept is computed in the first only."""
 REPORT_PREFIX = "RSPA_REPORT "
 Key = tuple[int | None, Block]
 
@@ -206,8 +208,9 @@ class RunReport:
             if started is not None:
                 seconds = now - started
                 step.seconds += seconds
-                was_probed = any(each.reason is Reason.PROBED for _, each in tally.dense)
-                if tally.seen and not was_probed:
+                # Of a forward that does something others do not, the time tells nothing of them.
+                does_more = any(each.reason in EXTRA_WORK for _, each in tally.dense)
+                if tally.seen and not does_more:
                     (self._sparse_seconds if tally.sparse else self._dense_seconds).append(seconds)
             self._layout = layout or self._layout
             self._seconds = now - (self._started if self._started is not None else now)

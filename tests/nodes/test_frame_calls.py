@@ -127,6 +127,20 @@ def test_own_attention_of_the_pose_is_counted_and_left_alone() -> None:
     assert rig.dense_reasons == {Reason.POSE_BRANCH.value: 1}
 
 
+def test_forward_with_the_pose_is_not_timed() -> None:
+    """With a cache only the first has it, which would make the others seem fast."""
+    rig = Rig(ForwardPlan(LAYOUT, None, why(Reason.ZERO_SPARSITY), by_frame=True))
+    times = rig.run.report._dense_seconds
+    rig.wan(*(x.flatten(2) for x in tensors(*POSE)))
+    rig.run.close(rig.forward, torch.zeros(1))
+    assert not times
+    rig.forward = rig.run.open(rig.forward.plan, torch.device("cpu"))
+    rig.override = make_override(rig.forward)
+    through(rig)
+    rig.run.close(rig.forward, torch.zeros(1))
+    assert len(times) == 1
+
+
 @pytest.mark.parametrize("frame", [1, FRAMES - 1])
 def test_missing_frame_has_the_forward_repeated(frame: int) -> None:
     rig = Rig(PLAN)
