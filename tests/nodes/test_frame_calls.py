@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rectified_spaattn.nodes.override import make_join
+from rectified_spaattn.nodes.override import make_join, make_override
 from rectified_spaattn.rspa_core import metrics, rectified_attention
 from rectified_spaattn.rspa_core.attention import (
     dense_attention,
