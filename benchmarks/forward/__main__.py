@@ -197,9 +197,10 @@ def run_once(case: Case, variant: Variant) -> Tensor:
         noise = NestedTensor((noise, audio))
     text = torch.randn((1, case.text_tokens, TEXT_WIDTH), generator=generator)
     pooled = torch.randn((1, 768), generator=generator)
-    conditioning = [[text, {"pooled_output": pooled, "guidance": 6.0}]]
+    values: dict[str, Any] = {"pooled_output": pooled, "guidance": 6.0}
     for name, shape in case.conditions.items():
-        conditioning[0][1][name] = torch.randn(shape, generator=generator)
+        values[name] = torch.randn(shape, generator=generator)
+    conditioning = [[text, values]]
     guider = comfy.samplers.CFGGuider(variant.patcher)
     guider.set_conds(conditioning, conditioning)
     guider.set_cfg(1.0)

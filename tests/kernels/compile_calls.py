@@ -50,7 +50,8 @@ def variants(arch: int, rectification: str) -> Iterator[Launch]:
     layout = TokenLayout((3, 16, 16), 3 * 16 * 16 + 40)
     q = torch.zeros(1, 2, layout.length, HEAD_DIM, dtype=torch.bfloat16)
     with recorded() as launches:
-        launch(q, q, q, layout, config, tiles(arch, blocks)[0], False)
+        for keep_lse in (False, True):
+            launch(q, q, q, layout, config, tiles(arch, blocks)[0], False, keep_lse=keep_lse)
     yield from {each.variant: each for each in launches}.values()
 
 
