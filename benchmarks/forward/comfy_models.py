@@ -20,8 +20,8 @@ LATENTS = {
     "hunyuan": {"720p": (16, 33, 90, 160), "480p": (16, 19, 60, 106), "small": (16, 7, 20, 32)},
     "h3": {"720p": (24, 22, 48, 84), "480p": (24, 37, 30, 54), "small": (24, 7, 20, 32)},
 }
-"""Channels, frames, height and width: Wan 1280x720x81 and 832x480x81, Wan Animate2 with a frame more,
-the reference, HunyuanVideo 1280x720x129 and 848x480x73, H3 1344x768x73 and 864x480x124."""
+"""Channels, frames, height and width: Wan 1280x720x81 and 832x480x81, Wan Animate2 with a frame
+more, the reference, HunyuanVideo 1280x720x129 and 848x480x73, H3 1344x768x73 and 864x480x124."""
 H3_AUDIO = {"720p": 122, "480p": 207, "small": 20}
 """Frames of the sound, 40 a second of a video with 24."""
 TEXT_WIDTH = 4096

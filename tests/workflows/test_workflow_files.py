@@ -36,7 +36,7 @@ MAX_THUMBNAIL_BYTES = 150_000
 MUTED = 2
 COMPARISON, TUNING = "compare_dense_and_sparse", "tune_with_the_probe"
 LOADERS = {"UNETLoader", "LoraLoaderModelOnly"}
-SAMPLERS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced"}
+SAMPLERS = {"KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"}
 
 each_stem = pytest.mark.parametrize("stem", STEMS)
 
@@ -88,7 +88,7 @@ def target_end(graph: Json, nodes: dict[int, Json], link: Json) -> Json:
 
 
 def test_there_are_workflows() -> None:
-    assert len(STEMS) == 12
+    assert len(STEMS) == 14
 
 
 @each_stem
@@ -122,9 +122,9 @@ def test_links_have_two_ends_of_one_type(stem: str) -> None:
 
 
 def types_meet(end: Json, link: Json) -> bool:
-    """Types agree; a switch may list several, or pass on whatever type it was given."""
-    kinds = set(end["type"].split(","))
-    return link["type"] in kinds or bool({"COMFY_MATCHTYPE_V3"} & (kinds | {link["type"]}))
+    """Types agree; one end may list several, or pass on whatever type it was given."""
+    kinds, carried = (set(each["type"].split(",")) for each in (end, link))
+    return bool(kinds & carried) or "COMFY_MATCHTYPE_V3" in kinds | carried
 
 
 @each_stem
@@ -162,20 +162,24 @@ def test_attention_nodes_hold_the_values_of_their_preset(stem: str) -> None:
 
 @each_stem
 def test_wan_keeps_its_first_two_layers_dense(stem: str) -> None:
-    """By one options node for all attention nodes; no other workflow needs one."""
+    """By one options node for all attention nodes of a graph; no other workflow needs one."""
     options = [node for node in our_nodes(read(stem)) if node["type"] == "RectifiedSpaAttnOptions"]
-    if not stem.startswith("wan") and stem != COMPARISON:
+    if not stem.startswith(("wan", "bernini", "scail")) and stem != COMPARISON:
         assert options == []
         return
-    (only,) = options
-    defaults = NODES["RectifiedSpaAttnOptions"].defaults
-    assert values(only) == defaults | {"dense_blocks": "0, 1"}
+    holding = [
+        graph
+        for graph in graphs(read(stem))
+        if any(node["type"] == "RectifiedSpaAttn" for node in graph["nodes"])
+    ]
+    expected = NODES["RectifiedSpaAttnOptions"].defaults | {"dense_blocks": "0, 1"}
+    assert [values(each) for each in options] == [expected for _ in holding]
     linked = [
         node["inputs"]["options"][0]
         for node in read_api(stem).values()
         if node["class_type"] == "RectifiedSpaAttn"
     ]
-    assert len({*linked}) == 1
+    assert len({*linked}) == len(holding)
 
 
 @each_stem

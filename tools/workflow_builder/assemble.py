@@ -26,15 +26,16 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
     template has changed.
     """
     workflow = Workflow(copy.deepcopy(template))
-    graph = _graph_with(workflow, spec.insertions[0].source)
-    graph.remove(spec.without)
-    graph.shift_right(spec.shift.from_x, spec.shift.distance, spec.shift.above_y)
+    graphs = list(dict.fromkeys(_graph_with(workflow, item.source) for item in spec.insertions))
+    workflow.root.remove(spec.without)
+    for graph in graphs:
+        graph.shift_right(spec.shift.from_x, spec.shift.distance, spec.shift.above_y)
     if spec.root_shift is not None:
         shift = spec.root_shift
         workflow.root.shift_right(shift.from_x, shift.distance, shift.above_y)
     _set_widgets(workflow, spec)
     for node_id, distance in spec.lower.items():
-        graph.node(node_id)["pos"][1] += distance
+        _graph_with(workflow, node_id).node(node_id)["pos"][1] += distance
 
     inserted = []
     for item in spec.insertions:
@@ -42,14 +43,21 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
         node = nodes.make(
             "RectifiedSpaAttn", item.position, version, spec.preset_widgets, item.title, size
         )
+        graph = _graph_with(workflow, item.source)
         inserted.append(graph.insert_after(item.source, node, item.targets))
-    if spec.options is not None:
-        _add_options(graph, spec.options, inserted, version)
-    _add_groups(graph, spec.groups)
+    for graph in graphs:
+        if spec.options is not None:
+            own = [node for node in inserted if node in graph.nodes]
+            _add_options(graph, spec.options, own, version)
+        _add_groups(graph, spec.groups)
     _add_groups(workflow.root, spec.root_groups)
-    if not graph.is_root:
-        _add_controls(workflow, graph, spec, [node["id"] for node in inserted], version)
+    for graph in graphs:
+        if graph.is_root:
+            continue
+        own = [node["id"] for node in inserted if node in graph.nodes]
+        _add_controls(workflow, graph, spec, own, version)
     for report in spec.reports:
+        graph = _graph_with(workflow, report.sampler)
         _add_report(workflow, graph, report, inserted[report.of], version)
     if spec.extend is not None:
         spec.extend(workflow, inserted, version)

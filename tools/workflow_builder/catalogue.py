@@ -39,7 +39,7 @@ class Insertion:
 
 @dataclass(frozen=True)
 class Options:
-    """One node with further options, for all attention nodes of the workflow."""
+    """One node with further options, for all attention nodes of a graph."""
 
     values: Mapping[str, Any]
     position: Point
@@ -96,12 +96,13 @@ class Shift:
 class Spec:
     """One example workflow: `stem` names its files, `template` the official workflow.
 
-    `groups` are titled frames. `widgets` replaces values: (node id, position) to value; `files`
-    model files: loader to folder, name and address. `lower` moves nodes down by pixels, where a
-    node above them has grown since the template was drawn. `without` takes nodes out, and frames
-    that are then empty. `extend` adds what only this workflow has; it gets the workflow, the
-    attention nodes and the pack's version. `steps` is what the sampler is set to, over both
-    experts.
+    Nodes are put into the root graph or into subgraphs; where into several, `shift`, `options` and
+    `groups` are each one's. `groups` are titled frames. `widgets` replaces values: (node id,
+    position) to value; `files` model files: loader to folder, name and address. `lower` moves nodes
+    down by pixels, where a node above them has grown since the template was drawn. `without` takes
+    nodes out, and frames that are then empty. `extend` adds what only this workflow has; it gets
+    the workflow, the attention nodes and the pack's version. `steps` is what the sampler is set to,
+    over both experts.
     """
 
     stem: str
@@ -465,6 +466,97 @@ SPECS: tuple[Spec, ...] = (
         without=(37, 38, 39, 68, 62, 56, 91, 92, 6, 7, 67, 54, 55, 70, 57, 58, 8, 60, 61, 95, 96),
         widgets={(84, 2): FIXED, (80, 0): "example.png", (89, 0): "example.png"},
         picture=Picture("Wan 2.2 14B", "First and last frame", "two experts", 0, 16, split=10),
+    ),
+    Spec(
+        stem="bernini_r_video_editing",
+        template="video_bernini_r_video_editing",
+        insertions=(
+            Insertion(295, (275,), (8490, 4960), "Rectified SpaAttn (high noise)", 400),
+            Insertion(281, (277,), (8490, 4960 + BELOW), "Rectified SpaAttn (low noise)", 400),
+        ),
+        options=Options(LAYERS, (8490, 4960 + 2 * BELOW), 400),
+        shift=Shift(8480, 440),
+        groups={
+            "Sparse attention": (8480, 4860, 420, 1340),
+            "What really ran": (10490, 4860, 2090, 1290),
+        },
+        reports=(
+            Report(
+                275,
+                (10510, 4960),
+                0,
+                "Report: high noise",
+                "high_noise_report",
+                (4080, 4370),
+                model_route=((8915, 4780), (10480, 4780)),
+                after_route=((9605, 4805), (10466, 4805)),
+                output_route=((11524, 4780), (12600, 4780)),
+                preview_route=((3600, 4290), (4050, 4290)),
+            ),
+            Report(
+                277,
+                (11560, 4960),
+                1,
+                "Report: low noise",
+                "low_noise_report",
+                (5130, 4370),
+                model_route=((8915, 6240), (11530, 6240), (11530, 5090)),
+                after_route=((9945, 4830), (11536, 4830)),
+                preview_route=((3614, 4265), (5100, 4265)),
+            ),
+        ),
+        root_groups={"What really ran": (4070, 4310, 2080, 1190)},
+        note=notes.BERNINI,
+        note_box=(3120, 5300, 900, 620),
+        steps=6,
+        widgets={(275, 2): FIXED},
+        lower={111: 60, 112: 60},
+        picture=Picture("Bernini-R", "Video editing", "two experts, turbo", 0, 8, split=3),
+    ),
+    Spec(
+        stem="scail2_character_replacement",
+        template="video_wan21_scail2_character_replacement",
+        insertions=(
+            Insertion(169, (95,), (2760, 3170), width=400),
+            Insertion(232, (224,), (2760, 3170), width=400),
+        ),
+        options=Options(LAYERS, (2760, 3170 + BELOW), 400),
+        shift=Shift(2725, 450),
+        groups={
+            "Sparse attention": (2750, 3100, 420, 820),
+            "What really ran": (3940, 3100, 1020, 1240),
+        },
+        reports=(
+            Report(
+                19,
+                (3950, 3170),
+                0,
+                "Report: first segment",
+                "first_report",
+                (4050, 4410),
+                model_route=((3180, 3050), (3920, 3050)),
+                after_route=((3810, 3075), (3906, 3075)),
+                preview_route=((1945, 4265), (4020, 4265)),
+            ),
+            Report(
+                227,
+                (3950, 3170),
+                1,
+                "Report: second segment",
+                "second_report",
+                (5100, 4410),
+                model_route=((3180, 3050), (3920, 3050)),
+                after_route=((3880, 3075), (3906, 3075)),
+                preview_route=((2525, 4240), (5070, 4240)),
+            ),
+        ),
+        root_groups={"What really ran": (4040, 4340, 2080, 1190)},
+        note=notes.SCAIL2,
+        note_box=(1990, 5560, 830, 640),
+        steps=6,
+        widgets={(30, 0): "example.png"},
+        lower={183: 60, 240: 60, 264: 130, 202: 80},
+        picture=Picture("SCAIL-2", "Character replacement", "896 x 512, 81 frames", 0, 14),
     ),
     Spec(
         stem="wan2.2_5B_text_to_video",

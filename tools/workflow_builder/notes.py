@@ -125,6 +125,40 @@ is a noise level, so it falls into the first expert.
 between two fixed pictures: most of what sparse attention may change is decided in the exact steps.
 """)
 
+BERNINI = text(
+    """
+Both experts run through the node, inside the subgraph, after the LoRA switch. Their preset is \
+**{preset}**: the first {dense} of {steps} steps (**start_percent** {start}) stay exact. One \
+*Options* node keeps the first two layers of both experts exact (**dense_blocks** `0, 1`).
+
+Source video and references stand behind the clip in the same attention, exact: both what reads \
+them and what they read. A source as large as the clip leaves a quarter of all pairs to be sparse, \
+of which {skipped} are skipped; references alone leave nearly all. The line on the node counts the \
+clip by itself, then *with the context*.
+""",
+    compare=COMPARE_SUBGRAPH,
+)
+
+SCAIL2 = text(
+    """
+Each segment has a node of its own, inside its subgraph, between the LoRA switch and \
+*ModelSamplingSD3*. The preset **{preset}** skips {skipped} of the video in each attention call; \
+the first {dense} of {steps} steps (**start_percent** {start}) and the first two layers \
+(*Options*) stay exact.
+
+Reference and pose stand before and behind the clip in the same attention, exact: both what \
+reads them and what they read. With one reference the clip's own pairs are some 60 % of all. 81 \
+frames at 896x512 = 37,632 tokens.
+
+Load your own video and character picture.
+""",
+    compare="""### Compare
+The seed is fixed. Run once with **sparse_attention** off on both segments, once with it on, and \
+compare time and picture. The reports on the right show which steps and blocks were \
+sparse, and the time of each step.
+""",
+)
+
 WAN22_5B = text(f"""
 The node sits between the model loader and *ModelSamplingSD3*. {PRESET}{LAYERS}
 

@@ -48,6 +48,8 @@ def main() -> None:
     blueprints = read_all(ROOT / "subgraphs")
     with server.running_server(options.comfyui, options.pack) as comfyui:
         known = [*workflows.values(), *blueprints.values()]
+        for name in descriptions.video_files(known):
+            comfyui.add_video(name)
         object_info = server.get_json(f"{comfyui.address}/object_info")
         report = {
             "comfyui": server.version(comfyui.address),

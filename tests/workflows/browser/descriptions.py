@@ -26,6 +26,12 @@ def nodes_of(workflow: Json) -> Iterator[Json]:
         yield from graph["nodes"]
 
 
+def video_files(workflows: Iterable[Json]) -> set[str]:
+    """Names of the videos that workflows load."""
+    nodes = (node for workflow in workflows for node in nodes_of(workflow))
+    return {node["widgets_values"][0] for node in nodes if node["type"] == "LoadVideo"}
+
+
 def recorded() -> Json:
     """The descriptions of ComfyUI's nodes in the workflows, by type."""
     return json.loads(RECORD.read_text(encoding="utf-8"))["nodes"]

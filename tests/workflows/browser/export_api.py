@@ -36,6 +36,8 @@ def main() -> None:
         front_end.opened(comfyui.address, options.chromium) as page,
     ):
         workflows = read_all(ROOT / "workflows")
+        for name in descriptions.video_files(workflows.values()):
+            comfyui.add_video(name)
         for stem, workflow in workflows.items():
             page.load(workflow)
             text = json.dumps(page.prompt(), indent=1, ensure_ascii=False)

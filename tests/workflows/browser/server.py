@@ -37,6 +37,10 @@ class Server:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.touch()
 
+    def add_video(self, name: str) -> None:
+        """Put an empty file where a video belongs, so that *Load Video* offers its name."""
+        (self.base / "input" / name).touch()
+
 
 @contextlib.contextmanager
 def running_server(comfyui: Path, pack: Path) -> Iterator[Server]:

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import torch
 from check import model_files
+from descriptions import video_files
 from front_end import USER_SETTINGS
 from safetensors.torch import save_file
 from server import PACK_FOLDER
@@ -29,6 +32,9 @@ STAND_INS = {
     "wan2.1_t2v": "trained",
     "wan2.2_t2v": "trained",
     "wan2.1_i2v": "wan21_i2v",
+    "wan2.2_bernini_r_high": "wan22_t2v_high",
+    "wan2.2_bernini_r_low": "wan22_t2v_low",
+    "wan2.1_14B_SCAIL_2": "wan_scail2",
     "wan2.2_i2v_high": "wan22_i2v_high",
     "wan2.2_i2v_low": "wan22_i2v_low",
     "wan2.2_ti2v_5B": "wan22_5b",
@@ -54,12 +60,26 @@ def running(checkout: Checkout, base: Path, workflows: list[Json]) -> Iterator[C
     for workflow in workflows:
         for folder, name in model_files(workflow):
             add_model(base / "models" / folder, name)
+    for name in video_files(workflows):
+        write_video(base / "input" / name)
     server = ComfyServer(checkout, base)
     server.start()
     try:
         yield server
     finally:
         server.stop()
+
+
+def write_video(path: Path) -> None:
+    """A second of grey, 17 frames of 256 x 256 pixels."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=16)
+        stream.width = stream.height = 256
+        stream.pix_fmt = "yuv420p"
+        for shade in range(0, 255, 15):
+            frame = av.VideoFrame.from_ndarray(np.full((256, 256, 3), shade, dtype=np.uint8))
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
 
 
 def add_model(folder: Path, name: str) -> None:

@@ -15,6 +15,7 @@ import comfy.clip_vision
 import comfy.latent_formats
 import torch
 import torch.nn.functional as F
+from comfy_api.latest import io
 
 import nodes
 
@@ -85,6 +86,13 @@ class LinearVAE:
 
     def decode_tiled(self, latent: torch.Tensor, **options: Any) -> torch.Tensor:
         return self.decode(latent)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.channels
+
+    def spacial_compression_encode(self) -> int:
+        return self.stride
 
     def spacial_compression_decode(self) -> int:
         return self.stride
@@ -168,6 +176,29 @@ def load_vision(self: Any, *names: str, **options: Any) -> tuple[NoVision]:
     return (NoVision(),)
 
 
+def load_checkpoint(self: Any, ckpt_name: str, **options: Any) -> tuple[Any, ...]:
+    """In place of SAM 3: no model, and any text encoder."""
+    return (None, RandomPrompts(), None)
+
+
+def track_nothing(cls: Any, images: torch.Tensor, model: Any, **options: Any) -> io.NodeOutput:
+    """In place of SAM 3's tracker: it finds nobody."""
+    frames, height, width, _ = images.shape
+    found = {"packed_masks": None, "orig_size": (height, width), "n_frames": frames}
+    return io.NodeOutput(found)
+
+
+def replace_tracker() -> None:
+    """Where ComfyUI has one: it came with SAM 3."""
+    try:
+        from comfy_extras.nodes_sam3 import SAM3_VideoTrack
+    except ImportError:
+        return
+    SAM3_VideoTrack.execute = classmethod(track_nothing)
+
+
+replace_tracker()
+nodes.CheckpointLoaderSimple.load_checkpoint = load_checkpoint
 nodes.CLIPLoader.load_clip = load_clip
 nodes.DualCLIPLoader.load_clip = load_clip
 nodes.VAELoader.load_vae = load_vae
