@@ -54,8 +54,8 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
     for graph in graphs:
         if graph.is_root:
             continue
-        own = [node["id"] for node in inserted if node in graph.nodes]
-        _add_controls(workflow, graph, spec, own, version)
+        inner = [node["id"] for node in inserted if node in graph.nodes]
+        _add_controls(workflow, graph, spec, inner, version)
     for report in spec.reports:
         graph = _graph_with(workflow, report.sampler)
         _add_report(workflow, graph, report, inserted[report.of], version)
