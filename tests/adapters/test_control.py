@@ -277,6 +277,30 @@ def test_schedule_follows_the_scheduler() -> None:
     assert sparse.record.forwards == 20
 
 
+def test_ramp_follows_the_noise_of_the_scheduler() -> None:
+    model, scheduler = wan(), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    schedule = SparsitySchedule(0.5, 0.5, "constant", ramp=1.0)
+    options = {"schedule": schedule, "min_tokens": 0, "backend": "reference"}
+    with sparse_attention(model, SPARSE, scheduler=scheduler, **options) as sparse:
+        scheduler.set_timesteps(8)
+        x = torch.zeros(2, 4, 3, 16, 24)
+        for t in scheduler.timesteps:
+            v = velocity(model, wan_inputs(timestep=float(t)))
+            x = scheduler.step(v, t, x, return_dict=False)[0]
+        record = sparse.record
+    planned = [planned for planned, _ in record.kept]
+    assert len(planned) == 8
+    assert sum(planned) / 8 == pytest.approx(0.5, abs=1e-3)
+    assert planned[0] == max(planned) > 1.5 * min(planned)
+    assert record.warnings == ()
+    # Without a scheduler nothing says how noisy a step is.
+    with sparse_attention(model, SPARSE, num_steps=8, **options) as sparse:
+        velocity(model, wan_inputs(timestep=900.0))
+        assert [planned for planned, _ in sparse.record.kept] == [0.5]
+        (warning,) = sparse.record.warnings
+    assert warning == "the sampler does not say its steps: without a ramp, each keeps the same"
+
+
 def test_schedule_follows_the_timestep_or_what_it_is_told() -> None:
     model = wan()
     schedule = SparsitySchedule(0.75, 0.75, steps=(None, 0.75))
