@@ -252,13 +252,10 @@ MAIN = Node(
     "that matter, and the loss is corrected. For Wan 2.1 / 2.2, HunyuanVideo and MiniMax H3. Place "
     "it after LoRAs and before the sampler; the node shows what really ran.",
     (
-        "sparse attention",
-        "SpaAttn",
-        "video speed up",
-        "faster Wan",
-        "faster Hunyuan",
-        "faster MiniMax H3",
-        "block sparse",
+        *("sparse attention", "SpaAttn", "block sparse", "稀疏注意力"),
+        *("speed", "speed up", "accelerate", "加速"),
+        *("faster video", "faster Wan", "faster Hunyuan", "faster MiniMax H3"),
+        *("wan", "hunyuan", "video", "sage", "radial", "cache"),
     ),
     (
         socket(

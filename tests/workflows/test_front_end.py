@@ -58,6 +58,7 @@ def test_page_without_a_server_gets_the_other_nodes_as_recorded(report: Json) ->
     if report["comfyui"] != record["comfyui"]:
         pytest.skip(f"recorded with ComfyUI {record['comfyui']}, this is {report['comfyui']}")
     assert report["core_nodes"] == record["nodes"]
+    assert report["titles"] == record["titles"]
 
 
 def test_template_browser_lists_the_workflows_and_nothing_else(report: Json) -> None:

@@ -37,6 +37,8 @@ FILES = [FOLDER / f"{stem}.json" for stem in STEMS] + sorted((ROOT / "subgraphs"
 PRESETS = MAIN.input("preset").extra["rspa_presets"]
 SIMPLE = "wan2.1_text_to_video"
 NESTED = "wan2.2_14B_text_to_video"
+EMPTY_GRAPH: Json = {"version": 0.4, "nodes": [], "links": [], "last_node_id": 0, "last_link_id": 0}
+FIRST_PAGE = 10
 # A new node of the type that gives what the socket takes, and its link.
 CONNECT = """([id, socket]) => {
   const types = {schedule: 'RectifiedSpaAttnSchedule', profile: 'RectifiedSpaAttnLoadProfile'};
@@ -165,6 +167,22 @@ def test_what_a_connected_node_replaces_is_switched_off(artist: Any) -> None:
         artist.page.evaluate(script, [node, socket])
         wait_until(artist, lambda wanted=expected: switched_off(artist, node) == wanted)
         assert switched_off(artist, node) == expected
+
+
+@pytest.mark.parametrize("word", descriptions.SEARCHED)
+def test_node_search_has_the_node_on_its_first_page(artist: Any, word: str) -> None:
+    artist.load(EMPTY_GRAPH)
+    assert MAIN.title in artist.search(word)[:FIRST_PAGE]
+
+
+def test_node_search_puts_nodes_before_ours_that_are_used_more(artist: Any) -> None:
+    artist.load(EMPTY_GRAPH)
+    found = artist.search("wan")
+    assert found.index("WanImageToVideo") < found.index(MAIN.title)
+    # An alias that is only like the word does not count: "sage" is no "save".
+    found = artist.search("save")
+    assert found[0] == "Save Video"
+    assert MAIN.title not in found[:3]
 
 
 def test_status_shows_on_the_node_and_on_the_subgraph_around_it(artist: Any, host: None) -> None:

@@ -311,6 +311,19 @@ class Artist(FrontEnd):
         assert added["type"] == kind, added
         return added["id"]
 
+    def search(self, words: str) -> list[str]:
+        """Titles that the node search lists for `words`, best first."""
+        self.page.mouse.dblclick(*self.page.evaluate(EMPTY, PANEL))
+        dialog = self.page.get_by_role("dialog")
+        entries = dialog.get_by_role("option")
+        dialog.get_by_role("combobox").first.fill(words, timeout=10_000)
+        entries.first.wait_for(timeout=10_000)
+        self.page.wait_for_timeout(600)
+        found = entries.all_inner_texts()
+        self.page.keyboard.press("Escape")
+        dialog.wait_for(state="hidden", timeout=5_000)
+        return [text.splitlines()[0] for text in found]
+
     def connect(self, source: str, output: str, target: str, name: str) -> None:
         """Drag a link from an output to an input, both in the window."""
         self.page.mouse.move(*self.page.evaluate(SLOT, [source, "outputs", output]))

@@ -54,6 +54,7 @@ def main() -> None:
         report = {
             "comfyui": server.version(comfyui.address),
             "core_nodes": descriptions.core_nodes(object_info, known, OUR_NODES),
+            "titles": descriptions.searched_titles(object_info, OUR_NODES),
             "templates": server.get_json(f"{comfyui.address}/api/workflow_templates"),
             "global_subgraphs": server.get_json(f"{comfyui.address}/global_subgraphs"),
             "files": template_files(comfyui.address, list(workflows)),

@@ -10,7 +10,13 @@ from typing import Any
 Json = dict[str, Any]
 
 RECORD = Path(__file__).with_name("core_nodes.json")
-"""`{"comfyui": its version, "nodes": {type: description}}`; `export_api.py` writes it."""
+"""`{"comfyui": its version, "nodes": {type: description}, "titles": {type: title}}`;
+`export_api.py` writes it."""
+# By these, artists look for a node like ours.
+SEARCHED = (
+    *("sparse", "attention", "speed", "wan", "accelerate", "sage", "radial", "cache", "加速"),
+    *("hunyuan", "video"),
+)
 # What ComfyUI adds to inputs that do not say it.
 DEFAULTS = {"COMBO": {"multiselect": False}, "STRING": {"multiline": False}}
 # Texts for the reader, which the page does without, and what no node of the workflows has.
@@ -33,8 +39,9 @@ def video_files(workflows: Iterable[Json]) -> set[str]:
 
 
 def recorded() -> Json:
-    """The descriptions of ComfyUI's nodes in the workflows, by type."""
-    return json.loads(RECORD.read_text(encoding="utf-8"))["nodes"]
+    """The descriptions of ComfyUI's nodes, by type: whole for those in the workflows."""
+    found = json.loads(RECORD.read_text(encoding="utf-8"))
+    return named(found["titles"]) | found["nodes"]
 
 
 def bare(description: Any) -> Any:
@@ -50,12 +57,31 @@ def core_nodes(object_info: Json, workflows: Iterable[Json], ours: Iterable[str]
     return {kind: bare(object_info[kind]) for kind in sorted(kinds & {*object_info} - {*ours})}
 
 
-def record(comfyui_version: str, nodes: Json) -> None:
+def searched_titles(object_info: Json, ours: Iterable[str]) -> dict[str, str]:
+    """The titles of ComfyUI's nodes that have a searched word in their name, by type."""
+    titles = {kind: each["display_name"] or kind for kind, each in object_info.items()}
+    return {
+        kind: title
+        for kind, title in sorted(titles.items())
+        if kind not in {*ours} and any(word in f"{kind} {title}".lower() for word in SEARCHED)
+    }
+
+
+def named(titles: Mapping[str, str]) -> Json:
+    """Descriptions of nodes of which only the title is known."""
+    empty = {"input": {}, "output": [], "output_name": [], "output_is_list": [], "description": ""}
+    empty |= {"python_module": "nodes", "category": "core", "output_node": False}
+    return {kind: empty | {"name": kind, "display_name": titles[kind]} for kind in titles}
+
+
+def record(comfyui_version: str, nodes: Json, titles: Mapping[str, str]) -> None:
     """Write the record, one node a line."""
     lines = [f"{json.dumps(kind)}: {json.dumps(each)}" for kind, each in nodes.items()]
     text = ",\n".join(lines)
     RECORD.write_text(
-        f'{{"comfyui": {json.dumps(comfyui_version)}, "nodes": {{\n{text}\n}}}}\n', encoding="utf-8"
+        f'{{"comfyui": {json.dumps(comfyui_version)}, "nodes": {{\n{text}\n}},\n'
+        f'"titles": {json.dumps(titles)}}}\n',
+        encoding="utf-8",
     )
 
 
@@ -95,6 +121,7 @@ def described(schema: Any) -> Json:
         "name": schema.node_id,
         "display_name": schema.display_name,
         "description": schema.description,
+        "search_aliases": schema.search_aliases,
         "python_module": "custom_nodes.rectified-spaattn",
         "category": schema.category,
         "output_node": schema.is_output_node,

@@ -45,7 +45,9 @@ def main() -> None:
         known = [*workflows.values(), *read_all(ROOT / "subgraphs").values()]
         info = server.get_json(f"{comfyui.address}/object_info")
         descriptions.record(
-            server.version(comfyui.address), descriptions.core_nodes(info, known, OUR_NODES)
+            server.version(comfyui.address),
+            descriptions.core_nodes(info, known, OUR_NODES),
+            descriptions.searched_titles(info, OUR_NODES),
         )
 
 
