@@ -37,6 +37,8 @@ ERROR_HEIGHT, SPARSITY_HEIGHT = 200, 150
 SECTION_GAP = 34
 GROUP_GAP = 14
 """Between main blocks and single blocks."""
+DENSE_HEIGHT = 10
+"""Of the strip that marks a dense block, which stands at 0."""
 MAX_MAP_HEIGHT, MAX_ROW_HEIGHT = 400, 28
 MIN_ROW_LABEL = 15
 AXIS_HEIGHT = 52
@@ -186,7 +188,7 @@ def _draw_sparsities(
         sparsity = outcome.sparsity(block)
         bar_top = bottom - sparsity * (bottom - top)
         if sparsity == 0.0:
-            canvas.dense((left, top, right, bottom))
+            canvas.dense((left, bottom - DENSE_HEIGHT, right, bottom))
             continue
         if block in outcome.measured:
             canvas.bar((left, bar_top, right, bottom), sparsity)

@@ -8,6 +8,12 @@ import torch
 from rectified_spaattn.nodes.pictures import schedule as preview
 from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 
+STRIP = slice(preview.BOTTOM - preview.DENSE_HEIGHT + 1, preview.BOTTOM - 2)
+
+
+def test_text_is_legible_where_the_picture_is_320_pixels_wide() -> None:
+    assert preview.SIZE * 320 / preview.WIDTH >= 11
+
 
 def pixel(image: torch.Tensor, x: float, y: float) -> list[int]:
     return (image[0, round(y), round(x)] * 255).round().int().tolist()
@@ -42,7 +48,7 @@ def test_step_that_the_ramp_keeps_whole_is_hatched_and_counted() -> None:
     schedule = SparsitySchedule(0.4, 0.4, "constant", ramp=1.0)
     image = preview.preview_image(schedule, 8, 1.0)
     slot = (preview.RIGHT - preview.LEFT) // 8
-    dense = image[0, preview.TOP + 5 : preview.BOTTOM - 5, preview.LEFT + 8 : preview.LEFT + slot]
+    dense = image[0, STRIP, preview.LEFT + 8 : preview.LEFT + slot]
     assert (dense[..., 0] > dense[..., 2] + 0.2).float().mean() > 0.05, "orange lines"
     without = preview.preview_image(SparsitySchedule(0.4, 0.4, "constant"), 8, 1.0)
     assert not torch.equal(image[0, :64], without[0, :64]), "the heading says so"
@@ -61,7 +67,10 @@ def test_bars_reach_the_sparsity_and_dense_steps_are_hatched() -> None:
     image = preview.preview_image(SparsitySchedule(0.5, 0.5, steps=(None, 0.5)), 2)
     middle = (preview.TOP + preview.BOTTOM) / 2
     sparse_x = preview.LEFT + 0.75 * (preview.RIGHT - preview.LEFT)
-    assert pixel(image, sparse_x, middle + 30)[1] > 120, "inside the bar"
+    assert pixel(image, sparse_x - 60, middle + 30)[1] > 120, "inside the bar"
     assert max(pixel(image, sparse_x + 60, middle - 60)) < 80, "above the bar"
-    dense = image[0, preview.TOP + 5 : preview.BOTTOM - 5, preview.LEFT + 20 : preview.LEFT + 200]
+    columns = slice(preview.LEFT + 20, preview.LEFT + 200)
+    dense = image[0, STRIP, columns]
     assert (dense[..., 0] > dense[..., 2] + 0.2).float().mean() > 0.05, "orange lines"
+    above = image[0, preview.TOP + 5 : preview.BOTTOM - preview.DENSE_HEIGHT - 5, columns]
+    assert not (above[..., 0] > above[..., 2] + 0.2).any(), "a dense step has sparsity 0"
