@@ -226,6 +226,41 @@ SET_MODE = "([id, mode]) => { app.canvas.graph.getNodeById(id).mode = mode; }"
 MUTED, BYPASSED = 2, 4
 
 
+LONG = (
+    "sparse 288 / dense 32 (first 10 %, 2 of 20 steps) \u00b7 density 0.17 (0.41 with the context) "
+    "\u00b7 about 1.9x per step \u00b7 1,203.4 s, with full attention about 2,114.8 s"
+)
+# Of the line that lies over the canvas: its tooltip, how words break, and what is cut off.
+DRESS = """() => {
+  const box = document.querySelector('.dom-widget .rspa-line');
+  const breaks = getComputedStyle(box.querySelector('.break-all')).wordBreak;
+  const outer = box.closest('.dom-widget').getBoundingClientRect().height;
+  const scale = app.canvas.ds.scale;
+  return [box.title, breaks, box.scrollHeight - Math.round(outer / scale)];
+}"""
+
+
+def test_a_long_line_is_whole_and_broken_between_words(artist: Any, host: None) -> None:
+    artist.load(EMPTY_GRAPH)
+    # At its default size.
+    node = artist.page.evaluate(
+        """kind => {
+          const node = LiteGraph.createNode(kind);
+          app.canvas.graph.add(node);
+          return String(node.id);
+        }""",
+        MAIN.node_id,
+    )
+    artist.look_at(node)
+    send_status(LONG, node)
+    wait_for_words(artist, lambda: overlaid(artist), "sparse 288")
+    artist.page.wait_for_timeout(400)
+    title, breaks, cut = artist.page.evaluate(DRESS)
+    assert title == LONG
+    assert breaks == "normal"
+    assert cut <= 0
+
+
 @pytest.mark.parametrize("mode", [MUTED, BYPASSED])
 def test_a_run_clears_the_line_of_a_node_that_is_switched_off(
     artist: Any, opened: Any, host: None, mode: int

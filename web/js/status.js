@@ -10,6 +10,12 @@ const LINE = "$$node-text-preview"; // the page's widget for lines from the serv
 const OFF_MODES = new Set([2, 4]); // muted, bypassed
 const WAITING = "waiting";
 const HOST_LINE_HEIGHT = 90; // four rows
+const CLASS = "rspa-line";
+// Of the page's box around a line, in pixels: at its sides, above and below, and a row.
+const SIDES = 52;
+const ENDS = 36;
+const ROW = 16;
+const MAX_ROWS = 8;
 const NOT_RUN = "not run this time; before: ";
 
 // What nodes say, and what those that have not run yet said before this run.
@@ -21,13 +27,50 @@ const hostLines = new WeakMap();
 const rootGraph = () => app.rootGraph ?? app.graph;
 const widgetOf = (node) => node.widgets?.find((widget) => widget.name === LINE);
 
+/** How many rows `text` takes, broken between words. */
+function countRows(text, width) {
+  const measure = document.createElement("canvas").getContext("2d");
+  measure.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+  const widthOf = (words) => measure.measureText(words).width;
+  let rows = 0;
+  for (const line of text.split("\n")) {
+    let row = "";
+    rows += 1;
+    for (const word of line.split(" ")) {
+      const longer = row ? `${row} ${word}` : word;
+      if (row && widthOf(longer) > width) rows += 1;
+      row = row && widthOf(longer) > width ? word : longer;
+    }
+  }
+  return rows;
+}
+
+/** Break the page's line between words, with the whole of it as the tooltip. */
+function dress(widget, text) {
+  widget.props = { ...widget.props, class: CLASS, title: text };
+}
+
+/** Make room for a line that is longer than the page provides for. */
+function makeRoom(node, widget, text) {
+  const height = () => {
+    const rows = Math.min(countRows(text, node.size[0] - SIDES), MAX_ROWS);
+    return ENDS + ROW * Math.max(rows, 2);
+  };
+  widget.options.getMinHeight = height;
+  const needed = node.computeSize()[1];
+  if (node.size[1] < needed) node.setSize([node.size[0], needed]);
+}
+
 function setLine(node, text) {
   lines.set(node, text);
   const widget = widgetOf(node);
   if (widget) {
+    dress(widget, text);
     widget.value = text;
+    makeRoom(node, widget, text);
     node.setDirtyCanvas?.(true, true);
   } else if (hostLines.has(node)) {
+    dress(hostLines.get(node), text);
     hostLines.get(node).value = text;
   }
 }
@@ -116,6 +159,9 @@ app.registerExtension({
     if (node.isSubgraphNode?.()) keepOneLine(node);
   },
   setup() {
+    const style = document.createElement("style");
+    style.textContent = `.${CLASS} .break-all { word-break: normal; overflow-wrap: anywhere; }`;
+    document.head.append(style);
     api.addEventListener("execution_start", begin);
     api.addEventListener("execution_success", () => end((text) => NOT_RUN + text));
     api.addEventListener("execution_interrupted", () => end(() => "interrupted before it ran"));
@@ -125,7 +171,10 @@ app.registerExtension({
       if (!node) return;
       const isOurs = node.type?.startsWith(OURS);
       if (isOurs) setLine(node, detail.text);
-      else if (node.isSubgraphNode?.()) lines.set(node, detail.text);
+      else if (node.isSubgraphNode?.()) {
+        lines.set(node, detail.text);
+        if (hostLines.has(node)) dress(hostLines.get(node), detail.text);
+      }
     });
   },
 });
