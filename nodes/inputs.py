@@ -513,7 +513,7 @@ REPORT = Node(
         ),
     ),
     (
-        Output("image", "IMAGE", "The picture that the node shows, to save it or to post it."),
+        Output("image", "IMAGE", "The whole report as a picture, to save it or to post it."),
         Output("summary", "STRING", "The run in plain lines, ready to paste into a post."),
         Output("json", "STRING", "All counts and times as JSON, for tables and scripts."),
     ),

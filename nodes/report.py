@@ -18,7 +18,11 @@ from .host import schema_of
 from .inputs import REPORT
 from .patching import find_patch
 from .pictures import as_tensor
+from .pictures.compact import draw_compact, draw_compact_no_run
 from .pictures.report import draw_no_run, draw_report
+
+WHOLE = "rspa_whole"
+"""By this name the page gets the whole picture, which it opens at a double click."""
 
 
 class RectifiedSpaAttnReport(io.ComfyNode):
@@ -46,9 +50,13 @@ class RectifiedSpaAttnReport(io.ComfyNode):
             title = NO_RUN_TITLE if patch is not None else NOT_PATCHED_TITLE
             causes = NO_RUN_CAUSES if patch is not None else NOT_PATCHED_CAUSES
             image = as_tensor(draw_no_run(title, causes))
+            compact = as_tensor(draw_compact_no_run(title, causes))
             summary = "\n".join([f"{title}. Likely causes:", *causes])
             json = "null"
         else:
             image = as_tensor(draw_report(record))
+            compact = as_tensor(draw_compact(record))
             summary, json = summary_text(record), json_text(record)
-        return io.NodeOutput(image, summary, json, ui=ui.PreviewImage(image, cls=cls))
+        shown = ui.PreviewImage(compact, cls=cls).as_dict()
+        shown[WHOLE] = ui.PreviewImage(image, cls=cls).as_dict()["images"]
+        return io.NodeOutput(image, summary, json, ui=shown)

@@ -79,8 +79,8 @@ def test_report_of_a_run(comfy, model_of):
     assert report.data["density"] == pytest.approx(expected_density(WAN.grid, config), abs=1e-3)
     assert f"Attention calls: {CALLS} sparse, 0 dense" in report.summary
     assert f"{STEPS} model calls in {STEPS} steps" in report.summary
-    assert report.picture.width == 960
-    assert report.picture.height > 400
+    assert report.picture.width == 640
+    assert report.picture.height > 250
 
 
 def test_dense_calls_and_their_reason(comfy):
@@ -130,7 +130,7 @@ def test_no_run_yet(comfy):
     _, report = reported(comfy, unsampled(patched=True))
     assert report.data is None
     assert report.summary.startswith("No sampling run yet")
-    assert report.picture.width == 960
+    assert report.picture.width == 640
 
 
 def test_model_without_our_node(comfy):

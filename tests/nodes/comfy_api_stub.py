@@ -60,6 +60,17 @@ class NodeOutput:
         self.ui = ui
 
 
+@dataclass
+class PreviewImage:
+    """Shows a picture on a node."""
+
+    image: Any
+    cls: Any = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"images": [self.image]}
+
+
 class ComfyExtension:
     """Base of extensions."""
 
@@ -84,8 +95,6 @@ def install() -> None:
     io.Hidden = SimpleNamespace(unique_id="UNIQUE_ID")
     latest = ModuleType("comfy_api.latest")
     latest.io, latest.ComfyExtension = io, ComfyExtension
-    latest.ui = SimpleNamespace(
-        PreviewImage=lambda image, cls: image, PreviewText=lambda text: text
-    )
+    latest.ui = SimpleNamespace(PreviewImage=PreviewImage, PreviewText=lambda text: text)
     sys.modules["comfy_api"] = ModuleType("comfy_api")
     sys.modules["comfy_api.latest"] = latest

@@ -77,7 +77,7 @@ def test_small_run(core: Core, said: list[str], tmp_path: Path) -> None:
     image, summary, text = result.values
     assert image.shape[2:] == (960, 3)
     assert image.dtype == torch.float32
-    assert result.ui is image
+    assert result.ui.image is image
     record = check(json.loads(text))
     assert record["break_even"] is None
     assert json.loads((tmp_path / "rectified_spaattn" / "card_cpu.json").read_text()) == record
@@ -107,7 +107,7 @@ def test_refusal_is_shown(core: Core, said: list[str], monkeypatch: pytest.Monke
     monkeypatch.setattr(measure, "measure", refused)
     result = RectifiedSpaAttnBenchmark.execute(call="wan-480p")
     image, summary, text = result.values
-    assert result.ui is image
+    assert result.ui.image is image
     assert summary == said[-1] == "0.5 GiB of GPU memory are free, 1.8 are needed"
     assert json.loads(text) is None
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rectified_spaattn.nodes import patching
-from rectified_spaattn.nodes.report import RectifiedSpaAttnReport
+from rectified_spaattn.nodes.pictures import compact
+from rectified_spaattn.nodes.report import WHOLE, RectifiedSpaAttnReport
 from rectified_spaattn.rspa_core.run import report_text as words
 from rectified_spaattn.rspa_core.run.calls import RunSettings
 
@@ -29,6 +30,13 @@ def patched_model(last_run: Any) -> SimpleNamespace:
     return SimpleNamespace(wrappers={"apply_model": {patching.KEY: [patch]}}, model_options={})
 
 
+def assert_shows(shown: dict[str, Any], image: torch.Tensor) -> None:
+    """A compact picture on the node; the page gets the whole one beside it."""
+    assert shown[WHOLE] == [image]
+    (picture,) = shown["images"]
+    assert picture.shape[2] == compact.WIDTH < image.shape[2]
+
+
 def test_report_of_a_run() -> None:
     record = run_record()
     result = RectifiedSpaAttnReport.execute(patched_model(record), after=None)
@@ -36,7 +44,7 @@ def test_report_of_a_run() -> None:
     assert image.ndim == 4
     assert image.shape[-1] == 3
     assert image.dtype == torch.float32
-    assert result.ui is image
+    assert_shows(result.ui, image)
     assert summary == words.summary_text(record)
     assert json.loads(text)["sparse"] == record.sparse
 
@@ -44,7 +52,7 @@ def test_report_of_a_run() -> None:
 def test_no_run_yet_is_a_picture_and_not_an_error() -> None:
     result = RectifiedSpaAttnReport.execute(patched_model(None), after=None)
     image, summary, text = result.values
-    assert result.ui is image
+    assert_shows(result.ui, image)
     assert summary.startswith("No sampling run yet")
     assert "after input" in summary
     assert "cache" in summary
@@ -57,7 +65,7 @@ def test_a_model_without_our_patch() -> None:
         SimpleNamespace(wrappers={}, model_options={}), after=None
     )
     image, summary, text = result.values
-    assert result.ui is image
+    assert_shows(result.ui, image)
     assert summary.startswith("Full attention: no Rectified SpaAttn on this model")
     assert "enabled" in summary
     assert json.loads(text) is None

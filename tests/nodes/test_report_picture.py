@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from rectified_spaattn.nodes import pictures
-from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH, DENSE
+from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH, DENSE, compact
 from rectified_spaattn.nodes.pictures import report as report_charts
+from rectified_spaattn.nodes.pictures.compact import draw_compact, draw_compact_no_run
 from rectified_spaattn.nodes.pictures.report import WARNING, WARNING_FILL, draw_no_run, draw_report
 from rectified_spaattn.rspa_core.run.reasons import Reason, why
 from rectified_spaattn.rspa_core.run.record import Cell, RunRecord, StepRecord
@@ -174,3 +175,42 @@ def test_wrapped_lines_keep_settings_together() -> None:
     assert lines == ["sparsity 0.75", "block_size 128", "top_p 0"]
     assert pictures.wrapped("W" * 100, 15, 100)[0].endswith("…")
     assert pictures.wrapped("", 15, 100) == [""]
+
+
+def test_compact_is_legible_on_a_node_320_pixels_wide() -> None:
+    assert compact.SIZE * 320 / compact.WIDTH >= 11
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        run_record(1, 6),
+        run_record(400, 30, forwards=2, unknown_step=True),
+        run_record(20, 30, dense_steps=20),
+        run_record(20, 30, dense_steps=0),
+        run_record(reasons={why(Reason.NO_BACKEND, LONG): 1}),
+        run_record(warnings=(LONG, LONG)),
+        run_record(steps=0, dense_steps=0),
+    ],
+    ids=["step", "steps", "dense", "sparse", "reason", "warnings", "empty"],
+)
+def test_compact_fits(record: RunRecord) -> None:
+    picture = draw_compact(record)
+    assert picture.width == compact.WIDTH
+    assert picture.height <= 640
+    assert_has_a_margin(picture)
+
+
+def test_compact_shows_what_the_steps_were() -> None:
+    dense = draw_compact(run_record(20, 30, dense_steps=20))
+    sparse = draw_compact(run_record(20, 30, dense_steps=0))
+    assert has_color(dense, DENSE)
+    assert not has_color(dense, BAR_HIGH)
+    assert has_color(sparse, BAR_HIGH)
+    assert not has_color(sparse, DENSE)
+    assert has_color(draw_compact(run_record(warnings=("slow",))), WARNING)
+
+
+def test_compact_without_a_run_gives_causes() -> None:
+    assert_has_a_margin(draw_compact_no_run())
+    assert draw_compact_no_run().height > draw_compact_no_run(causes=("one",)).height

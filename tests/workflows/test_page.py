@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from rectified_spaattn.nodes.host import schema_of, send_status
-from rectified_spaattn.nodes.inputs import MAIN, NODES
+from rectified_spaattn.nodes.inputs import MAIN, NODES, REPORT
 from rectified_spaattn.tests.nodes import comfy_api_stub
 
 from .browser import descriptions
@@ -39,6 +39,11 @@ SIMPLE = "wan2.1_text_to_video"
 NESTED = "wan2.2_14B_text_to_video"
 EMPTY_GRAPH: Json = {"version": 0.4, "nodes": [], "links": [], "last_node_id": 0, "last_link_id": 0}
 FIRST_PAGE = 10
+NEW = """kind => {
+  const node = LiteGraph.createNode(kind);
+  app.canvas.graph.add(node);
+  return String(node.id);
+}"""
 # A new node of the type that gives what the socket takes, and its link.
 CONNECT = """([id, socket]) => {
   const types = {schedule: 'RectifiedSpaAttnSchedule', profile: 'RectifiedSpaAttnLoadProfile'};
@@ -242,15 +247,7 @@ DRESS = """() => {
 
 def test_a_long_line_is_whole_and_broken_between_words(artist: Any, host: None) -> None:
     artist.load(EMPTY_GRAPH)
-    # At its default size.
-    node = artist.page.evaluate(
-        """kind => {
-          const node = LiteGraph.createNode(kind);
-          app.canvas.graph.add(node);
-          return String(node.id);
-        }""",
-        MAIN.node_id,
-    )
+    node = artist.page.evaluate(NEW, MAIN.node_id)  # at its default size
     artist.look_at(node)
     send_status(LONG, node)
     wait_for_words(artist, lambda: overlaid(artist), "sparse 288")
@@ -259,6 +256,23 @@ def test_a_long_line_is_whole_and_broken_between_words(artist: Any, host: None) 
     assert title == LONG
     assert breaks == "normal"
     assert cut <= 0
+
+
+def test_a_double_click_opens_the_whole_report(artist: Any, opened: Any) -> None:
+    artist.load(EMPTY_GRAPH)
+    node = artist.page.evaluate(NEW, REPORT.node_id)
+    artist.look_at(node)
+    whole = {"filename": "whole.png", "subfolder": "", "type": "temp"}
+    output = {"images": [whole | {"filename": "compact.png"}], "rspa_whole": [whole]}
+    artist.page.evaluate("window.open = address => { window.openedAddress = address; }")
+    opened[1].send_event("executed", node=node, display_node=node, output=output, prompt_id="1")
+    artist.page.wait_for_timeout(400)
+    artist.page.evaluate(
+        "id => app.canvas.graph.getNodeById(id).onDblClick({}, [50, 50], app.canvas)", node
+    )
+    address = artist.page.evaluate("window.openedAddress")
+    assert address is not None
+    assert "/view?filename=whole.png" in address
 
 
 @pytest.mark.parametrize("mode", [MUTED, BYPASSED])

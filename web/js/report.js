@@ -1,0 +1,36 @@
+// The Report node shows a compact picture. A double click on it, or the node's menu, opens the
+// whole one in a tab of its own.
+
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+
+const NODE = "RectifiedSpaAttnReport";
+const WHOLE = "rspa_whole";
+
+const pictures = new WeakMap();
+
+function open(node) {
+  const { filename, subfolder, type } = pictures.get(node);
+  window.open(api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`), "_blank");
+}
+
+app.registerExtension({
+  name: "rectified_spaattn.report",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (nodeData.name !== NODE) return;
+    const { onExecuted, onDblClick } = nodeType.prototype;
+    nodeType.prototype.onExecuted = function (output) {
+      onExecuted?.apply(this, arguments);
+      const picture = output?.[WHOLE]?.[0];
+      if (picture) pictures.set(this, picture);
+    };
+    nodeType.prototype.onDblClick = function () {
+      onDblClick?.apply(this, arguments);
+      if (pictures.has(this)) open(this);
+    };
+  },
+  getNodeMenuItems(node) {
+    if (!pictures.has(node)) return [];
+    return [{ content: "Open the whole report", callback: () => open(node) }];
+  },
+});
