@@ -195,7 +195,8 @@ class SparseAttention:
         """A profile from what the probe has measured.
 
         Args:
-            wanted_error: relative error of a block's attention output to stay within.
+            wanted_error: relative error of a block's attention output to stay within; 0: the one
+                whose profile is as sparse on average as the run was asked to be.
             name: of the profile.
 
         Raises:

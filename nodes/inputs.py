@@ -39,7 +39,7 @@ SCHEDULE = "RSPA_SCHEDULE"
 PROFILE = "RSPA_PROFILE"
 OPTIONS = "RSPA_OPTIONS"
 AUTO = "auto"
-MIN_ERROR, MAX_ERROR = 0.001, 1.0
+MAX_ERROR = 1.0
 
 
 @dataclass(frozen=True)
@@ -582,12 +582,13 @@ PROBE_RESULT = Node(
         ),
         number(
             "wanted_error",
-            0.05,
-            MIN_ERROR,
+            0.0,
+            0.0,
             MAX_ERROR,
             0.001,
             "How far each block's attention may be from full attention: 0.05 is 5 percent. Lower "
-            "is closer to the full result and slower.",
+            "is closer to the full result and slower. 0: on average as sparse as Rectified SpaAttn "
+            "says, most of it in the blocks that bear it best.",
         ),
         text(
             "name",

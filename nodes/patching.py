@@ -49,7 +49,7 @@ from .host import (
     runs_of_this_prompt,
     send_status,
 )
-from .inputs import AUTO, MAIN, MAX_ERROR, MIN_ERROR, OPTIONS_NODE
+from .inputs import AUTO, MAIN, MAX_ERROR, OPTIONS_NODE
 from .models import (
     family_names,
     family_of,
@@ -440,7 +440,7 @@ def read_probe(model: Any, wanted_error: float, name: str) -> ProbeOutcome:
         ConfigError: there is no probe on the model, or a value is wrong.
         NothingMeasured: it measured nothing; the message says why.
     """
-    check_number("wanted_error", wanted_error, MIN_ERROR, MAX_ERROR)
+    check_number("wanted_error", wanted_error, 0.0, MAX_ERROR)
     patch = find_patch(model)
     recorder = None if patch is None else patch.run.recorder
     if patch is None or recorder is None:

@@ -105,10 +105,10 @@ def _draw_steps(canvas: Canvas, record: RunRecord, y: float) -> float:
         ("sparse", record.sparse_step_seconds, BAR_HIGH),
         ("dense", record.dense_step_seconds, DENSE),
     )
-    for kind, value, color in medians:
-        if value is not None:
+    for kind, median_seconds, color in medians:
+        if median_seconds is not None:
             canvas.fill((x, baseline - 17, x + 20, baseline + 1), color)
-            text = f"{kind} {seconds_words(value)}"
+            text = f"{kind} {seconds_words(median_seconds)}"
             canvas.text((x + 28, baseline), text, SIZE, MUTED, "ls")
             x += text_width(text, SIZE) + 52
     words = "per step" if all(step.forwards <= 1 for step in record.steps) else "per model call"

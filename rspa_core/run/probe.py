@@ -36,6 +36,8 @@ MAX_SPARSITIES = 16
 
 _PERCENT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*%")
 _WHOLE = re.compile(WHOLE_NUMBER)
+ERROR_STEPS = 10_000
+"""In which a wanted error is searched for, between 0 and 1."""
 _TINY_ERROR = 1e-12
 
 
@@ -161,6 +163,21 @@ def propose(table: ProbeTable, wanted_error: float) -> dict[Block, float]:
         block: _highest_sparsity(table.sparsities, table.worst_errors(block), wanted_error)
         for block in table.blocks
     }
+
+
+def error_at_mean(table: ProbeTable, sparsity: float) -> float:
+    """The smallest wanted error, of 4 digits, whose proposals reach `sparsity` on average.
+
+    It spends the same sparsity where it does the least harm. `sparsity` is taken within the
+    measured ones; 1.0 where no error up to that reaches it.
+    """
+    target = min(max(sparsity, table.sparsities[0]), table.sparsities[-1])
+    low, high = 0, ERROR_STEPS
+    while high - low > 1:
+        middle = (low + high) // 2
+        proposed = propose(table, middle / ERROR_STEPS).values()
+        low, high = (low, middle) if fmean(proposed) >= target - 1e-6 else (middle, high)
+    return high / ERROR_STEPS
 
 
 def parse_probe_steps(text: str) -> ProbeSteps:
@@ -450,8 +467,16 @@ class ProbeRecorder:
         if self._say is not None:
             name = "single block" if own == "single" else "block"
             total = self._num_blocks.get(own)
-            place = f"{name} {index}" + (f" of {total}" if total else "")
-            self._say(f"probe: step {step}, {place}", False)
+            # Counted from 1, as in "1 of 20": the last one is "20 of 20".
+            places = [("step", step, self.num_steps), (name, index, total)]
+            words = (_counted(noun, at, of) for noun, at, of in places)
+            self._say(f"probe: {', '.join(words)}", False)
+
+
+def _counted(noun: str, index: int | None, total: int | None) -> str:
+    """ "step 1 of 20" of the first step, index 0."""
+    words = f"{noun} {'?' if index is None else index + 1}"
+    return f"{words} of {total}" if total else words
 
 
 def _sum_squares(x: Tensor, minus: Tensor | None = None) -> Tensor:
@@ -575,11 +600,14 @@ def make_outcome(
 ) -> ProbeOutcome:
     """A profile from measurements, with the median of their kind for blocks without any.
 
-    Where nothing of a kind was measured, its blocks keep the sparsity of `config`.
+    Where nothing of a kind was measured, its blocks keep the sparsity of `config`. A wanted error
+    of 0 stands for the one whose profile is as sparse as `config` on average.
 
     Raises:
         ConfigError: no measured block is one of the model's.
     """
+    if wanted_error == 0:
+        wanted_error = error_at_mean(table, config.sparsity)
     proposals: dict[Block, float] = {}
     measured: dict[Block, Block] = {}
     blocks = model_blocks(model)

@@ -104,7 +104,7 @@ def test_from_a_probe_to_a_profile_in_use(comfy, folder, scene: Scene):
         expected = (1, 0) if step == 1 else (0, 1)
         assert all(rows[(step, *block)] == expected for block in blocks)
     assert run.report["reasons"] == {PROBED: 2 * len(blocks)}
-    assert (probe_id, f"probe: step 0, block 0 of {DEPTH}") in listener.texts
+    assert (probe_id, f"probe: step 1 of {STEPS}, block 1 of {DEPTH}") in listener.texts
 
     shown = last_outputs(comfy)
     assert shown[result]["images"][0]["filename"].endswith(".png")

@@ -274,11 +274,11 @@ def test_progress() -> None:
         recorder.measure(*qkv, qkv[0], LAYOUT, CONFIGS["paper"], 1, block)
     assert seen == [
         (1, 6),
-        ("probe: step 1, block 0 of 20", False),
+        ("probe: step 2 of 20, block 1 of 20", False),
         (1, 6),
-        ("probe: step 1, block 0 of 20", False),
+        ("probe: step 2 of 20, block 1 of 20", False),
         (2, 8),
-        ("probe: step 1, single block 1 of 40", False),
+        ("probe: step 2 of 20, single block 2 of 40", False),
     ]
 
 
@@ -286,7 +286,7 @@ def test_progress_without_comfyui() -> None:
     for node_id in (None, "7"):
         shown = ProbeProgress(node_id)
         shown.update(1, 3)
-        shown.say("probe: step 1, block 0 of 20", False)
+        shown.say("probe: step 2 of 20, block 1 of 20", False)
 
 
 def test_an_interruption_in_the_bar_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

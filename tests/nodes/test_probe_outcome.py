@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from statistics import median
+from statistics import fmean, median
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,6 +108,24 @@ def test_other_models_are_refused() -> None:
 def test_texts_name_their_field(values: tuple[str, str, str], field: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field}, entry 1"):
         attach_probe(SimpleNamespace(), *values, None)
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 4.0])
+def test_wanted_error_0_spends_the_sparsity_of_the_node(scale: float) -> None:
+    """By default nothing is slower than without a profile, whatever the errors of the model."""
+    outcome = make(WAN, wanted_error=0.0, scale=scale)
+    sparsities = [outcome.sparsity(block) for block in outcome.blocks]
+    assert fmean(sparsities) == pytest.approx(outcome.configured, abs=0.01)
+    assert max(sparsities) > outcome.configured > min(sparsities)
+    wanted = outcome.profile.wanted_error
+    assert 0.0 < wanted < 1.0
+    fewer = make(WAN, wanted_error=wanted - 0.001, scale=scale)
+    assert fmean(map(fewer.sparsity, fewer.blocks)) < outcome.configured
+
+
+def test_wanted_error_0_stays_within_what_was_measured() -> None:
+    outcome = make(WAN, wanted_error=0.0, config=replace(CONFIG, sparsity=0.95))
+    assert fmean(map(outcome.sparsity, outcome.blocks)) == pytest.approx(0.92)
 
 
 def test_blocks_that_were_not_measured_get_the_median_of_their_kind() -> None:
