@@ -162,13 +162,13 @@ def _attend_frame(
     options = kwargs.get("transformer_options") or {}
     block: Block = options.get("block_type", ""), options.get("block_index")
     is_first = frames.is_first(k.shape)
-    decision = None
+    config = None
     try:
         call = read_arguments(*rest, **kwargs)
     except TypeError:
         if is_first:
             forward.count_dense(block, why(Reason.UNKNOWN_CALL))
-            frames.begin(None, q, k, v)
+            frames.begin(block, None, q, k, v)
         return None
     unsupported = unsupported_argument(q, call)
     if call.mask is not None:
@@ -184,11 +184,12 @@ def _attend_frame(
         )
         if decision is not None and decision.is_probed:
             forward.count_dense(block, why(Reason.FRAMES_NOT_PROBED))
-            decision = None
+        elif decision is not None:
+            config = decision.config
     elif unsupported is not None:
         return None  # the frame is then missing where all are joined
     q, k, v = (x if call.skip_reshape else split_heads(x, call.heads) for x in tensors)
-    out = frames.begin(decision, q, k, v) if is_first else frames.attend(block, q, k, v)
+    out = frames.begin(block, config, q, k, v) if is_first else frames.attend(block, q, k, v)
     if out is None or call.skip_output_reshape:
         return out
     return out.transpose(1, 2).flatten(2)

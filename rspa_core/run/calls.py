@@ -361,7 +361,7 @@ class Forward:
         self.density_sums: dict[Block, float] = {}
         self.frames: FrameCalls | None = None
         if plan.by_frame and plan.layout is not None:
-            self.frames = FrameCalls(self, plan.layout)
+            self.frames = FrameCalls(plan.layout, self.tally, self.attempt)
         self._status_asked = False
         self._mask: Tensor | None = None
         self._groups: tuple[Group, ...] | DenseReason | None = None

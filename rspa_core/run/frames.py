@@ -14,8 +14,9 @@ calls return meanwhile is of use to nobody else: a host joins before anything re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +26,12 @@ from ..config import SparseConfig
 from ..layout import TokenLayout
 from .reasons import DenseReason
 from .record import Block
+from .report import ForwardTally
 
-if TYPE_CHECKING:
-    from .calls import Decision, Forward
+Attempt = Callable[
+    [Callable[[Callable[..., Any]], Any], torch.device], tuple[Any, DenseReason | None]
+]
+"""As `Forward.attempt`."""
 
 
 @dataclass
@@ -35,12 +39,14 @@ class _Parts:
     """What the calls of one block have left.
 
     Attributes:
-        decision: about all of them.
+        block: that makes them.
+        config: how they are made sparse.
         k, v: of the video, `[B, H, T*H'*W', D]`.
         lse: of each frame's own part, `[B, H, H'*W']`.
     """
 
-    decision: Decision
+    block: Block
+    config: SparseConfig
     k: Tensor
     v: Tensor
     lse: list[Tensor] = field(default_factory=list)
@@ -50,12 +56,14 @@ class FrameCalls:
     """The calls of one forward whose video has `layout.grid` and no other tokens.
 
     Args:
-        forward: that they belong to.
         layout: of the whole video.
+        tally: of the forward.
+        attempt: runs the sparse attention.
     """
 
-    def __init__(self, forward: Forward, layout: TokenLayout) -> None:
-        self._forward = forward
+    def __init__(self, layout: TokenLayout, tally: ForwardTally, attempt: Attempt) -> None:
+        self._tally = tally
+        self._attempt = attempt
         self._layout = layout
         self._frame = TokenLayout((1, *layout.grid[1:]), layout.grid[1] * layout.grid[2])
         self._parts: _Parts | None = None
@@ -81,15 +89,17 @@ class FrameCalls:
         """Whether a call over so many keys is that of the first frame."""
         return k[-2] == self._layout.length
 
-    def begin(self, decision: Decision | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-        """The first frame's call of a block; `decision` is about all frames.
+    def begin(
+        self, block: Block, config: SparseConfig | None, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor | None:
+        """The first frame's call of a block; `config` is for all frames, None if they are dense.
 
         Returns:
             `[B, H, H'*W', D]` without meaning, None if all calls of the block are to be dense.
         """
         self._is_broken |= self._parts is not None
-        self._parts = None if decision is None else _Parts(decision, k, v)
-        return None if decision is None else q
+        self._parts = None if config is None else _Parts(block, config, k, v)
+        return None if config is None else q
 
     def attend(self, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
         """A further frame's call: attention over the keys behind the video's.
@@ -98,11 +108,10 @@ class FrameCalls:
             `[B, H, H'*W', D]` to be joined, None if the call is to be dense.
         """
         parts = self._parts
-        if parts is None or parts.decision.block != block:
+        if parts is None or parts.block != block:
             return None
-        assert parts.decision.config is not None
         own = slice(self._layout.length, None)
-        exact = replace(parts.decision.config, top_p=1.0)
+        exact = replace(parts.config, top_p=1.0)
         operands = q, k[:, :, own], v[:, :, own]
         out, lse, _, _ = self._computed(operands, self._frame, exact)
         parts.lse.append(lse)
@@ -125,24 +134,23 @@ class FrameCalls:
         if len(parts.lse) != self._layout.grid[0] - 1:
             self._is_broken = True
             return None
-        assert parts.decision.config is not None
-        operands, config = (q, parts.k, parts.v), parts.decision.config
-        whole, lse, density, problem = self._computed(operands, self._layout, config)
+        operands = q, parts.k, parts.v
+        whole, lse, density, problem = self._computed(operands, self._layout, parts.config)
         if problem is not None:
-            self._forward.count_dense(parts.decision.block, problem)
+            self._tally.add_dense(parts.block, problem)
         rest = slice(self._frame.length, None)
         own = torch.cat(parts.lse, -1)
         joined, _ = merge_attention(whole[:, :, rest], lse[:, :, rest], out[:, :, rest], own)
         whole[:, :, rest] = joined
         if density is not None:
-            self._forward.tally.add_sparse(parts.decision.block, whole, density)
+            self._tally.add_sparse(parts.block, whole, density)
         return whole
 
     def _computed(
         self, operands: tuple[Tensor, Tensor, Tensor], layout: TokenLayout, config: SparseConfig
     ) -> tuple[Tensor, Tensor, Tensor | None, DenseReason | None]:
         """Output, logarithms and density; without a density if it failed and is dense, and why."""
-        result, problem = self._forward.attempt(
+        result, problem = self._attempt(
             lambda attention: attention(*operands, layout, config, return_lse=True),
             operands[0].device,
         )
