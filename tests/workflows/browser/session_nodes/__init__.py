@@ -188,16 +188,9 @@ def track_nothing(cls: Any, images: torch.Tensor, model: Any, **options: Any) ->
     return io.NodeOutput(found)
 
 
-def replace_tracker() -> None:
-    """Where ComfyUI has one: it came with SAM 3."""
-    try:
-        from comfy_extras.nodes_sam3 import SAM3_VideoTrack
-    except ImportError:
-        return
-    SAM3_VideoTrack.execute = classmethod(track_nothing)
-
-
-replace_tracker()
+# ComfyUI's own nodes are there before any pack's; this one came with SAM 3.
+if tracker := nodes.NODE_CLASS_MAPPINGS.get("SAM3_VideoTrack"):
+    tracker.execute = classmethod(track_nothing)
 nodes.CheckpointLoaderSimple.load_checkpoint = load_checkpoint
 nodes.CLIPLoader.load_clip = load_clip
 nodes.DualCLIPLoader.load_clip = load_clip
