@@ -38,7 +38,8 @@ NO_RUN_CAUSES = (
 )
 NOT_PATCHED_TITLE = "Full attention: no Rectified SpaAttn on this model"
 NOT_PATCHED_CAUSES = (
-    "The Rectified SpaAttn node is switched off (enabled), as for comparing with and without.",
+    "The Rectified SpaAttn node is switched off (enabled) or bypassed, as for comparing with and "
+    "without.",
     "The model connected here comes from a place before the Rectified SpaAttn node.",
 )
 NEVER_CALLED = "no attention call over the video reached the node"

@@ -146,6 +146,15 @@ def test_preset_fills_in_its_values_and_a_change_by_hand_is_custom(artist: Any) 
     artist.type_value(node, "sparsity", "0.7")
     by_hand = PRESETS["fast"] | {"sparsity": 0.7}
     assert artist.values(node) == {"enabled": True, "preset": "custom"} | by_hand
+    # Values that are a preset's do not pass for anything else.
+    artist.type_value(node, "sparsity", str(PRESETS["fast"]["sparsity"]))
+    assert artist.value(node, "preset") == "fast"
+
+
+def test_load_profile_without_files_is_empty(artist: Any) -> None:
+    artist.load(EMPTY_GRAPH)
+    node = artist.page.evaluate(NEW, "RectifiedSpaAttnLoadProfile")
+    assert artist.value(node, "profile_name") == ""
 
 
 def test_stored_values_give_way_to_their_preset(artist: Any) -> None:

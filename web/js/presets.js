@@ -1,5 +1,5 @@
 // The Rectified SpaAttn node shows what is live: a preset fills in its values, changing one
-// of them by hand goes to "custom", and values that a connected node replaces are shown as switched
+// of them by hand goes to "custom" (or to the preset that has them all), and values that a connected node replaces are shown as switched
 // off. The presets come with the node's definition; the server applies them by itself, so a graph
 // that was never opened here renders the same.
 
@@ -41,6 +41,15 @@ function showReplaced(node) {
   node.setDirtyCanvas?.(true, true);
 }
 
+/** The preset that the node's values are those of: `current` if it still is, else "custom". */
+function presetWith(node, presets, current) {
+  const is = (name) =>
+    Object.entries(presets[name] ?? { none: true }).every(
+      ([each, value]) => widgetOf(node, each)?.value === value,
+    );
+  return [current, ...Object.keys(presets)].find(is) ?? CUSTOM;
+}
+
 function connectPresets(node, presets) {
   const preset = widgetOf(node, "preset");
   if (!preset) return;
@@ -66,11 +75,9 @@ function connectPresets(node, presets) {
     const widget = widgetOf(node, name);
     if (!widget) continue;
     listen(widget, () => {
-      const values = isFilling ? null : presets[preset.value];
-      if (values && values[name] !== widget.value) {
-        preset.value = CUSTOM;
-        node.setDirtyCanvas?.(true, true);
-      }
+      if (isFilling) return;
+      preset.value = presetWith(node, presets, preset.value);
+      node.setDirtyCanvas?.(true, true);
     });
   }
 }
