@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..rspa_core import TokenLayout
 from ..rspa_core.run.profile import ModelFingerprint
 from ..rspa_core.run.reasons import DenseReason, Reason, why
@@ -40,9 +42,9 @@ class Family:
         spans: (transformer, latent, text condition, other conditions, patch size) to where the
             video tokens lie.
         sizes: of a transformer: main blocks, single blocks, width of a token, attention heads.
-        cross_lengths: (text condition, other conditions) to the key counts of attention calls over
-            conditions, which must not be as many as the video tokens; None where such calls cannot
-            be mistaken for the video's.
+        cross_lengths: (text condition, other conditions) to the token counts of attention calls
+            over conditions and over other streams, which must not be as many as the video tokens;
+            None where such calls cannot be mistaken for the video's.
         unlabelled: the transformer's list of blocks, where ComfyUI does not say in the options of
             an attention call which block makes it; "" where it does.
         by_frame: whether the model may ask for its self-attention frame by frame.
@@ -63,7 +65,7 @@ class Family:
 def family_of(diffusion_model: Any) -> Family | None:
     """The family of a video transformer, compiled or not; None for any other model."""
     model = _uncompiled(diffusion_model)
-    patch: Any = getattr(model, "patch_size", None)
+    patch = _patch_size(model)
     if not isinstance(patch, (tuple, list)) or len(patch) != 3:
         return None
     has_parts = (each for each in FAMILIES if all(hasattr(model, part) for part in each.parts))
@@ -98,14 +100,25 @@ def token_layout(
     if _has_trained_gates(model):
         return why(Reason.TRAINED_SPARSE)
     try:
-        grid, prefix, suffix = family.spans(model, x, text, conds, model.patch_size)
+        grid, prefix, suffix = family.spans(model, x, text, conds, _patch_size(model))
         layout = TokenLayout(grid, prefix + math.prod(grid) + suffix, prefix)
     except Exception as error:  # conditions of a form that this model is not known to take
         return why(Reason.UNKNOWN_CONDITIONS, type(error).__name__, str(error))
-    if family.cross_lengths is not None and layout.length in family.cross_lengths(text, conds):
+    if layout.length in other_lengths(model, text, conds):
         # Cross-attention could not be told from self-attention by shape.
         return why(Reason.AMBIGUOUS_LENGTH, layout.length)
     return layout
+
+
+def other_lengths(diffusion_model: Any, text: Any, conds: Mapping[str, Any]) -> set[int]:
+    """Token counts of a forward's attention calls over conditions and streams beside the video.
+
+    Args: as those of `token_layout`.
+    """
+    family = family_of(diffusion_model)
+    if family is None or family.cross_lengths is None:
+        return set()
+    return family.cross_lengths(text, conds)
 
 
 def fingerprint_of(diffusion_model: Any) -> ModelFingerprint | None:
@@ -153,6 +166,8 @@ def _labelled(index: int, total: int, replaced: Callable[..., Any] | None) -> Ca
     """A replacement of a block that runs the block, or what `replaced` it, with its labels."""
     labels = {"block_type": "double", "block_index": index, "total_blocks": total}
 
+    # Not compiled, as each block's would be compiled anew; the block inside is.
+    @torch.compiler.disable(recursive=False)
     def block(args: Mapping[str, Any], extra: Mapping[str, Any]) -> Any:
         args = {**args, "transformer_options": {**args["transformer_options"], **labels}}
         return extra["original_block"](args) if replaced is None else replaced(args, extra)
@@ -169,6 +184,11 @@ def _has_trained_gates(model: Any) -> bool:
 def _uncompiled(diffusion_model: Any) -> Any:
     # torch.compile hides the model behind a module that holds it as `_orig_mod`.
     return getattr(diffusion_model, "_orig_mod", diffusion_model)
+
+
+def _patch_size(model: Any) -> Any:
+    """Latent voxels (T, H, W) of a token; LTX leaves them to its patchifier."""
+    return getattr(getattr(model, "patchifier", model), "patch_size", None)
 
 
 def _video_latent(x: Any, conds: Mapping[str, Any]) -> Any:
@@ -246,6 +266,23 @@ def _h3_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: Sh
     return (frames, height, width), tokens + 2 * audio[-1], 0
 
 
+def _ltx_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
+    frames, height, width = _padded_grid(x.shape, patch)
+    keyframes = conds.get("keyframe_idxs")
+    guides = 0 if keyframes is None else keyframes.shape[2]
+    if not guides:
+        return (frames, height, width), 0, 0
+    # Guides are the last frames of the latent. A negative mask takes tokens out of the sequence,
+    # such as those between the tokens of a guide of lower resolution.
+    guide_frames, rest = divmod(guides, height * width)
+    masks = model.patchifier.patchify(conds["denoise_mask"])[0]
+    stays = (masks[0] >= 0).all(dim=-1)
+    missing, kept_guides = torch.stack([(~stays[:-guides]).sum(), stays[-guides:].sum()]).tolist()
+    if rest or missing:
+        raise ValueError(f"{guides} guide tokens at {height} x {width}, {missing} without video")
+    return (frames - guide_frames, height, width), 0, kept_guides
+
+
 def _stereo_tokens(latent: Any) -> int:
     """Tokens of H3's audio latent `[B, C, 2, T]` or None: one for each channel and frame."""
     return 0 if latent is None else 2 * latent.shape[-1]
@@ -271,6 +308,16 @@ def _cross_attention_lengths(text: Any, conds: Mapping[str, Any]) -> set[int]:
 def _animate2_spans(model: Any, x: Any, text: Any, conds: Mapping[str, Any], patch: Shape) -> Spans:
     """Frame 0 is the reference; the pose has a branch of its own."""
     return _padded_grid(x.shape, patch), 0, 0
+
+
+def _ltx_other_lengths(text: Any, conds: Mapping[str, Any]) -> set[int]:
+    """Token counts of LTX's text and, in its audio-video models, of the audio."""
+    lengths = {text.shape[1]}
+    shapes: Any = conds.get("latent_shapes") or ()
+    if len(shapes) > 1:
+        reference = conds.get("ref_audio")
+        lengths.add(shapes[1][2] + (0 if reference is None else reference["tokens"].shape[1]))
+    return lengths
 
 
 def _padded_grid(shape: Shape, patch: Shape) -> tuple[int, int, int]:
@@ -357,5 +404,21 @@ FAMILIES = (
         _h3_spans,
         lambda model: (len(model.blocks), 0, model.hidden_size, model.blocks[0].attn.heads),
         unlabelled="blocks",
+    ),
+    Family(
+        "LTX",
+        ("LTX-Video", "LTX-Video with a guide", "LTX 2", "LTX 2 with a guide"),
+        "[video] [guides]",
+        (Reason.SPLIT_ROWS, Reason.AMBIGUOUS_LENGTH),
+        ("patchify_proj", "adaln_single", "transformer_blocks", "proj_out"),
+        _ltx_spans,
+        lambda model: (
+            len(model.transformer_blocks),
+            0,
+            model.inner_dim,
+            model.num_attention_heads,
+        ),
+        _ltx_other_lengths,
+        unlabelled="transformer_blocks",
     ),
 )

@@ -9,8 +9,9 @@ the dense path with its arguments untouched: the override that was there before,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ HARMLESS = frozenset({"transformer_options", "_inside_attn_wrapper"})
 
 
 def make_override(
-    forward: Forward, previous: Callable[..., Any] | None = None
+    forward: Forward,
+    previous: Callable[..., Any] | None = None,
+    other_lengths: Collection[int] = (),
 ) -> Callable[..., Any]:
     """The function to put into `transformer_options["optimized_attention_override"]`.
 
@@ -36,6 +39,7 @@ def make_override(
     Args:
         forward: the model call that it serves.
         previous: the override that was installed before, or None.
+        other_lengths: token counts of calls that are known to be over something else.
     """
 
     def dense_call(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -56,9 +60,8 @@ def make_override(
     def override(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         out = None
         if len(args) >= 3:
-            out = _attend(
-                forward, args[:3], args[3:], kwargs, lambda: dense_call(func, *args, **kwargs)
-            )
+            dense = partial(dense_call, func, *args, **kwargs)
+            out = _attend(forward, args[:3], args[3:], kwargs, dense, other_lengths)
         return dense_call(func, *args, **kwargs) if out is None else out
 
     @torch.compiler.disable()
@@ -71,7 +74,8 @@ def make_override(
             return dense_containers(*args, **kwargs)
 
         # No name for the tensors here: the dense path frees each as soon as it is taken out.
-        out = _attend(forward, tuple(box.peek() for box in boxes), args[3:], kwargs, dense)
+        tensors = (box.peek() for box in boxes)
+        out = _attend(forward, tuple(tensors), args[3:], kwargs, dense, other_lengths)
         if out is None:
             return dense_containers(*args, **kwargs)
         if not was_dense:
@@ -104,6 +108,7 @@ def _attend(
     rest: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     dense: Callable[[], Tensor],
+    other_lengths: Collection[int],
 ) -> Tensor | None:
     """The output of a call that the engine computes or measures, None for one it leaves alone.
 
@@ -112,21 +117,30 @@ def _attend(
         tensors: q, k, v.
         rest, kwargs: the other arguments of the call.
         dense: runs the dense path.
+        other_lengths: token counts of calls over something else.
     """
     q, k, v = tensors
     options = kwargs.get("transformer_options") or {}
     block: Block = options.get("block_type", ""), options.get("block_index")
     if forward.frames is not None and forward.frames.is_call(q.shape, k.shape, v.shape):
         return _attend_frame(forward, tensors, rest, kwargs)
-    if not forward.is_over_video(q.shape, k.shape, v.shape, block, in_model=bool(block[0])):
+    in_model = bool(block[0]) and q.shape[-2] not in other_lengths
+    is_whole = forward.is_over_video(q.shape, k.shape, v.shape, block, in_model)
+    if not is_whole and not (in_model and forward.is_part_of_video(q.shape, k.shape, v.shape)):
         return None
     try:
         call = read_arguments(*rest, **kwargs)
     except TypeError:
-        forward.count_dense(block, why(Reason.UNKNOWN_CALL))
+        if is_whole:
+            forward.count_dense(block, why(Reason.UNKNOWN_CALL))
         return None
-    groups = forward.groups_of(call.mask, len(q))
-    unsupported = unsupported_argument(q, call)
+    if not is_whole and call.mask is None:  # cross-attention of another stream to the video
+        return None
+    if is_whole:
+        groups = forward.groups_of(call.mask, len(q))
+        unsupported = unsupported_argument(q, call)
+    else:
+        groups, unsupported = None, why(Reason.SPLIT_ROWS, q.shape[-2], k.shape[-2])
     if unsupported is None and isinstance(groups, DenseReason):
         unsupported = groups
     decision = forward.decide(

@@ -55,6 +55,7 @@ from .models import (
     family_of,
     fingerprint_of_patcher,
     label_blocks,
+    other_lengths,
     token_layout,
 )
 from .override import make_join, make_override
@@ -338,10 +339,12 @@ class SparseAttentionPatch:
             layout: TokenLayout | DenseReason = why(Reason.FRAME_CACHE)
         else:
             layout = token_layout(model.diffusion_model, x, c_crossattn, conds)
+        others: set[int] = set()
         # The one wait for the device before the model runs.
         sigma = float(options.get("sigmas", t).flatten()[0])
         position = self._position(sigma, options, x.shape)
         if isinstance(layout, TokenLayout):  # of any other model the sampling may be, too
+            others = other_lengths(model.diffusion_model, c_crossattn, conds)
             to_sigma = model.model_sampling.percent_to_sigma
             percent = self._steps.percent_at(sigma, position.step, to_sigma)
             position = replace(position, percent=percent, course=self._steps.course(to_sigma))
@@ -349,7 +352,7 @@ class SparseAttentionPatch:
         plan = run.plan(layout, position, by_frame=family is not None and family.by_frame)
 
         def call(forward: Forward) -> Any:
-            override = make_override(forward, options.get(OVERRIDE))
+            override = make_override(forward, options.get(OVERRIDE), others)
             inner = label_blocks(model.diffusion_model, {**options, OVERRIDE: override})
             if forward.frames is not None:
                 patches = inner.get("patches", {})

@@ -1,4 +1,4 @@
-"""Seconds per forward of ComfyUI's own Wan 14B, HunyuanVideo and H3 classes, dense and patched.
+"""Seconds per forward of ComfyUI's own Wan, HunyuanVideo, H3 and LTX classes, dense and patched.
 
 Model classes, patcher, guider and dense attention are those of a ComfyUI checkout; the weights are
 random, so no checkpoint is needed. Every forward goes through `CFGGuider.sample`, hence through the
@@ -49,7 +49,7 @@ from ...rspa_core.config import RECTIFICATIONS
 from ..calls.comparison import first_line
 from ..output import aligned, device_name, write_json
 from . import several_gpus
-from .comfy_models import CASES, TEXT_WIDTH, Case, build_patcher, import_comfyui
+from .comfy_models import CASES, LATENTS, Case, build_patcher, import_comfyui
 
 
 @dataclass
@@ -186,18 +186,19 @@ class ForwardTimer:
 
 def run_once(case: Case, variant: Variant) -> Tensor:
     """One timed forward at half of the noise range, at cfg 1; returns the network's output."""
+    import comfy.nested_tensor
     import comfy.samplers
 
     generator = torch.Generator().manual_seed(1)
     noise: Any = torch.randn((1, *case.latent), generator=generator)
-    if case.audio_frames:
+    if case.audio:
         from comfy.nested_tensor import NestedTensor
 
-        audio = torch.randn((1, 32, 2, case.audio_frames), generator=generator)
+        audio = torch.randn((1, *case.audio), generator=generator)
         noise = NestedTensor((noise, audio))
-    text = torch.randn((1, case.text_tokens, TEXT_WIDTH), generator=generator)
+    text = torch.randn((1, case.text_tokens, case.text_width), generator=generator)
     pooled = torch.randn((1, 768), generator=generator)
-    values: dict[str, Any] = {"pooled_output": pooled, "guidance": 6.0}
+    values: dict[str, Any] = {"pooled_output": pooled, "guidance": 6.0, "frame_rate": 25.0}
     for name, shape in case.conditions.items():
         values[name] = torch.randn(shape, generator=generator)
     conditioning = [[text, values]]
@@ -296,7 +297,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--comfyui", type=Path, metavar="DIR", help="a ComfyUI checkout")
     add("--gpus", type=int, default=0, help="2 or more: diffusers' Wan on one GPU and on so many")
     add("--model", choices=[*CASES, "all"], default="all")
-    add("--tokens", choices=["720p", "480p"], default="720p", help="size of the video")
+    add("--tokens", choices=["1080p", "720p", "480p"], default="720p", help="size of the video")
     add("--small", action="store_true", help="a few hundred tokens, narrow model, for checking")
     add("--layers", type=int, help="fewer blocks (HunyuanVideo: N double, 2 N single)")
     add("--dense", nargs="+", choices=["default", "cudnn"], help="default: both, on a GPU")
@@ -344,6 +345,10 @@ def main(words: list[str] | None = None) -> int:
     """Measure the models asked for; the exit status is 1 if any variant was refused."""
     options = parse(words)
     device = torch.device(options.device)
+    names = list(CASES) if options.model == "all" else [options.model]
+    without = [name for name in names if options.tokens not in LATENTS[name]]
+    if without:
+        raise SystemExit(f"--tokens {options.tokens}: not for {', '.join(without)}")
     if device.type == "cpu" and not options.small:
         raise SystemExit("--device cpu: the full models need a GPU, add --small")
     if options.gpus:
@@ -356,7 +361,7 @@ def main(words: list[str] | None = None) -> int:
     results: dict[str, Any] = {"machine": describe_machine(device), "options": vars(options)}
     results["cases"] = []
     print(json.dumps(results["machine"]), flush=True)
-    for name in CASES if options.model == "all" else [options.model]:
+    for name in names:
         with torch.inference_mode():
             results["cases"].append(run_case(name, options, device))
         comfy.model_management.unload_all_models()

@@ -1,4 +1,4 @@
-"""ComfyUI's own Wan 14B, HunyuanVideo and MiniMax H3 classes with random weights, for benchmarks.
+"""ComfyUI's own Wan, HunyuanVideo, MiniMax H3 and LTX 2 classes with random weights.
 
 The classes come from a ComfyUI checkout (`import_comfyui`) and are built as its loader builds them,
 minus the checkpoint. Speed depends on shapes, which are those of the released models.
@@ -19,12 +19,20 @@ LATENTS = {
     "animate2": {"720p": (16, 22, 90, 160), "480p": (16, 22, 60, 104), "small": (16, 8, 20, 32)},
     "hunyuan": {"720p": (16, 33, 90, 160), "480p": (16, 19, 60, 106), "small": (16, 7, 20, 32)},
     "h3": {"720p": (24, 22, 48, 84), "480p": (24, 37, 30, 54), "small": (24, 7, 20, 32)},
-}
+    "ltx2": {
+        "1080p": (128, 16, 34, 60), "720p": (128, 16, 23, 40), "480p": (128, 16, 15, 26),
+        "small": (128, 7, 10, 16),
+    },
+}  # fmt: skip
 """Channels, frames, height and width: Wan 1280x720x81 and 832x480x81, Wan Animate2 with a frame
-more, the reference, HunyuanVideo 1280x720x129 and 848x480x73, H3 1344x768x73 and 864x480x124."""
+more, the reference, HunyuanVideo 1280x720x129 and 848x480x73, H3 1344x768x73 and 864x480x124, LTX 2
+1920x1088x121, 1280x736x121 and 832x480x121."""
 H3_AUDIO = {"720p": 122, "480p": 207, "small": 20}
 """Frames of the sound, 40 a second of a video with 24."""
 TEXT_WIDTH = 4096
+LTX_CAPTION_WIDTH = 3840
+LTX_AUDIO_FRAMES = 121
+"""Of 121 video frames at 25 a second: the audio latent has as many frames a second."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Case:
         title: for the table.
         config_class: name of the class in `comfy.supported_models`.
         unet_config: keyword arguments of the diffusion model, as ComfyUI's detection finds them.
-        latent: channels, frames, height, width; a token covers 2 x 2 of one frame.
+        latent: channels, frames, height, width.
         text_tokens: length of the conditioning.
         joint_text: whether the text tokens take part in the video self-attention.
         audio_frames: of a sound that is sampled along, two tokens each; 0 without one.
@@ -43,6 +51,9 @@ class Case:
         blocks, released_blocks: how many there are, and how many the released model has.
         conditions: shapes of further conditions, by ComfyUI's names.
         dense_calls: of a forward that is sparse.
+        patch: height and width of a token in the latent.
+        text_width: channels of the conditioning.
+        audio: shape of an audio latent that goes with the video's, () for none.
     """
 
     title: str
@@ -57,12 +68,15 @@ class Case:
     audio_frames: int = 0
     conditions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dense_calls: int = 0
+    patch: int = 2
+    text_width: int = TEXT_WIDTH
+    audio: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Length of one self-attention."""
         _, frames, height, width = self.latent
-        video = frames * math.ceil(height / 2) * math.ceil(width / 2)
+        video = frames * math.ceil(height / self.patch) * math.ceil(width / self.patch)
         return video + self.joint_text * self.text_tokens + 2 * self.audio_frames
 
 
@@ -127,7 +141,31 @@ def h3_case(layers: int | None, size: str) -> Case:
     }  # fmt: skip
     latent, audio = LATENTS["h3"][size], H3_AUDIO[size]
     blocks = ("blocks",)
-    return Case("MiniMax H3", "MiniMaxH3", config, latent, 256, True, blocks, layers, 50, audio)
+    return Case(
+        "MiniMax H3", "MiniMaxH3", config, latent, 256, True, blocks, layers, 50, audio,
+        audio=(32, 2, audio),
+    )  # fmt: skip
+
+
+def ltx2_case(layers: int | None, size: str) -> Case:
+    """LTX 2 19B with its audio; `layers` blocks. What is not named is the class's default."""
+    layers = layers or 48
+    config: dict[str, Any] = {
+        "image_model": "ltxav", "num_layers": layers, "caption_channels": LTX_CAPTION_WIDTH,
+        "rope_type": "split", "frequencies_precision": "float64",
+        "use_middle_indices_grid": True, "causal_temporal_positioning": True,
+    }  # fmt: skip
+    if size == "small":
+        config |= {
+            "num_attention_heads": 2, "cross_attention_dim": 256, "caption_channels": 64,
+            "audio_num_attention_heads": 2, "audio_cross_attention_dim": 128,
+            "connector_num_attention_heads": 1, "connector_num_layers": 1,
+        }  # fmt: skip
+    return Case(
+        "LTX 2 19B", "LTXAV", config, LATENTS["ltx2"][size], 1024, False, ("transformer_blocks",),
+        layers, 48, patch=1, text_width=2 * config["caption_channels"],
+        audio=(8, LTX_AUDIO_FRAMES, 16),
+    )  # fmt: skip
 
 
 CASES = {
@@ -135,6 +173,7 @@ CASES = {
     "animate2": animate2_case,
     "hunyuan": hunyuan_case,
     "h3": h3_case,
+    "ltx2": ltx2_case,
 }
 
 

@@ -391,6 +391,17 @@ class Forward:
             self.count_dense(block, why(Reason.OTHER_LENGTH, lengths[0], layout.length))
         return False
 
+    def is_part_of_video(self, q: torch.Size, k: torch.Size, v: torch.Size) -> bool:
+        """Whether an attention call of these shapes is of some rows over all of the video's keys.
+
+        Args:
+            q, k, v: `[..., N, C]`.
+        """
+        layout = self.plan.layout
+        if layout is None or k != v or (*q[:-2], q[-1]) != (*k[:-2], k[-1]):
+            return False
+        return q[-2] < k[-2] == layout.length
+
     def count_dense(self, block: Block, reason: DenseReason) -> None:
         """Count a call that the host computes by itself."""
         self.tally.add_dense(block, reason)

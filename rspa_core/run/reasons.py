@@ -44,6 +44,7 @@ class Reason(Enum):
     FRAMES_NOT_PROBED = "attention frame by frame, which the probe does not measure"
     UNKNOWN_CALL = "unknown form of attention call"
     UNKNOWN_ROTARY = "unknown form of rotary embedding"
+    SPLIT_ROWS = "{} of {} rows under a mask of their own, as guides with a strength have them"
     MASK_FORM = "attention mask of shape {}, {}"
     MASK_WEIGHTS = "attention mask that weighs keys"
     MASK_VIDEO = "attention mask over video tokens"

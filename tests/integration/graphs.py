@@ -10,6 +10,7 @@ from . import tiny_models
 
 Link = list  # [node id, output slot]
 ModelPatch = Callable[["Graph", Link], Link]
+Start = Callable[["Graph", Link, Link, Link], tuple[Link, Link, Link]]
 
 STEPS = 3
 
@@ -67,6 +68,7 @@ class Scene:
 WAN_LATENT = (5, 22, 26)  # 715 tokens: no multiple of any block length
 WAN_IMAGE = {"concat_latent_image": [1, 16, *WAN_LATENT], "concat_mask": [1, 1, *WAN_LATENT]}
 HUNYUAN15_LATENT = (5, 11, 13)
+LTX_LATENT = (5, 11, 13)
 
 H3 = {"shift": None, "audio": 13, "needs": "MiniMaxH3ImageToVideo"}
 H3_KEYFRAMES = [{"resolved_frame_index": 0, "latent": [1, 24, 1, 22, 26]}]
@@ -161,6 +163,16 @@ SCENES: dict[str, Scene] = {
     ),
     "minimax_h3_r2v": Scene(
         ("minimax_h3",), WAN_LATENT, extras={"minimax_refs": H3_REFERENCES}, **H3
+    ),
+    "ltx_video": Scene(
+        ("ltx_video",),
+        LTX_LATENT,
+        "cfg_guider",
+        {"frame_rate": 25, "attention_mask": [40, 5]},
+        shift=None,
+    ),
+    "ltx_av": Scene(
+        ("ltx_av",), LTX_LATENT, "cfg_guider", {"frame_rate": 25}, shift=None, audio=33
     ),
 }
 
@@ -260,11 +272,13 @@ def sampled(
     batch: int = 1,
     steps: int = STEPS,
     sampler: str = "euler",
+    start: Start | None = None,
 ) -> dict:
     """The graph that samples a scene and saves its latent, and that of the audio as "audio".
 
     `patch` sits between loader and ModelSamplingSD3, as the templates would have our node;
-    `after_shift` follows ModelSamplingSD3. `conditioning` is applied to the positive text.
+    `after_shift` follows ModelSamplingSD3. `conditioning` is applied to the positive text,
+    `start` to both texts and the empty video latent.
     """
     graph = Graph()
     spec = json.dumps(scene.extras if extras is None else extras)
@@ -275,6 +289,7 @@ def sampled(
 
     positive = conditioning(graph, text(scene.text_tokens, 100))
     negative = text(negative_tokens or scene.text_tokens, 200)
+    is_ltx = scene.experts[0].startswith("ltx")
     frames, height, latent_width = latent or scene.latent
     empty = graph.add(
         "RSPATestLatent",
@@ -283,16 +298,23 @@ def sampled(
         height=height,
         width=latent_width,
         batch=batch,
-        audio=scene.audio,
+        audio=0 if is_ltx else scene.audio,
         nonce=0,
     )
+    if start is not None:
+        positive, negative, empty = start(graph, positive, negative, empty)
+    if is_ltx and scene.audio:
+        audio = graph.add("RSPATestAudioLatent", frames=scene.audio, batch=batch)
+        empty = graph.add("LTXVConcatAVLatent", video_latent=empty, audio_latent=audio)
 
     def load(name: str) -> tuple[Link, Link]:
         """Patched model before and after the sampling shift."""
         model = graph.add("UNETLoader", unet_name=f"{name}.safetensors", weight_dtype="default")
         model = patch(graph, model)
         shifted = model
-        if scene.shift is not None:
+        if is_ltx:
+            shifted = graph.add("ModelSamplingLTXV", model=model, max_shift=2.05, base_shift=0.95)
+        elif scene.shift is not None:
             shifted = graph.add("ModelSamplingSD3", model=model, shift=scene.shift)
         return model, after_shift(graph, shifted)
 

@@ -36,8 +36,9 @@ class Case:
     model: a checkpoint of tiny_models, or a class of comfy.ldm.wan.model with its `arguments` on
     top of VARIANT. before, after: context tokens around the video. extra_frames: tokens along T
     that conditions add behind the video. audio: frames of an audio latent. needs: what ComfyUI's
-    Wan models must know for the case, or the folder of another family's model. shows: the family
-    and the variant of nodes/models.py that it is an example of.
+    Wan or LTX models must know for the case, or the folder of another family's model. shows: the
+    family and the variant of nodes/models.py that it is an example of. guide: size (T, H, W) of a
+    guide of LTX.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Case:
     needs: str = ""
     arguments: dict = field(default_factory=dict)
     shows: tuple[str, str] | None = None
+    guide: tuple[int, ...] = ()
 
     @property
     def recipe(self) -> tiny_models.TinyModel:
@@ -87,6 +89,7 @@ class Case:
             "extras": self.extras,
             "arguments": VARIANT | self.arguments,
             "pokes": self.pokes,
+            "guide": self.guide,
         }
 
 
@@ -94,7 +97,8 @@ def _image(latent: tuple[int, int, int], channels: int = 16) -> dict:
     return {"concat_latent_image": [1, channels, *latent], "concat_mask": [1, 1, *latent]}
 
 
-WAN, HUNYUAN, H3 = "Wan", "HunyuanVideo", "MiniMax H3"
+WAN, HUNYUAN, H3, LTX = "Wan", "HunyuanVideo", "MiniMax H3", "LTX"
+LTX_TEXT = {"frame_rate": 25, "attention_mask": [21, 4]}
 ODD = (3, 7, 9)
 EVEN = (3, 6, 10)  # HunyuanVideo cannot cut odd sizes into patches; the token grid is still odd
 
@@ -247,6 +251,34 @@ CASES = {
         needs="minimax",
         shows=(H3, "references (R2V)"),
     ),
+    "ltx_video": Case("ltx_video", ODD, LTX_TEXT, shows=(LTX, "LTX-Video")),
+    "ltx_video_guide": Case(
+        "ltx_video",
+        ODD,
+        LTX_TEXT,
+        guide=(2, 7, 9),
+        after=2 * 7 * 9,
+        shows=(LTX, "LTX-Video with a guide"),
+    ),
+    "ltx_av": Case("ltx_av", ODD, LTX_TEXT, audio=12, shows=(LTX, "LTX 2")),
+    "ltx_av_guide": Case(
+        "ltx_av",
+        ODD,
+        LTX_TEXT,
+        audio=12,
+        guide=(1, 7, 9),
+        after=7 * 9,
+        shows=(LTX, "LTX 2 with a guide"),
+    ),
+    "ltx_av_small_guide": Case(
+        "ltx_av",
+        EVEN,
+        LTX_TEXT,
+        audio=12,
+        guide=(2, 3, 5),
+        after=2 * 3 * 5,
+        needs="num_guide_tokens",
+    ),
 }
 
 
@@ -262,13 +294,14 @@ def _with_text_last(case: Case) -> Case:
 @pytest.fixture(scope="session")
 def probed(checkout, tiny_folder) -> dict[str, tuple[Case, dict]]:
     """Case and probe result by name, all from one process of this version's Python."""
-    wan, hunyuan = (_source(checkout.folder, family) for family in ("wan", "hunyuan_video"))
+    families = ("wan", "hunyuan_video", "lightricks")
+    wan, hunyuan, ltx = (_source(checkout.folder, family) for family in families)
     has_text_last = "flipped_img_txt" in hunyuan
     families = {each.name for each in (checkout.folder / "comfy" / "ldm").iterdir()}
     cases = {
         name: _with_text_last(case) if has_text_last else case
         for name, case in CASES.items()
-        if case.needs in wan or case.needs in families
+        if case.needs in families or case.needs in (ltx if case.model.startswith("ltx") else wan)
     }
     command = [str(checkout.python), str(PROBE), str(checkout.folder), str(PROJECT_ROOT)]
     done = subprocess.run(

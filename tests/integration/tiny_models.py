@@ -1,16 +1,18 @@
 """Tiny random checkpoints that the stock UNETLoader recognises as video models.
 
 Each recipe lists parameter names and shapes of one public architecture (Wan 2.x, HunyuanVideo,
-HunyuanVideo 1.5, MiniMax H3), a few hundred channels wide and two blocks deep, so that a sampling
-step of some hundred tokens takes a fraction of a second on a CPU. The head dimension stays 128, as
-in the real models. Modulations and output layers are random, not zero: with the usual zero
+HunyuanVideo 1.5, MiniMax H3, LTX), a few hundred channels wide and two blocks deep, so that a
+sampling step of some hundred tokens takes a fraction of a second on a CPU. The head dimension stays
+as in the real models. Modulations and output layers are random, not zero: with the usual zero
 initialisation the latents would not depend on attention at all and every comparison would pass.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -212,6 +214,96 @@ def _h3() -> Shapes:
     return shapes | _linear("final_layer.audio_out", H3_AUDIO_CHANNELS, WIDTH)
 
 
+# --- LTX -----------------------------------------------------------------------------------------
+
+LTX_CHANNELS = 128
+LTX_CAPTION_WIDTH = 64
+LTX_AUDIO_WIDTH = 128  # two heads of 64
+
+
+def _ltx_attention(name: str, width: int, query_width: int, context_width: int) -> Shapes:
+    shapes = _linear(f"{name}.to_q", width, query_width)
+    shapes |= _linear(f"{name}.to_k", width, context_width)
+    shapes |= _linear(f"{name}.to_v", width, context_width)
+    shapes |= _linear(f"{name}.to_out.0", query_width, width)
+    return shapes | {f"{name}.{part}_norm.weight": (width,) for part in ("q", "k")}
+
+
+def _ltx_timestep(name: str, width: int, values: int) -> Shapes:
+    """The modulation of a timestep: `values` vectors of `width` channels."""
+    shapes = _linear(f"{name}.emb.timestep_embedder.linear_1", width, 256)
+    shapes |= _linear(f"{name}.emb.timestep_embedder.linear_2", width, width)
+    return shapes | _linear(f"{name}.linear", values * width, width)
+
+
+def _ltx_stream(prefix: str, width: int) -> Shapes:
+    """What a stream of tokens has around its blocks; the audio's names begin with "audio_"."""
+    shapes = _linear(f"{prefix}patchify_proj", width, LTX_CHANNELS)
+    shapes |= _ltx_timestep(f"{prefix}adaln_single", width, 6)
+    shapes |= _linear(f"{prefix}caption_projection.linear_1", width, LTX_CAPTION_WIDTH)
+    shapes |= _linear(f"{prefix}caption_projection.linear_2", width, width)
+    shapes |= _linear(f"{prefix}proj_out", LTX_CHANNELS, width)
+    return shapes | {f"{prefix}scale_shift_table": (2, width)}
+
+
+def _ltx_block(name: str, prefix: str, width: int) -> Shapes:
+    """The part of a block that belongs to one stream."""
+    shapes: Shapes = {f"{name}.{prefix}scale_shift_table": (6, width)}
+    for attention in ("attn1", "attn2"):
+        shapes |= _ltx_attention(f"{name}.{prefix}{attention}", width, width, width)
+    shapes |= _linear(f"{name}.{prefix}ff.net.0.proj", 4 * width, width)
+    return shapes | _linear(f"{name}.{prefix}ff.net.2", width, 4 * width)
+
+
+def _ltx_video() -> Shapes:
+    shapes = _ltx_stream("", WIDTH)
+    for index in range(DEPTH):
+        shapes |= _ltx_block(f"transformer_blocks.{index}", "", WIDTH)
+    return shapes
+
+
+def _ltx_audio_video() -> Shapes:
+    audio = LTX_AUDIO_WIDTH
+    shapes = _ltx_video() | _ltx_stream("audio_", audio)
+    shapes |= _ltx_timestep("av_ca_video_scale_shift_adaln_single", WIDTH, 4)
+    shapes |= _ltx_timestep("av_ca_a2v_gate_adaln_single", WIDTH, 1)
+    shapes |= _ltx_timestep("av_ca_audio_scale_shift_adaln_single", audio, 4)
+    shapes |= _ltx_timestep("av_ca_v2a_gate_adaln_single", audio, 1)
+    for index in range(DEPTH):
+        name = f"transformer_blocks.{index}"
+        shapes |= _ltx_block(name, "audio_", audio)
+        shapes |= _ltx_attention(f"{name}.audio_to_video_attn", audio, WIDTH, audio)
+        shapes |= _ltx_attention(f"{name}.video_to_audio_attn", audio, audio, WIDTH)
+        shapes |= {f"{name}.scale_shift_table_a2v_ca_audio": (5, audio)}
+        shapes |= {f"{name}.scale_shift_table_a2v_ca_video": (5, WIDTH)}
+    return shapes
+
+
+def _ltx_config(**values: Any) -> str:
+    """Sizes and rotary embedding, which the released files name in their metadata, too."""
+    common = {"caption_channels": LTX_CAPTION_WIDTH, "cross_attention_dim": WIDTH}
+    return json.dumps({"transformer": common | values})
+
+
+LTX_CONFIG = _ltx_config(num_attention_heads=4, attention_head_dim=64)
+"""Heads of 64 channels and interleaved rotary embedding, as in LTX-Video 2B."""
+LTX_AV_CONFIG = _ltx_config(
+    num_attention_heads=2,
+    attention_head_dim=128,
+    audio_num_attention_heads=2,
+    audio_attention_head_dim=64,
+    audio_cross_attention_dim=LTX_AUDIO_WIDTH,
+    connector_num_attention_heads=1,
+    connector_attention_head_dim=64,
+    connector_num_layers=1,
+    rope_type="split",
+    frequencies_precision="float64",
+    causal_temporal_positioning=True,
+    use_middle_indices_grid=True,
+)
+"""Heads of 128 channels and split rotary embedding, as in LTX 2."""
+
+
 # --- Checkpoints ---------------------------------------------------------------------------------
 
 
@@ -248,6 +340,10 @@ def _main_blocks() -> tuple[tuple[str, int, int], ...]:
     return tuple(("double", index, 1) for index in range(DEPTH))
 
 
+def _ltx_model(shapes: Shapes, seed: int, config: str, text_width: int) -> TinyModel:
+    return TinyModel(shapes, LTX_CHANNELS, (1, 1, 1), _main_blocks(), text_width, seed, config)
+
+
 MODELS: dict[str, TinyModel] = {
     "wan21_t2v": _wan_model(_wan(16), 1),
     "wan21_i2v": _wan_model(_wan(36, clip_image=True), 2),
@@ -257,6 +353,8 @@ MODELS: dict[str, TinyModel] = {
     "wan22_i2v_low": _wan_model(_wan(36), 6),
     "wan22_5b": _wan_model(_wan(48, 48), 7, channels=48),
     "wan_vace": _wan_model(_wan(16, vace_channels=96), 8, vace=True),
+    "ltx_video": _ltx_model(_ltx_video(), 18, LTX_CONFIG, LTX_CAPTION_WIDTH),
+    "ltx_av": _ltx_model(_ltx_audio_video(), 19, LTX_AV_CONFIG, 2 * LTX_CAPTION_WIDTH),
     "wan_causal": replace(_wan_model(_wan(16), 13), config='{"transformer": {"causal_ar": true}}'),
     "wan21_flf": _wan_model(_wan(36, clip_image=True, last_image=True), 15),
     "wan_scail2": _wan_model(_wan(20, clip_image=True, mask_channels=28), 16),
@@ -294,7 +392,7 @@ def _initial_value(name: str, shape: tuple[int, ...], generator: torch.Generator
         return 1.5 + 0.1 * noise
     if name.endswith("bias"):
         return 0.1 * noise
-    if name.endswith("modulation"):
+    if name.endswith("modulation") or "scale_shift_table" in name:
         return 0.7 * noise
     if len(shape) == 1:
         return 1.0 + 0.1 * noise

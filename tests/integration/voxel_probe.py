@@ -8,10 +8,12 @@ and the queries of the first transformer block tell which rows moved. Changing t
 references must move exactly the rows outside the video.
 
 Each case is {"model", "latent": [T, H, W], "channels", "audio": frames of an audio latent,
-"text_tokens", "width", "extras", "pokes": [[t, h, w], ...], "arguments"}. "model" is a file in
-MODELS_FOLDER or, if there is none of that name, a class in comfy.ldm.wan.model, which is then built
-small with "arguments". Each result is {"layout": {"grid", "length", "video_start"} or {"reason"},
-"rows": rows of the query, "pokes": [changed rows, ...], "context": rows changed by the context}.
+"text_tokens", "width", "extras", "pokes": [[t, h, w], ...], "arguments", "guide"}. "model" is a
+file in MODELS_FOLDER or, if there is none of that name, a class in comfy.ldm.wan.model, which is
+then built small with "arguments". "guide" is the size [T, H, W] of a guide for LTX, [] for none;
+with half of the video's height and width it is one of lower resolution. Each result is {"layout":
+{"grid", "length", "video_start"} or {"reason"}, "rows": rows of the query, "pokes": [changed rows,
+...], "context": rows changed by the context}.
 """
 
 from __future__ import annotations
@@ -70,11 +72,11 @@ class Recorder:
     def wrapper(self, executor, x, t, c_concat, c_crossattn, control, options, **conds):
         model = executor.class_obj.diffusion_model
         found = self._regions.token_layout(model, x, c_crossattn, conds)
-        options = self._regions.label_blocks(model, options)
         if hasattr(found, "grid"):
             self.layout = found
         else:
             self.reason = found.text
+        options = self._regions.label_blocks(model, options)
         return executor(x, t, c_concat, c_crossattn, control, options, **conds)
 
     def override(self, func, q, k, v, *args, **kwargs):
@@ -112,13 +114,20 @@ class Probe:
     def record(self, video: torch.Tensor, positive: list, audio_seed: int = 2) -> Recorder:
         """Sample one step from this noise and return what the first block saw."""
         recorder = Recorder(self._regions)
-        noise = video
-        if self.case["audio"]:
+        noise, latent, mask = video, video * 0.0, None
+        if self.case["guide"]:
+            # Another guide goes with the other text.
+            seed = 20 if positive is self.positive else 30
+            positive, latent, mask = with_guide(positive, latent, self.case["guide"], seed)
+            unused = torch.zeros_like(latent[:, :, video.shape[2] :])
+            noise = torch.cat([video, unused], dim=2)
+        if frames := self.case["audio"]:
             from comfy.nested_tensor import NestedTensor
 
             generator = torch.Generator().manual_seed(audio_seed)
-            audio = torch.randn(1, 32, 2, self.case["audio"], generator=generator)
-            noise = NestedTensor((video, audio))
+            shape = (1, 8, frames, 16) if video.shape[1] == 128 else (1, 32, 2, frames)
+            audio = torch.randn(shape, generator=generator)
+            noise, latent = NestedTensor((noise, audio)), NestedTensor((latent, audio * 0.0))
         model = self.model.clone()
         wrappers = comfy.patcher_extension.WrappersMP
         model.add_wrapper_with_key(wrappers.APPLY_MODEL, "probe", recorder.wrapper)
@@ -127,7 +136,7 @@ class Probe:
         options["optimized_attention_override"] = recorder.override
         comfy.sample.sample(
             model, noise, 1, 1.0, "euler", "simple", positive, positive,
-            noise * 0.0, disable_pbar=True, seed=0,
+            latent, noise_mask=mask, disable_pbar=True, seed=0,
         )  # fmt: skip
         return recorder
 
@@ -152,6 +161,25 @@ class Probe:
             "pokes": pokes,
             "context": changed_rows(base.query, context.query),
         }
+
+
+def with_guide(positive: list, latent: torch.Tensor, size: list[int], seed: int) -> tuple:
+    """Conditioning, latent and noise mask with a random guide, as ComfyUI's node appends it."""
+    from comfy_extras.nodes_lt import LTXVAddGuide
+
+    frames, height, width = size
+    generator = torch.Generator().manual_seed(seed)
+    guide = torch.randn(1, latent.shape[1], frames, height, width, generator=generator)
+    more = {}
+    if height != latent.shape[3]:
+        scale = latent.shape[3] // height
+        guide, more["guide_mask"] = LTXVAddGuide.dilate_latent(guide, scale)
+        more["latent_downscale_factor"] = scale
+    mask = torch.ones(1, 1, *latent.shape[2:])
+    positive, _, latent, mask = LTXVAddGuide.append_keyframe(
+        positive, positive, 0, latent, mask, guide, 1.0, (8, 32, 32), **more
+    )
+    return positive, latent, mask
 
 
 def changed_rows(before: torch.Tensor, after: torch.Tensor) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class Rig:
         run: of the forward; a new one if None.
         dense_blocks: that stay dense.
         probe: what is measured.
+        other_lengths: token counts of calls over something else.
         parts: of `SparseRun`.
     """
 
@@ -40,6 +42,7 @@ class Rig:
         run: SparseRun | None = None,
         dense_blocks: DenseBlocks | None = None,
         probe: ProbeSettings | None = None,
+        other_lengths: Collection[int] = (),
         **parts: Any,
     ) -> None:
         settings = RunSettings(
@@ -48,7 +51,7 @@ class Rig:
         self.run = run or SparseRun(settings, **parts)
         self.forward = self.run.open(plan or ForwardPlan(LAYOUT, CONFIG), torch.device("cpu"))
         self.tally = self.forward.tally
-        self.override = make_override(self.forward, previous)
+        self.override = make_override(self.forward, previous, other_lengths)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -63,6 +63,28 @@ def h3_model(**parts: Any) -> SimpleNamespace:
     return model
 
 
+class LtxPatchifier:
+    """Tokens of one voxel: a latent `[B, C, T, H, W]` to `[B, T*H*W, C]`, and coordinates."""
+
+    patch_size = (1, 1, 1)
+
+    def patchify(self, latent: Tensor) -> tuple[Tensor, None]:
+        return latent.flatten(2).transpose(1, 2), None
+
+
+def ltx_model(**parts: Any) -> SimpleNamespace:
+    """An LTX transformer; the audio-video one has the same parts and more."""
+    model = SimpleNamespace(
+        patchifier=LtxPatchifier(),
+        patchify_proj=object(),
+        adaln_single=object(),
+        transformer_blocks=[object()] * 4,
+        proj_out=object(),
+    )
+    vars(model).update(parts)
+    return model
+
+
 def base_model(diffusion_model: Any) -> SimpleNamespace:
     """A BaseModel with unshifted flow sampling: percent is 1 - sigma."""
     sampling = SimpleNamespace(percent_to_sigma=lambda percent: 1.0 - percent)

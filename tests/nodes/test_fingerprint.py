@@ -10,7 +10,7 @@ import pytest
 from rectified_spaattn.nodes.models import fingerprint_of, fingerprint_of_patcher
 from rectified_spaattn.rspa_core.run.profile import ModelFingerprint
 
-from .stand_ins import h3_model, hunyuan_model, wan_model
+from .stand_ins import h3_model, hunyuan_model, ltx_model, wan_model
 
 WAN_SIZES = {"blocks": [object()] * 40, "dim": 5120, "num_heads": 40}
 HUNYUAN_SIZES = {"hidden_size": 3072, "num_heads": 24}
@@ -38,6 +38,12 @@ def test_hunyuan_1_5_may_have_no_single_blocks() -> None:
 
 def test_minimax_h3() -> None:
     assert fingerprint_of(h3_model()) == ModelFingerprint("MiniMax H3", 4, 0, 32, 2)
+
+
+def test_ltx() -> None:
+    model = ltx_model(inner_dim=4096, num_attention_heads=32)
+    assert fingerprint_of(model) == ModelFingerprint("LTX", 4, 0, 4096, 32)
+    assert fingerprint_of(ltx_model()) is None, "sizes under other names"
 
 
 @pytest.mark.parametrize("model", [wan_model(**WAN_SIZES), hunyuan_model(**HUNYUAN_SIZES)])

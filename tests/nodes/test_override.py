@@ -108,6 +108,29 @@ def test_block_over_an_unforeseen_sequence_is_dense_with_both_lengths() -> None:
     assert rig.dense_reasons == {f"{TOKENS + 32} tokens where {TOKENS} were expected": 1}
 
 
+def test_call_of_another_stream_is_no_unforeseen_sequence() -> None:
+    """Audio of more tokens than the video: known to be none of the video's."""
+    rig = Rig(other_lengths={TOKENS + 32})
+    q, k, v = wan_tensors(TOKENS + 32)
+    torch.testing.assert_close(rig.wan(q, k, v), dense(q, k, v, HEADS))
+    assert not rig.tally.seen
+    assert rig.tally.other_lengths == {(TOKENS + 32, TOKENS + 32)}
+
+
+def test_rows_with_a_mask_of_their_own_are_dense_with_that_reason() -> None:
+    """LTX splits the calls of a video whose guides have a strength."""
+    rig = Rig()
+    q, k, v = wan_tensors()
+    mask = torch.zeros(1, 1, 1, TOKENS)
+    mask[..., -20:] = -1.0
+    rows = q[:, : TOKENS - 20]
+    torch.testing.assert_close(rig.wan(rows, k, v, mask=mask), dense(rows, k, v, HEADS, mask))
+    reason = why(Reason.SPLIT_ROWS, TOKENS - 20, TOKENS)
+    assert rig.dense_reasons == {reason.text: 1}
+    rig.wan(rows, k, v)  # without a mask: another stream that attends to the video
+    assert rig.dense_reasons == {reason.text: 1}
+
+
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from rectified_spaattn.nodes.models import family_names, label_blocks, token_layout
+from rectified_spaattn.nodes.models import family_names, label_blocks, other_lengths, token_layout
 from rectified_spaattn.rspa_core import TokenLayout
 from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
 
-from .stand_ins import h3_model, hunyuan_model, wan_model
+from .stand_ins import h3_model, hunyuan_model, ltx_model, wan_model
 
 TEXT = torch.empty(1, 77, 64)
 AREA = 8 * 12
@@ -287,3 +287,101 @@ def test_wan_image_condition_as_long_as_the_video_is_not_told_apart() -> None:
     clip = torch.empty(1, 5 * AREA, 1280)
     reason = token_layout(wan_model(), latent(), TEXT, {"clip_fea": clip})
     assert reason == why(Reason.AMBIGUOUS_LENGTH, 5 * AREA)
+
+
+def guides(frames: int, height: int = 8, width: int = 12) -> dict[str, torch.Tensor]:
+    """Conditions of LTX for `frames` guide frames behind a video of 5 frames."""
+    return {
+        "keyframe_idxs": torch.zeros(1, 3, frames * height * width, 2),
+        "denoise_mask": torch.ones(1, 1, 5 + frames, height, width),
+    }
+
+
+def test_ltx_has_no_context_of_its_own() -> None:
+    x = latent(5, 8, 12, channels=128)
+    layout = layout_of(ltx_model(), x, denoise_mask=torch.zeros(1, 1, 5, 8, 12))
+    assert layout == TokenLayout((5, 8, 12), 5 * AREA)
+
+
+def test_ltx_guides_stand_behind_the_video() -> None:
+    conds = guides(2)
+    layout = layout_of(ltx_model(), latent(7, 8, 12), **conds)
+    assert layout == TokenLayout((5, 8, 12), 7 * AREA)
+
+    conds["denoise_mask"][:, :, 5:] = -1.0  # a guide of half the resolution
+    conds["denoise_mask"][:, :, 5:, ::2, ::2] = 0.0
+    layout = layout_of(ltx_model(), latent(7, 8, 12), **conds)
+    assert layout == TokenLayout((5, 8, 12), 5 * AREA + 2 * 4 * 6)
+
+    none = {**conds, "keyframe_idxs": conds["keyframe_idxs"][:, :, :0]}
+    assert layout_of(ltx_model(), latent(7, 8, 12), **none) == TokenLayout((7, 8, 12), 7 * AREA)
+
+
+def test_ltx_guides_of_another_size_or_a_video_with_holes_stay_dense() -> None:
+    holes = guides(2)
+    holes["denoise_mask"][:, :, 3, 0, 0] = -1.0
+    sized = guides(2) | {"keyframe_idxs": torch.zeros(1, 3, 77, 2)}
+    for conds in (holes, sized, {"keyframe_idxs": torch.zeros(1, 3, AREA, 2)}):
+        reason = token_layout(ltx_model(), latent(7, 8, 12), TEXT, conds)
+        assert isinstance(reason, DenseReason)
+        assert reason.reason is Reason.UNKNOWN_CONDITIONS
+
+
+def packed(video: torch.Tensor, audio: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Two latents as ComfyUI hands them to a model of both, and the condition that says so."""
+    both = torch.cat([video.flatten(1), audio.flatten(1)], dim=1)[:, None]
+    return both, {"latent_shapes": [video.shape, audio.shape]}
+
+
+def test_ltx_video_is_the_first_of_two_packed_latents() -> None:
+    x, conds = packed(latent(5, 8, 12), torch.empty(1, 8, 33, 16))
+    assert layout_of(ltx_model(), x, **conds) == TokenLayout((5, 8, 12), 5 * AREA)
+    assert other_lengths(ltx_model(), TEXT, conds) == {77, 33}
+    twice = torch.cat([x, x])  # guidance: two samples, the shapes of one
+    assert layout_of(ltx_model(), twice, **conds) == TokenLayout((5, 8, 12), 5 * AREA)
+    conds["ref_audio"] = {"tokens": torch.empty(1, 20, 128)}
+    assert other_lengths(ltx_model(), TEXT, conds) == {77, 53}
+
+
+def test_ltx_audio_as_long_as_the_video_is_not_told_apart() -> None:
+    x, conds = packed(latent(5, 8, 12), torch.empty(1, 8, 5 * AREA, 16))
+    assert token_layout(ltx_model(), x, TEXT, conds) == why(Reason.AMBIGUOUS_LENGTH, 5 * AREA)
+
+
+def test_blocks_of_ltx_are_told_which_they_are() -> None:
+    seen: list[Any] = []
+
+    def other(args: Any, extra: Any) -> Any:
+        seen.append("other")
+        return extra["original_block"](args)
+
+    before = {("double_block", 1): other, ("double_block", 9): other}
+    options = {"cond_or_uncond": [0], "patches_replace": {"dit": before, "layer": {"a": 1}}}
+    labelled = label_blocks(ltx_model(), options)
+    assert options["patches_replace"]["dit"] is before, "what came in stays as it was"
+    assert labelled["patches_replace"]["layer"] == {"a": 1}
+    blocks = labelled["patches_replace"]["dit"]
+    assert set(blocks) == {("double_block", index) for index in (0, 1, 2, 3, 9)}
+
+    def original(args: Any) -> Any:
+        seen.append(args)
+        return {"img": args["img"] + 1}
+
+    for index in range(4):
+        args = {"img": index, "transformer_options": {"cond_or_uncond": [0]}}
+        out = blocks["double_block", index](args, {"original_block": original})
+        assert out == {"img": index + 1}
+    assert seen.pop(1) == "other"
+    for index, args in enumerate(seen):
+        assert args["transformer_options"] == {
+            "cond_or_uncond": [0],
+            "block_type": "double",
+            "block_index": index,
+            "total_blocks": 4,
+        }
+
+
+@pytest.mark.parametrize("model", [wan_model(), hunyuan_model(), SomeUNet()])
+def test_blocks_of_other_models_are_left_alone(model: Any) -> None:
+    options = {"patches_replace": {"dit": {}}}
+    assert label_blocks(model, options) == options

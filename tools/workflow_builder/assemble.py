@@ -83,6 +83,7 @@ def _filled(spec: Spec) -> str:
         "block_size": chosen.block_size,
         "dense": spec.sparsity_of_steps().count(None),
         "steps": spec.steps,
+        "before": spec.steps_before,
     }
     return spec.note.format_map(numbers)
 

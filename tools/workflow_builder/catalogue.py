@@ -7,7 +7,7 @@ value is neither the node's default nor its preset's, the reason stands beside i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rectified_spaattn.rspa_core.run.presets import PRESETS, Preset
@@ -102,7 +102,7 @@ class Spec:
     down by pixels, where a node above them has grown since the template was drawn. `without` takes
     nodes out, and frames that are then empty. `extend` adds what only this workflow has; it gets
     the workflow, the attention nodes and the pack's version. `steps` is what the sampler is set to,
-    over both experts.
+    over both experts; `steps_before` are those of a first sampler that stays without our node.
     """
 
     stem: str
@@ -125,6 +125,7 @@ class Spec:
     lower: Mapping[int, float] = field(default_factory=dict)
     without: tuple[int, ...] = ()
     extend: Callable[[Workflow, list[Json], str], None] | None = None
+    steps_before: int = 0
 
     @property
     def chosen(self) -> Preset:
@@ -143,10 +144,13 @@ class Spec:
     def sparsity_of_steps(self, count: int | None = None) -> list[float | None]:
         """Sparsity of each step, which ComfyUI's simple scheduler spaces evenly; None is dense.
 
-        For the workflow's own number of steps, or for `count`: each expert's list of steps is
-        then stretched to its share of them.
+        For the workflow's own number of steps, or for `count`: each sampler's steps are then
+        stretched to their share of them.
         """
-        count = count or self.steps
+        count = count or self.steps_before + self.steps
+        if self.steps_before:
+            before = round(count * self.steps_before / (self.steps_before + self.steps))
+            return [None] * before + replace(self, steps_before=0).sparsity_of_steps(count - before)
         if not self.schedules:
             chosen = self.chosen
             percents = chosen.start_percent, chosen.end_percent
@@ -202,6 +206,10 @@ H3_FOUR_STEPS = (
     "minimax_h3_fl2v_turbo_4step_v1.0_768p_comfyui_bf16.safetensors",
 )
 
+
+# The root graph's column of the LTX workflows.
+LTX_COLUMN = 440
+
 PICTURE_PROMPT = (
     "The character in the picture smiles, blinks and waves with both arms while the wind moves the "
     "hair and the clouds drift slowly across the sky. Steady camera."
@@ -243,6 +251,76 @@ def _report(
         after_route=((sampler_end + 10, y), (x - 34, y)),
     )
     return (route,)
+
+
+def _ltx(
+    stem: str,
+    template: str,
+    column: Point,
+    end: tuple[float, float],
+    note: str,
+    widgets: Mapping[tuple[int, int], Any],
+    task: str,
+    seed: int,
+) -> Spec:
+    """LTX 2.5: the node is on the model of the second sampling, inside the subgraph.
+
+    Args:
+        stem, template, note, widgets: of the `Spec`.
+        column: where schedule and note begin in the root graph; the rest there moves right.
+        end: right of everything in the subgraph, and in the root graph before it moves.
+        task, seed: of the thumbnail.
+    """
+    x, y = column
+    inside, outside = end[0] + COLUMN + 60, end[1] + LTX_COLUMN + 60
+    below = y + OURS["RectifiedSpaAttnSchedule"].size[1] + 60
+    schedule = Schedule(
+        "second_sampling_schedule",
+        "Second sampling: three steps",
+        {"steps": ", ".join([f"{PRESETS['balanced'].sparsity:g}"] * 3), "preview_steps": 3},
+        (0,),
+        (x + 10, y),
+        (x + 10, below, 400, 260),
+    )
+    return Spec(
+        stem=stem,
+        template=template,
+        insertions=(Insertion(384, (391,), (3700, 6020)),),
+        shift=Shift(3670, COLUMN),
+        groups={
+            "Sparse attention": (3680, 5950, COLUMN - 20, 500),
+            "What really ran": (inside - 10, 5950, *REPORT_FRAME),
+        },
+        root_groups={"What really ran": (outside - 10, y - 70, 1020, 1200)},
+        root_shift=Shift(x, LTX_COLUMN),
+        schedules=(schedule,),
+        reports=(
+            Report(
+                368,
+                (inside, 6020),
+                0,
+                "Report: second sampling",
+                "second_sampling_report",
+                (outside, y),
+                model_route=((4185, 5920), (inside - 22, 5920)),
+                after_route=((4840, 5935), (inside - 34, 5935)),
+            ),
+        ),
+        note=note,
+        note_box=(x + 10, below + 320, 400, 620),
+        steps=3,
+        steps_before=8,
+        widgets=widgets,
+        picture=Picture(
+            "LTX 2.5",
+            task,
+            "1920 x 1088, 121 frames",
+            seed,
+            16,
+            8,
+            halves=("half size", "full size"),
+        ),
+    )
 
 
 COMPARISON_GROUPS: dict[str, Box] = {
@@ -599,6 +677,32 @@ SPECS: tuple[Spec, ...] = (
         reports=_report(127, (2690, 50), 710, 1408, -290),
         lower={117: 20},
         picture=Picture("HunyuanVideo 1.5", "Text to video, 720p", "1280 x 720, 121 frames", 0, 24),
+    ),
+    _ltx(
+        "ltx2.5_text_to_video",
+        "video_ltx2_5_t2v",
+        (2470, 6550),
+        (5020, 3740),
+        notes.LTX_T2V,
+        # 2 megapixels: 1920 x 1088.
+        widgets={(409, 1): 2.0, (339, 1): FIXED},
+        task="Text to video and sound",
+        seed=0,
+    ),
+    _ltx(
+        "ltx2.5_image_to_video",
+        "video_ltx2_5_i2v",
+        (1980, 6400),
+        (5480, 3340),
+        notes.LTX_I2V,
+        widgets={
+            (403, 1): 2.0,
+            (339, 1): FIXED,
+            (395, 0): "example.png",
+            (398, 0): PICTURE_PROMPT,
+        },
+        task="Image to video and sound",
+        seed=1,
     ),
     Spec(
         stem="minimax_h3_text_to_video_8_steps",

@@ -23,6 +23,12 @@ picture and sound. The report on the right shows which steps and blocks were spa
 of each step.
 """
 
+COMPARE_STAGE = """### Compare
+The seeds are fixed. Run once with **sparse_attention** off, once with it on, and compare time and \
+picture. The report on the right shows which steps and blocks were sparse, and the time of each \
+step.
+"""
+
 TRY = """### Then try
 | You see | Change |
 |---|---|
@@ -41,6 +47,16 @@ TRY_STEPS = """### Then try
 | The scene or the motion changed | `off, 0.6` or `off, off` in the high-noise **steps** |
 | No visible difference | `0.9, 0.9` in the low-noise **steps** |
 | Not faster | A longer clip or a larger picture: short ones stay exact |
+"""
+
+TRY_STAGE = """### Then try
+| You see | Change |
+|---|---|
+| Soft detail, flicker, odd hands | `off, 0.75, 0.75` in the **steps**, or **preset** `quality` \
+(inside the subgraph) |
+| No visible difference | `0.85, 0.85, 0.85` in the **steps** |
+| Not faster | A longer clip or a larger picture: short ones stay exact |
+| Guides with a **strength** other than 1 | They need a mask: such a sampling stays exact |
 """
 
 TRY_CURVE = """### Then try
@@ -200,6 +216,25 @@ without it (20 steps) choose the **preset** `balanced`, inside the subgraph.
 
 MINIMAX_H3_T2V = _h3("any keyframes", "1344x768, 5 seconds = 37,296 tokens", "14,985", 4, 8)
 MINIMAX_H3_I2V = _h3("the keyframes", "1024x1024, 5 seconds = 37,888 tokens", "14,800", 8, 4)
+
+
+_LTX = """
+LTX 2.5 samples twice: a small video of {before} steps, then {steps} more on the same video at \
+twice its width and height. The node is on the second model link, inside the subgraph: the small \
+video has too few tokens for sparse attention to pay, and it decides the composition. Of the \
+second sampling all steps are sparse: the schedule's list has their sparsity, {sparsity}, to be \
+changed one by one. Sound, text and what goes between sound and video stay exact.
+
+1920x1088, 121 frames = 32,640 tokens. The template's 1280x704 are 14,080, where less is gained.\
+"""
+
+LTX_T2V = text(_LTX, compare=COMPARE_STAGE, advice=TRY_STAGE)
+
+LTX_I2V = text(
+    _LTX + " Load your own picture in place of the example; it stays the first frame.",
+    compare=COMPARE_STAGE,
+    advice=TRY_STAGE,
+)
 
 COMPARISON = (
     """## Rectified SpaAttn: dense and sparse, side by side

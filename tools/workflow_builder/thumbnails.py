@@ -43,8 +43,8 @@ class Picture:
     """What one thumbnail says.
 
     `seed` and `frame` say which clip and which of its frames are shown, `split` the number of steps
-    of the first expert (0: there is one model). `layout` is "pair" (a frame, dense and sparse) or
-    "chart" (errors that the probe measured).
+    of the first of two samplers (0: there is one), `halves` what the two are. `layout` is "pair" (a
+    frame, dense and sparse) or "chart" (errors that the probe measured).
     """
 
     family: str
@@ -54,6 +54,7 @@ class Picture:
     frame: int = 0
     split: int = 0
     layout: str = "pair"
+    halves: tuple[str, str] = ("high noise", "low noise")
 
     @property
     def is_chart(self) -> bool:
@@ -114,7 +115,7 @@ def draw(
     if picture.is_chart:
         _choices(pen, chosen)
     else:
-        _steps(pen, steps, picture.split)
+        _steps(pen, steps, picture)
     _text(pen, (LEFT, 616), caption, 16, QUIET, anchor="ls")
     return canvas.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
@@ -197,8 +198,9 @@ def _choices(pen: ImageDraw.ImageDraw, chosen: Sequence[float]) -> None:
     _text(pen, (LEFT, 552), "skipped share of each layer, saved as a profile", 18, QUIET)
 
 
-def _steps(pen: ImageDraw.ImageDraw, steps: Sequence[float | None], split: int) -> None:
+def _steps(pen: ImageDraw.ImageDraw, steps: Sequence[float | None], picture: Picture) -> None:
     """The strip of steps with its captions."""
+    split = picture.split
     top, bottom = 482, 534
     count = len(steps)
     gap = 6 if count <= 8 else 3
@@ -222,8 +224,9 @@ def _steps(pen: ImageDraw.ImageDraw, steps: Sequence[float | None], split: int) 
     below = bottom + 10
     if split:
         middle = LEFT + (RIGHT - LEFT) * split / count
-        _text(pen, ((LEFT + middle) / 2, below), "high noise", 18, QUIET, anchor="ma")
-        _text(pen, ((middle + RIGHT) / 2, below), "low noise", 18, QUIET, anchor="ma")
+        first, second = picture.halves
+        _text(pen, ((LEFT + middle) / 2, below), first, 18, QUIET, anchor="ma")
+        _text(pen, ((middle + RIGHT) / 2, below), second, 18, QUIET, anchor="ma")
         return
     dense = sum(step is None for step in steps)
     word = "step" if dense == 1 else "steps"

@@ -161,6 +161,44 @@ class RSPATestLatent:
         return ({"samples": NestedTensor((video, torch.zeros(batch, 32, 2, audio)))},)
 
 
+class RSPATestAudioLatent:
+    """Empty audio latent of LTX: 8 channels of 16 bins."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "make"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "frames": ("INT", {"default": 9, "min": 1, "max": 4096}),
+                "batch": ("INT", {"default": 1, "min": 1, "max": 8}),
+            }
+        }
+
+    def make(self, frames, batch):
+        return ({"samples": torch.zeros(batch, 8, frames, 16), "type": "audio"},)
+
+
+class RSPATestOption:
+    """Set one of the model's transformer_options to a JSON value, as guidance nodes do."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "name": ("STRING", {}), "value": ("STRING", {})}}
+
+    def patch(self, model, name, value):
+        patched = model.clone()
+        options = dict(patched.model_options.get("transformer_options", {}))
+        patched.model_options["transformer_options"] = options | {name: json.loads(value)}
+        return (patched,)
+
+
 class RSPATestSaveLatent:
     """Write a latent to <output>/<name>.safetensors under the key "samples"."""
 
@@ -310,8 +348,10 @@ NODE_CLASS_MAPPINGS = {
         RSPATestClip,
         RSPATestConditioning,
         RSPATestInput,
+        RSPATestAudioLatent,
         RSPATestLatent,
         RSPATestModelSpace,
+        RSPATestOption,
         RSPATestPrompt,
         RSPATestSaveLatent,
         RSPATestAddedStream,

@@ -35,6 +35,17 @@ class TinyVAE:
         return torch.randn(shape, generator=torch.Generator().manual_seed(41))
 
 
+class TinyLtxVAE:
+    """Encodes pictures [T, H, W, 3] to random latents [1, 128, t, H / 32, W / 32], like LTX's."""
+
+    downscale_index_formula = (8, 32, 32)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        frames, height, width, _ = pixels.shape
+        shape = (1, 128, (frames - 1) // 8 + 1, height // 32, width // 32)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(43))
+
+
 def uni3c_network() -> Any:
     """A patcher around a network that steers a Wan model by a video, with attention of its own."""
     import comfy.model_management
@@ -60,7 +71,8 @@ def lora() -> dict[str, torch.Tensor]:
     return load_file(folder_paths.get_full_path("loras", "tiny.safetensors"))
 
 
-MAKERS = {"nothing": lambda: None, "lora": lora, "uni3c": uni3c_network, "vae": TinyVAE}
+MAKERS = {"nothing": lambda: None, "lora": lora, "uni3c": uni3c_network}
+MAKERS |= {"vae": TinyVAE, "ltx_vae": TinyLtxVAE}
 
 
 class RSPATestInput:

@@ -100,6 +100,8 @@ PLANS = {
     "wan2.2_5B_text_to_video": Plan(768, 416),
     "hunyuan_video_text_to_video": Plan(320, 192),
     "hunyuan_video_1.5_text_to_video": Plan(384, 224),
+    "ltx2.5_text_to_video": Plan(toggles={"prompt_enhance": False}),
+    "ltx2.5_image_to_video": Plan(toggles={"prompt_enhance": False}),
 }
 
 

@@ -41,6 +41,7 @@ STAND_INS = {
     "hunyuan_video_t2v": "hunyuan_t2v",
     "hunyuanvideo1.5": "hunyuan15",
     "minimax_h3": "minimax_h3",
+    "ltx-2.5": "ltx_av",
 }
 
 Json = dict[str, Any]
@@ -102,4 +103,5 @@ def add_model(folder: Path, name: str) -> None:
         path.symlink_to(TRAINED)
     else:
         model = MODELS[chosen]
-        save_file(random_parameters(model.shapes, model.seed), path)
+        metadata = {"config": model.config} if model.config else None
+        save_file(random_parameters(model.shapes, model.seed), path, metadata)

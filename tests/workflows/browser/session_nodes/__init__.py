@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.clip_vision
 import comfy.latent_formats
+import comfy.model_management
+import comfy.model_patcher
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
@@ -29,6 +32,7 @@ from tiny_wan.model_files import PROMPTS, Prompts  # noqa: E402
 CHECKPOINT = TOOLS / "tiny_wan" / "checkpoint"
 # Widths of the tiny random checkpoints, see tests/integration/tiny_models.py.
 HUNYUAN_TEXT = (1, 40, 64)
+LTX_TEXT = (1, 40, 128)
 HUNYUAN_POOLED = (1, 768)
 VISION_TOKENS = (1, 257, 1280)
 FRAMES_PER_LATENT = 4
@@ -58,7 +62,10 @@ class StoredPrompts:
 
 
 class RandomPrompts:
-    """In place of the text encoders of HunyuanVideo and MiniMax H3: fixed noise for every text."""
+    """In place of the text encoders of HunyuanVideo, H3 and LTX: fixed noise for every text."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
 
     def tokenize(self, text: str, **options: Any) -> str:
         return text
@@ -66,7 +73,7 @@ class RandomPrompts:
     def encode_from_tokens_scheduled(self, tokens: str, **options: Any) -> list[Any]:
         seed = sum(tokens.encode())
         pooled = {"pooled_output": fixed_noise(HUNYUAN_POOLED, seed)}
-        return [[fixed_noise(HUNYUAN_TEXT, seed), pooled]]
+        return [[fixed_noise(self.shape, seed), pooled]]
 
 
 class LinearVAE:
@@ -125,6 +132,46 @@ class SoundVAE:
         return frames.repeat_interleave(self.audio_sample_rate // 40, dim=-1).movedim(1, -1)
 
 
+class LtxVAE(LinearVAE):
+    """In place of LTX's VAE; a picture becomes fixed noise."""
+
+    downscale_index_formula = (8, 32, 32)
+    first_stage_model = SimpleNamespace(
+        per_channel_statistics=SimpleNamespace(normalize=lambda x: x, un_normalize=lambda x: x)
+    )
+
+    def __init__(self) -> None:
+        super().__init__(128, 32)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        frames, height, width, _ = images.shape
+        return fixed_noise((1, 128, (frames - 1) // 8 + 1, height // 32, width // 32), 2)
+
+
+class LtxAudioVAE:
+    """In place of LTX's audio VAE: silence."""
+
+    latent_channels = 8
+    first_stage_model = SimpleNamespace(
+        latent_frequency_bins=16,
+        num_of_latents_from_frames=lambda frames, rate: round(frames / rate * 25),
+        output_sample_rate=16000,
+    )
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(1, latent.shape[2] * 640, 2)
+
+
+class TwiceAsLarge(torch.nn.Module):
+    """In place of LTX's latent upscaler: every voxel four times."""
+
+    def get_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return latent.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+
+
 class TinyWanVAE(LinearVAE):
     """In place of Wan 2.1's VAE: the code that the small model is trained in."""
 
@@ -158,14 +205,18 @@ def as_images(video: torch.Tensor) -> torch.Tensor:
 
 
 def load_clip(self: Any, *names: str, type: str = "", **options: Any) -> tuple[Any]:
-    return (StoredPrompts() if type == "wan" else RandomPrompts(),)
+    if type == "wan":
+        return (StoredPrompts(),)
+    return (RandomPrompts(LTX_TEXT if type == "ltxv" else HUNYUAN_TEXT),)
 
 
-def load_vae(self: Any, vae_name: str, **options: Any) -> tuple[LinearVAE | SoundVAE]:
+def load_vae(self: Any, vae_name: str, **options: Any) -> tuple[Any]:
     if vae_name.startswith("minimax_h3_audio"):
         return (SoundVAE(),)
     if vae_name.startswith("minimax_h3"):
         return (EncodingVAE(24, 16),)
+    if vae_name.startswith("ltx"):
+        return (LtxAudioVAE() if "audio" in vae_name else LtxVAE(),)
     other = {"wan2.2_vae.safetensors": (48, 16), "hunyuanvideo15_vae_fp16.safetensors": (32, 16)}
     if vae_name in other:
         return (LinearVAE(*other[vae_name]),)
@@ -176,9 +227,14 @@ def load_vision(self: Any, *names: str, **options: Any) -> tuple[NoVision]:
     return (NoVision(),)
 
 
+def load_upscaler(cls: Any, model_name: str) -> tuple[Any]:
+    device = comfy.model_management.get_torch_device()
+    return (comfy.model_patcher.ModelPatcher(TwiceAsLarge(), device, device),)
+
+
 def load_checkpoint(self: Any, ckpt_name: str, **options: Any) -> tuple[Any, ...]:
     """In place of SAM 3: no model, and any text encoder."""
-    return (None, RandomPrompts(), None)
+    return (None, RandomPrompts(HUNYUAN_TEXT), None)
 
 
 def track_nothing(cls: Any, images: torch.Tensor, model: Any, **options: Any) -> io.NodeOutput:
@@ -196,5 +252,6 @@ nodes.CLIPLoader.load_clip = load_clip
 nodes.DualCLIPLoader.load_clip = load_clip
 nodes.VAELoader.load_vae = load_vae
 nodes.CLIPVisionLoader.load_clip = load_vision
+nodes.NODE_CLASS_MAPPINGS["LatentUpscaleModelLoader"].execute = classmethod(load_upscaler)
 
 NODE_CLASS_MAPPINGS: dict[str, Any] = {}

@@ -1,0 +1,183 @@
+"""LTX: sparse is what the video attends to within itself; audio and guides are as without us."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from .expectations import EXACT, check_wholly_sparse, expected_calls, relative_error
+from .graphs import (
+    LTX_LATENT,
+    SCENES,
+    STEPS,
+    Graph,
+    Link,
+    Start,
+    chain,
+    model_node,
+    rectified,
+    sampled,
+)
+
+VIDEO, AUDIO_VIDEO = SCENES["ltx_video"], SCENES["ltx_av"]
+BLOCKS = 2
+AREA = LTX_LATENT[1] * LTX_LATENT[2]
+each_scene = pytest.mark.parametrize("scene", [VIDEO, AUDIO_VIDEO], ids=["video", "audio_video"])
+
+
+def picture(graph: Graph) -> Link:
+    """An image of the size of the video."""
+    height, width = (32 * size for size in LTX_LATENT[1:])
+    return graph.add("EmptyImage", width=width, height=height, batch_size=1, color=0x808080)
+
+
+def guide(strength: float = 1.0, frame: int = 0) -> Start:
+    """ComfyUI's node that appends a picture as a guide behind the video."""
+
+    def start(graph: Graph, positive: Link, negative: Link, latent: Link):
+        vae = graph.add("RSPATestInput", kind="ltx_vae")
+        node, _ = graph.add(
+            "LTXVAddGuide", positive=positive, negative=negative, vae=vae, latent=latent,
+            image=picture(graph), frame_idx=frame, strength=strength,
+        )  # fmt: skip
+        return [node, 0], [node, 1], [node, 2]
+
+    return start
+
+
+def first_frame(graph: Graph, positive: Link, negative: Link, latent: Link):
+    """ComfyUI's node that starts the video with a picture, as the image-to-video template does."""
+    vae = graph.add("RSPATestInput", kind="ltx_vae")
+    latent = graph.add(
+        "LTXVImgToVideoInplace", vae=vae, image=picture(graph), latent=latent, strength=1.0,
+        bypass=False,
+    )  # fmt: skip
+    return positive, negative, latent
+
+
+def option(name: str, value: str):
+    """One of the transformer_options that guidance nodes set."""
+    return model_node("RSPATestOption", name=name, value=value)
+
+
+def test_audio_is_exact(comfy):
+    """Where the audio does not listen to the video it is the same to the last bit."""
+    alone = option("v2a_cross_attn", "false")
+    dense = comfy.run(sampled(AUDIO_VIDEO, alone))
+    sparse = comfy.run(sampled(AUDIO_VIDEO, chain(rectified(sparsity=0.75), alone)))
+    check_wholly_sparse(sparse.report, AUDIO_VIDEO)
+    assert relative_error(sparse.samples, dense.samples) > 1e-3
+    assert torch.equal(sparse.latents["audio"], dense.latents["audio"])
+
+    listening = comfy.run(sampled(AUDIO_VIDEO, rectified(top_p=1.0)))
+    wanted = comfy.run(sampled(AUDIO_VIDEO)).latents["audio"]
+    assert relative_error(listening.latents["audio"], wanted) < EXACT
+    assert relative_error(dense.latents["audio"], wanted) > 1e-3
+
+
+def test_audio_of_more_tokens_than_the_video(comfy):
+    """Its calls are known to be the audio's: nothing is sparse or counted but the video's."""
+    latent = (2, 5, 7)
+    scene = replace(AUDIO_VIDEO, audio=math.prod(latent) + 30)
+    run = comfy.run(sampled(scene, rectified(top_p=1.0), latent=latent))
+    check_wholly_sparse(run.report, scene)
+    assert relative_error(run.samples, comfy.dense(scene, latent=latent)) < EXACT
+
+
+def test_audio_of_as_many_tokens_as_the_video(comfy):
+    latent = (2, 5, 7)
+    tokens = math.prod(latent)
+    scene = replace(AUDIO_VIDEO, audio=tokens)
+    run = comfy.run(sampled(scene, rectified(), latent=latent))
+    assert torch.equal(run.samples, comfy.dense(scene, latent=latent))
+    assert run.report["sparse"] == 0
+    (reason,) = run.report["reasons"]
+    assert reason == f"{tokens} video tokens are as many as the condition has"
+
+
+@each_scene
+def test_guides_are_exact_context(comfy, scene):
+    dense = comfy.dense(scene, start=guide())
+    run = comfy.run(sampled(scene, rectified(top_p=1.0), start=guide()))
+    check_wholly_sparse(run.report, scene)
+    assert run.report["tokens"] == math.prod(LTX_LATENT) + AREA
+    assert run.report["grid"] == list(LTX_LATENT)
+    assert relative_error(run.samples, dense) < EXACT
+
+    sparse = comfy.run(sampled(scene, rectified(sparsity=0.75), start=guide()))
+    check_wholly_sparse(sparse.report, scene)
+    assert relative_error(sparse.samples, dense) > 1e-3
+
+
+@each_scene
+def test_guides_with_a_strength(comfy, scene):
+    """Newer cores mask them, in calls of some rows each: dense, and that is what is said."""
+    dense = comfy.dense(scene, start=guide(0.7))
+    run = comfy.run(sampled(scene, rectified(top_p=1.0), start=guide(0.7)))
+    assert relative_error(run.samples, dense) < EXACT
+    model = comfy.server.checkout.folder / "comfy" / "ldm" / "lightricks" / "model.py"
+    if "GuideAttentionMask" not in model.read_text(encoding="utf-8"):
+        check_wholly_sparse(run.report, scene)
+        return
+    assert torch.equal(run.samples, dense)
+    video, tokens = math.prod(LTX_LATENT), math.prod(LTX_LATENT) + AREA
+    how = "under a mask of their own, as guides with a strength have them"
+    assert run.report["reasons"] == {
+        f"{video} of {tokens} rows {how}": BLOCKS * STEPS,
+        f"{AREA} of {tokens} rows {how}": BLOCKS * STEPS,
+    }
+
+
+@each_scene
+def test_first_frame_of_a_picture(comfy, scene):
+    """Its tokens have a noise level of their own and are tokens of the video like the others."""
+    dense = comfy.dense(scene, start=first_frame)
+    assert relative_error(dense, comfy.dense(scene)) > 1e-3
+    run = comfy.run(sampled(scene, rectified(top_p=1.0), start=first_frame))
+    check_wholly_sparse(run.report, scene)
+    assert relative_error(run.samples, dense) < EXACT
+
+
+def test_blocks_have_numbers(comfy):
+    run = comfy.run(sampled(AUDIO_VIDEO, rectified(dense_blocks="-1")))
+    assert run.report["reasons"] == {"dense_blocks": STEPS}
+    for row, (step, kind, index, *_) in zip(
+        run.report["calls"], expected_calls(AUDIO_VIDEO), strict=True
+    ):
+        assert row == [step, kind, index, *((1, 0) if index == 0 else (0, 1))]
+
+
+def test_context_windows(comfy):
+    """Windows of three frames of the video."""
+    windows = model_node(
+        "ContextWindowsManual", context_length=3, context_overlap=1,
+        context_schedule="standard_static", context_stride=1, closed_loop=False,
+        fuse_method="pyramid", dim=2, freenoise=False, split_conds_to_windows=False,
+        cond_retain_index_list="", latent_retain_index_list="", causal_window_fix=True,
+    )  # fmt: skip
+    dense = comfy.dense(VIDEO, after_shift=windows)
+    assert relative_error(dense, comfy.dense(VIDEO)) > 1e-3
+    run = comfy.run(sampled(VIDEO, rectified(top_p=1.0), after_shift=windows))
+    assert run.report["sparse"] == 2 * BLOCKS * STEPS
+    assert run.report["dense"] == 0
+    assert relative_error(run.samples, dense) < EXACT
+
+
+def test_spatio_temporal_guidance(comfy):
+    """One more pass a step, in which the attention of a block is left out altogether."""
+    if not comfy.object_info("LTXVSpatioTemporalGuidance"):
+        pytest.skip("this ComfyUI has no spatio-temporal guidance")
+    values = {"scale": 1.0, "blocks": "1", "start_percent": 0.0, "end_percent": 1.0}
+    other = model_node("LTXVSpatioTemporalGuidance", **values)
+    dense = comfy.dense(AUDIO_VIDEO, after_shift=other)
+    assert relative_error(dense, comfy.dense(AUDIO_VIDEO)) > 1e-3
+    run = comfy.run(sampled(AUDIO_VIDEO, rectified(top_p=1.0), after_shift=other))
+    assert relative_error(run.samples, dense) < EXACT
+    assert run.report["calls"] == [
+        [step, "double", index, 1 if index else 2, 0]
+        for step in range(STEPS)
+        for index in range(BLOCKS)
+    ]
