@@ -59,7 +59,8 @@ def test_sparsity_zero_is_dense(comfy, scene):
     assert relative_error(run.samples, comfy.dense(scene)) < EXACT
 
 
-@pytest.mark.parametrize("name", [name for name in SCENES if SCENES[name].audio])
+# Not LTX: there the sound listens to the video behind the sparse attention of the same block.
+@pytest.mark.parametrize("name", [name for name in SCENES if name.startswith("minimax")])
 def test_tokens_outside_the_video_are_exact(comfy, name):
     """Audio sampled along: sparse video in the last block of the only step leaves it as it is."""
     scene = SCENES[name]
