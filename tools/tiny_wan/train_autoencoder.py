@@ -39,6 +39,7 @@ class AutoencoderTraining(RunConfig):
     edges: float = 1.0
     perturbation: float = 0.1
     minutes: float = 3.0
+    learning_rate: float = 7e-4
     warmup: int = 100
     ema: float = 0.998
     reuse: int = 4
