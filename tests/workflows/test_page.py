@@ -19,6 +19,7 @@ import pytest
 
 from rectified_spaattn.nodes.host import schema_of, send_status
 from rectified_spaattn.nodes.inputs import MAIN, NODES, REPORT
+from rectified_spaattn.nodes.pictures import compact
 from rectified_spaattn.tests.nodes import comfy_api_stub
 
 from .browser import descriptions
@@ -267,10 +268,12 @@ def test_a_long_line_is_whole_and_broken_between_words(artist: Any, host: None) 
     assert cut <= 0
 
 
-def test_a_double_click_opens_the_whole_report(artist: Any, opened: Any) -> None:
+def test_report_is_legible_and_a_double_click_opens_the_whole(artist: Any, opened: Any) -> None:
     artist.load(EMPTY_GRAPH)
     node = artist.page.evaluate(NEW, REPORT.node_id)
     artist.look_at(node)
+    width = artist.page.evaluate("id => app.canvas.graph.getNodeById(id).size[0]", node)
+    assert compact.SIZE * width / compact.WIDTH >= 11
     whole = {"filename": "whole.png", "subfolder": "", "type": "temp"}
     output = {"images": [whole | {"filename": "compact.png"}], "rspa_whole": [whole]}
     artist.page.evaluate("window.open = address => { window.openedAddress = address; }")

@@ -6,6 +6,8 @@ import { app } from "../../../scripts/app.js";
 
 const NODE = "RectifiedSpaAttnReport";
 const WHOLE = "rspa_whole";
+// At this width, in pixels, the text of the compact picture is as large as a node's.
+const WIDTH = 320;
 
 const pictures = new WeakMap();
 
@@ -28,6 +30,10 @@ app.registerExtension({
       onDblClick?.apply(this, arguments);
       if (pictures.has(this)) open(this);
     };
+  },
+  nodeCreated(node) {
+    // The size of a stored node comes later and stays.
+    if (node.comfyClass === NODE && node.size[0] < WIDTH) node.setSize([WIDTH, node.size[1]]);
   },
   getNodeMenuItems(node) {
     if (!pictures.has(node)) return [];
