@@ -16,6 +16,7 @@ Graph = dict[str, dict[str, Any]]
 DECODERS = ("VAEDecode", "VAEDecodeTiled")
 SEEDS = ("seed", "noise_seed")
 TEXTS = ("text", "prompt")
+TEXT_BOXES = ("PrimitiveString", "PrimitiveStringMultiline")
 DIFFUSION = ("unet_name", "ckpt_name")
 WEIGHTS = (".safetensors", ".sft", ".gguf", ".pt", ".pth", ".ckpt", ".bin")
 FRAMES = "paired_frames"
@@ -127,7 +128,7 @@ def prompt_input(graph: Graph, frames: str, wanted: str | None = None) -> tuple[
             continue
         seen.add(node_id)
         inputs = graph[node_id]["inputs"]
-        texts = [(node_id, name) for name in TEXTS if name in inputs]
+        texts = [_written(graph, node_id, name) for name in TEXTS if name in inputs]
         links = dict(_links(graph, node_id))
         if texts:
             found += texts[:1]
@@ -141,6 +142,15 @@ def prompt_input(graph: Graph, frames: str, wanted: str | None = None) -> tuple[
         said = f"found {', '.join(node for node, _ in found)}" if found else "found none"
         raise WorkflowError(f"one node with the prompt is needed, {said}: see --prompt-node")
     return found[0]
+
+
+def _written(graph: Graph, node_id: str, name: str) -> tuple[str, str]:
+    """Where the text of an input is written: there, or in the only text box behind its link."""
+    source = dict(_links(graph, node_id)).get(name)
+    if source is None:
+        return node_id, name
+    boxes = [each for each in _of_class(graph, *TEXT_BOXES) if each in upstream(graph, source)]
+    return (boxes[0], "value") if len(boxes) == 1 else (node_id, name)
 
 
 def render_graph(
