@@ -249,19 +249,19 @@ MAIN = Node(
     "RectifiedSpaAttn",
     "Rectified SpaAttn (Sparse Attention)",
     "Speeds up long or large videos: each part of the picture attends exactly only to the parts "
-    "that matter, and the loss is corrected. For Wan 2.1 / 2.2, HunyuanVideo and MiniMax H3. Place "
-    "it after LoRAs and before the sampler; the node shows what really ran.",
+    "that matter, and the loss is corrected. For Wan, HunyuanVideo, MiniMax H3 and LTX. Place it "
+    "after LoRAs and before the sampler; the node shows what really ran.",
     (
         *("sparse attention", "SpaAttn", "block sparse", "稀疏注意力"),
         *("speed", "speed up", "accelerate", "加速"),
-        *("faster video", "faster Wan", "faster Hunyuan", "faster MiniMax H3"),
-        *("wan", "hunyuan", "video", "sage", "radial", "cache"),
+        *("faster video", "faster Wan", "faster Hunyuan", "faster MiniMax H3", "faster LTX"),
+        *("wan", "hunyuan", "ltx", "video", "sage", "radial", "cache"),
     ),
     (
         socket(
             "model",
             "MODEL",
-            "A Wan 2.1 / 2.2, HunyuanVideo, HunyuanVideo 1.5 or MiniMax H3 model. Other models "
+            "A Wan, HunyuanVideo, MiniMax H3 or LTX model; the help has all variants. Other models "
             "pass through and stay dense.",
         ),
         switch(
