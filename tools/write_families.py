@@ -23,6 +23,8 @@ DOCUMENTS = {
     ROOT / "web" / "docs" / "RectifiedSpaAttn" / "zh.md": (CHINESE, "其他"),
 }
 """Documents with the table: its header there, and what its last row is called."""
+EXPLANATION = re.compile(r": | \(|, (?:and|which) ")
+"""Where what explains a reason begins."""
 
 
 def rows(last: str) -> list[str]:
@@ -53,9 +55,13 @@ def with_table(document: str, header: str, last: str) -> str:
 
 
 def _texts(reasons: Iterable[Reason]) -> str:
-    """The reasons as the node says them, each a piece of code with dots for details."""
-    texts = (re.sub(r"\{[^}]*\}", "...", each.value) for each in reasons)
-    return ", ".join(f"`{each}`" for each in texts)
+    """How the node says the reasons, each a piece of code: dots for details and explanations."""
+    return ", ".join(f"`{_shortened(each.value)}`" for each in reasons)
+
+
+def _shortened(text: str) -> str:
+    begins, *rest = EXPLANATION.split(text, maxsplit=1)
+    return re.sub(r"\{[^}]*\}", "...", begins) + (" ..." if rest else "")
 
 
 def main() -> None:
