@@ -1,7 +1,7 @@
-// The Rectified SpaAttn node shows what is live: a preset fills in its values, changing one
-// of them by hand goes to "custom" (or to the preset that has them all), and values that a connected node replaces are shown as switched
-// off. The presets come with the node's definition; the server applies them by itself, so a graph
-// that was never opened here renders the same.
+// The Rectified SpaAttn node shows what is live: a preset fills in its values, changing one of them
+// by hand goes to "custom" (or to the preset that has them all), and values that a connected node
+// replaces are shown as switched off. The presets come with the node's definition; the server
+// applies them by itself, so a graph that was never opened here renders the same.
 
 import { app } from "../../../scripts/app.js";
 

@@ -1,6 +1,6 @@
 // The line on a Rectified SpaAttn node belongs to the run at hand. The server sends lines while
 // nodes run. It knows nothing of nodes that are bypassed or muted, and says nothing of those whose
-// result it has already or that a run does not reach; the page shows lines in the graph on show only.
+// result it has already or that a run does not reach; the page shows lines in the open graph only.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
