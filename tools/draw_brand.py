@@ -70,7 +70,7 @@ def banner() -> Image.Image:
     draw = ImageDraw.Draw(image)
     draw.text((margin, height * 0.35), "Rectified", TEXT, font(86 * SCALE, "bold"), anchor="lm")
     draw.text((margin, height * 0.52), "SpaAttn", TEXT, font(86 * SCALE, "bold"), anchor="lm")
-    lines = "Block-sparse attention for video models\nWan and HunyuanVideo in ComfyUI"
+    lines = "Block-sparse attention for video in ComfyUI\nWan, HunyuanVideo, MiniMax H3 and LTX"
     draw.multiline_text(
         (margin, height * 0.64), lines, SUBTEXT, font(26 * SCALE, "normal"), spacing=8 * SCALE
     )
