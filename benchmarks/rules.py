@@ -23,6 +23,7 @@ class Rule:
 
     @property
     def or_null(self) -> Rule:
+        """The same for a value that may be missing."""
         return Rule(lambda value: value is None or self.allows(value), f"{self.allowed}, or null")
 
 

@@ -274,7 +274,7 @@ MAIN = Node(
             "balanced",
             PRESET_NAMES,
             f"Sets the values below: {_preset_texts()}. custom: the values as they are. Changing "
-            "one of them by hand goes to custom.",
+            "one of them by hand goes to custom, or to the preset that has these values.",
             extra={"rspa_presets": _preset_values()},
         ),
         number(

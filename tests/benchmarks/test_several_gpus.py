@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +20,10 @@ needs_diffusers = pytest.mark.skipif(
 
 
 @needs_diffusers
-def test_two_processes_on_a_cpu(tmp_path: Path) -> None:
+def test_two_processes_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--gpus", "2", "--device", "cpu", "--small", "--layers", "1", "--repeats", "1"]
     words += ["--density", "0.5", "--rectification", "none", "--json", str(tmp_path / "out.json")]
-    command = [sys.executable, "-m", "rectified_spaattn.benchmarks.forward", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert several_gpus.main(parse(words)) == 0
     results = json.loads((tmp_path / "out.json").read_text())
     assert (results["gpus"], results["tokens"], results["blocks"]) == (2, 1120, 1)
     dense, sparse = results["rows"]
@@ -35,7 +31,7 @@ def test_two_processes_on_a_cpu(tmp_path: Path) -> None:
     assert 0.5 <= sparse["density"] < 0.9
     assert max(dense["difference"], sparse["difference"]) < 1e-5
     assert min(each[name] for each in (dense, sparse) for name in ("one", "several")) > 0.0
-    assert f"{sparse['one'] / sparse['several']:.2f}x" in done.stdout
+    assert f"{sparse['one'] / sparse['several']:.2f}x" in capsys.readouterr().out
 
 
 @needs_diffusers
