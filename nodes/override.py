@@ -95,8 +95,9 @@ def make_join(forward: Forward) -> Callable[[dict[str, Any]], Any]:
     @torch.compiler.disable()
     def join(args: dict[str, Any]) -> Any:
         q, x = args["q"], args["x"]  # [B, N, H, D], [B, N, H*D]
-        assert forward.frames is not None
-        out = forward.frames.join(q.transpose(1, 2), split_heads(x, q.shape[-2]))
+        if (frames := forward.frames) is None:  # of a forward that is over
+            return x
+        out = frames.join(q.transpose(1, 2), split_heads(x, q.shape[-2]))
         return x if out is None else out.transpose(1, 2).flatten(2)
 
     return join

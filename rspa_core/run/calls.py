@@ -288,6 +288,34 @@ class SparseRun:
         """What `prepare` has begun there."""
         return self._preparations.get(device)
 
+    def attempt(
+        self, compute: Callable[[Callable[..., Any]], Any], device: torch.device
+    ) -> tuple[Any, DenseReason | None]:
+        """What `compute` makes of the run's sparse attention, or None and why it failed.
+
+        Args:
+            compute: gets `rectified_attention` with the run's back end, which returns statistics.
+            device: of the call.
+        """
+        attention = partial(self.attention, backend=self.settings.backend, return_stats=True)
+        try:
+            with self.guard(), self.report.compiling(self.preparation(device)):
+                return compute(attention), None
+        except BackendUnavailable as error:
+            reason, is_final = why(Reason.NO_BACKEND, str(error)), True
+        except Exception as error:  # out of memory, a kernel that fails: the run goes on, dense
+            reason, is_final = failure(error), False
+        # Outside the except clause: there the traceback would keep the failed call's tensors alive
+        # while the dense path needs the memory.
+        self.fail(reason, is_final)
+        return None, reason
+
+    def fail(self, reason: DenseReason, is_final: bool) -> None:
+        """Count an attention call that has failed; if final, the rest of the run is dense."""
+        self.failures.add(reason, is_final)
+        rest = ", and so does the rest of this run" if self.failures.final_reason else ""
+        self.report.warn_once(f"an attention call takes the dense path{rest}: {reason.text}")
+
     def open(self, plan: ForwardPlan, device: torch.device) -> Forward:
         """A model call begins."""
         return Forward(self, plan, device, self.report.start_forward())
@@ -306,11 +334,12 @@ class SparseRun:
         """
         tally, plan = forward.tally, forward.plan
         density_sums: dict[Block, float] = {}
-        if forward.frames is not None and forward.frames.is_unfinished:
+        # A repeat needs the memory of what was never joined.
+        frames, forward.frames = forward.frames, None
+        if frames is not None and frames.is_unfinished:
             self.failures.add(why(Reason.NOT_JOINED), is_final=True)
             self.report.warn_once(f"{why(Reason.NOT_JOINED).text}: the forward is repeated dense")
-            again = replace(plan, config=None, reason=why(Reason.NOT_JOINED), is_repeat=True)
-            return Forward(self, again, tally.device, forward.started)
+            return self._repeat(forward, why(Reason.NOT_JOINED))
         if tally.seen:  # dense ones are waited for, too: their time is what sparse is compared with
             density_sums, is_finite = tally.finish(output)
             if tally.sparse and not is_finite and effects:
@@ -325,8 +354,7 @@ class SparseRun:
                     "sparse attention gave values that are not finite: the forward is repeated "
                     "dense"
                 )
-                again = replace(plan, config=None, reason=why(Reason.NON_FINITE), is_repeat=True)
-                return Forward(self, again, tally.device, forward.started)
+                return self._repeat(forward, why(Reason.NON_FINITE))
             elif plan.is_repeat and not is_finite:
                 # The model itself does it: sparse attention would be blamed again and again.
                 self.failures.add(why(Reason.NON_FINITE_ANYWAY), is_final=True)
@@ -338,6 +366,13 @@ class SparseRun:
             tally, density_sums, forward.started, plan.layout, plan.position.num_steps
         )
         return None
+
+    def _repeat(self, forward: Forward, reason: DenseReason) -> Forward:
+        """The dense forward in place of one that went wrong; what that had planned counts."""
+        plan = replace(forward.plan, config=None, reason=reason, is_repeat=True)
+        again = Forward(self, plan, forward.tally.device, forward.started)
+        again.tally.planned += forward.tally.planned
+        return again
 
 
 class Forward:
@@ -361,7 +396,7 @@ class Forward:
         self.density_sums: dict[Block, float] = {}
         self.frames: FrameCalls | None = None
         if plan.by_frame and plan.layout is not None:
-            self.frames = FrameCalls(plan.layout, self.tally, self.attempt)
+            self.frames = FrameCalls(plan.layout, self.tally, run.attempt)
         self._status_asked = False
         self._mask: Tensor | None = None
         self._groups: tuple[Group, ...] | DenseReason | None = None
@@ -407,12 +442,16 @@ class Forward:
         self.tally.add_dense(block, reason)
 
     def groups_of(self, mask: Tensor | None, batch: int) -> tuple[Group, ...] | DenseReason | None:
-        """`read_mask` of a call over the video; a mask that serves all blocks is read once."""
+        """`read_mask` of a call over the video; a mask that serves all blocks is read once.
+
+        None without a layout, and while calls are recorded: those are dense, and must not wait.
+        """
         layout = self.plan.layout
-        if mask is None or layout is None:  # without a layout the call is dense anyway
+        if mask is None or layout is None or _is_recording(mask.device):
             return None
         if mask is not self._mask:
-            self._mask, self._groups = mask, read_mask(mask, batch, layout)
+            with self.run.guard():  # what is made of it outlives the block of this call
+                self._mask, self._groups = mask, read_mask(mask, batch, layout)
         return self._groups
 
     def decide(
@@ -490,34 +529,10 @@ class Forward:
             self.tally.add_sparse(decision.block, out, density)
             return out
 
-        out, reason = self.attempt(sparse, q.device)
+        out, reason = self.run.attempt(sparse, q.device)
         if reason is not None:
             self.count_dense(decision.block, reason)
         return out
-
-    def attempt(
-        self, compute: Callable[[Callable[..., Any]], Any], device: torch.device
-    ) -> tuple[Any, DenseReason | None]:
-        """What `compute` makes of the run's sparse attention, or None and why it failed.
-
-        Args:
-            compute: gets `rectified_attention` with the run's back end, which returns statistics.
-            device: of the call.
-        """
-        attention = partial(
-            self.run.attention, backend=self.run.settings.backend, return_stats=True
-        )
-        try:
-            with self.run.guard(), self.run.report.compiling(self.run.preparation(device)):
-                return compute(attention), None
-        except BackendUnavailable as error:
-            reason, is_final = why(Reason.NO_BACKEND, str(error)), True
-        except Exception as error:  # out of memory, a kernel that fails: the run goes on, dense
-            reason, is_final = failure(error), False
-        # Outside the except clause: there the traceback would keep the failed call's tensors alive
-        # while the dense path needs the memory.
-        self._fail(reason, is_final)
-        return None, reason
 
     def _prepare(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
         layout = self.plan.layout
@@ -556,10 +571,10 @@ class Forward:
             try:
                 status = run.backend_status(device, dtype, head_dim, run.settings.backend)
             except Exception as error:  # a broken Triton install fails when it is imported
-                self._fail(failure(error), is_final=True)
+                self.run.fail(failure(error), is_final=True)
             else:
                 if status.name is None:
-                    self._fail(why(Reason.NO_BACKEND, status.reason), is_final=True)
+                    self.run.fail(why(Reason.NO_BACKEND, status.reason), is_final=True)
         return run.failures.final_reason
 
     def _is_probed(self, block: Block, total: int | None) -> bool:
@@ -604,7 +619,7 @@ class Forward:
         else:
             return dense
         # Outside the except clause, as in `attend`.
-        self._fail(reason, is_final=False)
+        self.run.fail(reason, is_final=False)
         return dense
 
     def _sparse(
@@ -627,11 +642,6 @@ class Forward:
         if groups is None:
             return call(q, k, v, replace(layout, length=q.shape[-2]))
         return attend_groups(call, q, k, v, groups)
-
-    def _fail(self, reason: DenseReason, is_final: bool) -> None:
-        self.run.failures.add(reason, is_final)
-        rest = ", and so does the rest of this run" if self.run.failures.final_reason else ""
-        self.run.report.warn_once(f"an attention call takes the dense path{rest}: {reason.text}")
 
 
 def _is_recording(device: torch.device) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention import dense_attention_lse, merge_attention
+from ..attention import AttentionStats, dense_attention_lse, merge_attention
 from ..config import SparseConfig
 from ..layout import TokenLayout
 from .reasons import DenseReason
@@ -31,7 +31,7 @@ from .report import ForwardTally
 Attempt = Callable[
     [Callable[[Callable[..., Any]], Any], torch.device], tuple[Any, DenseReason | None]
 ]
-"""As `Forward.attempt`."""
+"""As `SparseRun.attempt`."""
 
 
 @dataclass
@@ -150,11 +150,14 @@ class FrameCalls:
         self, operands: tuple[Tensor, Tensor, Tensor], layout: TokenLayout, config: SparseConfig
     ) -> tuple[Tensor, Tensor, Tensor | None, DenseReason | None]:
         """Output, logarithms and density; without a density if it failed and is dense, and why."""
-        result, problem = self._attempt(
-            lambda attention: attention(*operands, layout, config, return_lse=True),
-            operands[0].device,
-        )
+
+        def compute(
+            attention: Callable[..., tuple[Tensor, AttentionStats]],
+        ) -> tuple[Tensor, Tensor | None, Tensor]:
+            out, stats = attention(*operands, layout, config, return_lse=True)
+            return out, stats.lse, stats.density
+
+        result, problem = self._attempt(compute, operands[0].device)
         if result is not None:
-            out, stats = result
-            return out, stats.lse, stats.density, None
+            return *result, None
         return *dense_attention_lse(*operands), None, problem

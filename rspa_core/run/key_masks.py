@@ -110,8 +110,7 @@ def attend_groups(
     for group in groups:
         # One group for all, as with a single prompt: views instead of copies.
         is_all = len(group.samples) == batch
-        chosen = slice(None) if is_all else torch.tensor(group.samples, device=v.device)
-        own_q, own_k, own_v = (each[chosen] for each in (q, k, v))
+        own_q, own_k, own_v = (x if is_all else _some(x, group.samples) for x in (q, k, v))
         kept_q, kept_k, kept_v = (each[:, :, group.kept] for each in (own_q, own_k, own_v))
         rows = out if is_all else torch.zeros_like(out[: len(group.samples)])
         rows[:, :, group.kept], density = call(kept_q, kept_k, kept_v, group.layout)
@@ -119,9 +118,15 @@ def attend_groups(
             left_q = own_q[:, :, group.left_out]
             rows[:, :, group.left_out] = dense_attention(left_q, kept_k, kept_v)
         if not is_all:
-            out[chosen] = rows
+            for sample, row in zip(group.samples, rows, strict=True):
+                out[sample] = row
         densities.append(density * (len(group.samples) / batch))
     return out, torch.stack(densities).sum()
+
+
+def _some(x: Tensor, samples: Sequence[int]) -> Tensor:
+    """Some samples of `x [B, ...]`, without an index, which a GPU would be waited for to get."""
+    return torch.stack([x[sample] for sample in samples])
 
 
 def _over_keys(mask: Tensor, batch: int, length: int) -> Tensor | None:

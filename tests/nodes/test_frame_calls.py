@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,6 +154,50 @@ def test_missing_frame_has_the_forward_repeated(frame: int) -> None:
     assert again is not None
     assert again.plan.config is None
     assert rig.run.failures.final_reason == why(Reason.NOT_JOINED)
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["to be repeated", "interrupted"])
+def test_parts_that_are_never_joined_are_freed_at_once(is_closed: bool) -> None:
+    """They are keys and values of the whole video, and a repeat needs the memory."""
+    rig = Rig(PLAN)
+    q, k, v = tensors(1, TOKENS, HEADS * HEAD_DIM)
+    kept = weakref.ref(k.untyped_storage())
+    gc.disable()
+    try:
+        rig.wan(q[:, :PER_FRAME], k, v)
+        del k
+        assert kept() is not None
+        if is_closed:
+            assert rig.run.close(rig.forward, torch.zeros(1)) is not None
+        else:
+            del rig.forward, rig.override
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_what_outlives_a_block_is_made_under_the_guard() -> None:
+    is_open = False
+
+    @contextmanager
+    def guard() -> Iterator[None]:
+        nonlocal is_open
+        is_open = True
+        yield
+        is_open = False
+
+    class Stats(SimpleNamespace):
+        @property
+        def density(self) -> Tensor:
+            assert is_open, "the density is read when the forward is over"
+            return torch.ones(())
+
+    def attend(q: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Stats]:
+        return q, Stats(lse=torch.zeros(q.shape[:-1]))
+
+    rig = Rig(PLAN, attend=attend, guard=guard)
+    through(rig)
+    assert dict(rig.tally.sparse) == {BLOCK: 1}
 
 
 def test_patch_joins_before_the_functions_of_other_nodes() -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rectified_spaattn.rspa_core import TokenLayout, rectified_attention
+from rectified_spaattn.rspa_core.run import calls
 from rectified_spaattn.rspa_core.run.calls import ForwardPlan
+from rectified_spaattn.rspa_core.run.key_masks import attend_groups, padded
 from rectified_spaattn.rspa_core.run.probe import ProbeSettings, parse_probe_steps
+from rectified_spaattn.rspa_core.run.reasons import Reason
 from rectified_spaattn.rspa_core.run.schedule import Position
 
-from .rig import BLOCK, CONFIG, Rig
+from .rig import BLOCK, CONFIG, Rig, raising
 from .stand_ins import GRID, HEAD_DIM, HEADS, TOKENS, dense, tensors
 
 BEFORE, AFTER = 20, 3
@@ -162,6 +169,50 @@ def test_a_mask_that_all_blocks_share_is_read_once() -> None:
     assert forward.groups_of(mask, 1) is groups
     other = forward.groups_of(keys(range(2)), 1)
     assert other is not groups
+
+
+def test_a_mask_is_read_under_the_guard() -> None:
+    """What is made of it outlives the block that reads it."""
+    forward = Rig(ForwardPlan(LAYOUT, CONFIG), guard=guard_of(opened := [])).forward
+    forward.groups_of(keys(PADDING), 1)
+    assert opened == [True]
+
+
+def test_a_mask_is_not_read_while_calls_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its values are waited for, which ends the recording of a CUDA graph with an error."""
+    monkeypatch.setattr(calls, "_is_recording", lambda device: True)
+    monkeypatch.setattr(calls, "read_mask", raising(RuntimeError("stream is capturing")))
+    mask = keys(PADDING)
+    out, rig, qkv = run(mask[:, None, None])
+    torch.testing.assert_close(out, masked_dense(*qkv, mask))
+    assert rig.dense_reasons == {Reason.GRAPH.value: 1}
+
+
+def test_samples_are_taken_without_an_index() -> None:
+    """An index of a GPU is made on the CPU, and each call would wait for it."""
+
+    class Ops(TorchDispatchMode):
+        seen: ClassVar[set[str]] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            self.seen.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    q, k, v = tensors(3, HEADS, LENGTH, HEAD_DIM)
+    groups = padded([LENGTH, LENGTH - AFTER, LENGTH], LAYOUT)
+    with Ops() as ops:
+        attend_groups(lambda q, k, v, layout: (q, torch.ones(())), q, k, v, groups)
+    assert "stack" in ops.seen or "cat" in ops.seen
+    assert not ops.seen & {"index", "index_put_", "_to_copy"}
+
+
+def guard_of(opened: list[bool]) -> Callable[[], AbstractContextManager[None]]:
+    @contextmanager
+    def guard() -> Iterator[None]:
+        opened.append(True)
+        yield
+
+    return guard
 
 
 def test_the_probe_measures_what_takes_part() -> None:

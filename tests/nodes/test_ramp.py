@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from itertools import count
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -129,6 +130,22 @@ def test_what_stays_dense_for_other_reasons_was_not_reached() -> None:
     assert record.sparse == 0
     assert record.planned == pytest.approx(0.4, abs=1e-3)
     assert record.reached == 1.0
+
+
+def test_a_forward_that_is_repeated_dense_has_not_reached_what_it_planned() -> None:
+    calls = count()
+
+    def attend(*args: Any, **options: Any) -> Any:
+        out, stats = exactly(*args, **options)
+        return out * (float("nan") if next(calls) == 0 else 1.0), stats
+
+    record = sampled(make_patch(RAMP, attend=attend), SIGMAS)
+    (step,) = (each for each in record.steps if each.sparse and each.dense)
+    assert [reason.reason for reason, _ in step.reasons] == [Reason.NON_FINITE]
+    assert (step.sparse, step.dense) == (BLOCKS, BLOCKS), "one of the step's two forwards"
+    assert step.kept is not None
+    assert step.density is not None
+    assert step.kept[1] == pytest.approx((1.0 + step.density) / 2)
 
 
 def test_dense_blocks_are_not_counted_as_planned() -> None:
