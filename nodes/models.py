@@ -102,9 +102,10 @@ def token_layout(
     try:
         grid, prefix, suffix = family.spans(model, x, text, conds, _patch_size(model))
         layout = TokenLayout(grid, prefix + math.prod(grid) + suffix, prefix)
+        others = other_lengths(model, text, conds)
     except Exception as error:  # conditions of a form that this model is not known to take
         return why(Reason.UNKNOWN_CONDITIONS, type(error).__name__, str(error))
-    if layout.length in other_lengths(model, text, conds):
+    if layout.length in others:
         # Cross-attention could not be told from self-attention by shape.
         return why(Reason.AMBIGUOUS_LENGTH, layout.length)
     return layout

@@ -267,6 +267,13 @@ def test_reasons_not_to_know(x: torch.Tensor, text: torch.Tensor | None, expecte
     assert expected in reason.text
 
 
+def test_a_second_latent_of_an_unknown_form_is_no_error() -> None:
+    x, conds = packed(latent(5, 8, 12), torch.empty(1, 8))
+    reason = token_layout(ltx_model(), x, TEXT, conds)
+    assert isinstance(reason, DenseReason)
+    assert reason.reason is Reason.UNKNOWN_CONDITIONS
+
+
 def test_an_image_model_of_a_video_models_class_is_called_one() -> None:
     """HunyuanImage 2.1: ComfyUI's class HunyuanVideo with patches of two dimensions."""
     model = hunyuan_model(patch_size=[1, 1])
