@@ -254,7 +254,11 @@ class SparseAttention:
             self._current.begin(self.run.open(plan, torch.device("cpu")))
             return
         position = self._steps.current(given.get("timestep"))
-        plan = self.run.plan(family.layout(model.config, given), position)
+        try:
+            layout = family.layout(model.config, given)
+        except Exception as error:  # arguments of a form that the model takes all the same
+            layout = why(Reason.UNKNOWN_CONDITIONS, type(error).__name__, str(error))
+        plan = self.run.plan(layout, position)
         self._current.begin(self.run.open(plan, given["hidden_states"].device))
 
     @torch.compiler.disable()

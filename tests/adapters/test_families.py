@@ -204,8 +204,13 @@ def test_ltx_2_leaves_audio_alone() -> None:
             {"height": 16, "video_coords": torch.ones(2, 3, TOKENS, 2)},
             f"{TOKENS} tokens where {2 * TOKENS} were expected",
         ),
+        (
+            {"num_frames": float(GRID[0])},
+            "conditions not understood (ConfigError: grid = (3.0, 8, 12) is not allowed: a tuple "
+            "(T, H, W) of three whole numbers, 1 or more)",
+        ),
     ],
-    ids=["mask", "guidance", "grid", "tokens"],
+    ids=["mask", "guidance", "grid", "tokens", "number"],
 )
 def test_ltx_2_dense_with_a_reason(change: dict[str, Any], reason: str) -> None:
     model, inputs = ltx2(perturbed_attn=True), ltx2_inputs() | change
