@@ -187,7 +187,8 @@ def _attend_frame(
         return None
     unsupported = unsupported_argument(q, call)
     if call.mask is not None:
-        unsupported = why(Reason.MASK_FORM, tuple(call.mask.shape), "for single frames")
+        shape = tuple(getattr(call.mask, "shape", ())) or "unknown"
+        unsupported = why(Reason.MASK_FORM, shape, "for single frames")
     if is_first:
         decision = forward.decide(
             block,

@@ -441,13 +441,17 @@ class Forward:
         """Count a call that the host computes by itself."""
         self.tally.add_dense(block, reason)
 
-    def groups_of(self, mask: Tensor | None, batch: int) -> tuple[Group, ...] | DenseReason | None:
+    def groups_of(self, mask: object, batch: int) -> tuple[Group, ...] | DenseReason | None:
         """`read_mask` of a call over the video; a mask that serves all blocks is read once.
 
         None without a layout, and while calls are recorded: those are dense, and must not wait.
         """
         layout = self.plan.layout
-        if mask is None or layout is None or _is_recording(mask.device):
+        if mask is None or layout is None:
+            return None
+        if not isinstance(mask, Tensor):  # of another attention, which may know its own kinds
+            return why(Reason.MASK_FORM, "unknown", type(mask).__name__)
+        if _is_recording(mask.device):
             return None
         if mask is not self._mask:
             with self.run.guard():  # what is made of it outlives the block of this call

@@ -162,6 +162,19 @@ def test_other_masks_are_dense_with_a_reason(mask: Tensor, reason: str) -> None:
     assert seen[0] is mask
 
 
+@pytest.mark.parametrize("by_frame", [False, True])
+def test_a_mask_that_is_no_tensor_is_left_to_the_dense_path(by_frame: bool) -> None:
+    """Another node's attention, which was there before, may have masks of its own."""
+    layout = TokenLayout(GRID, TOKENS)
+    mask = object()
+    rig = Rig(ForwardPlan(layout, CONFIG, by_frame=by_frame), previous=lambda *args, **kwargs: args)
+    q, k, v = tensors(1, HEADS, TOKENS, HEAD_DIM)
+    q = q[:, :, : GRID[1] * GRID[2]] if by_frame else q
+    assert rig.hunyuan(q, k, v, mask=mask)[1] is q
+    (reason,) = rig.dense_reasons
+    assert reason.startswith("attention mask of shape unknown")
+
+
 def test_a_mask_that_all_blocks_share_is_read_once() -> None:
     forward, mask = Rig(ForwardPlan(LAYOUT, CONFIG)).forward, keys(PADDING)
     groups = forward.groups_of(mask, 1)
