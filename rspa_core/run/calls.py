@@ -522,6 +522,9 @@ class Forward:
         if lengths is not None and set(lengths) != {q.shape[-2]}:
             assert self.plan.layout is not None
             groups = padded(lengths, self.plan.layout)
+        if decision.is_probed and groups is not None and len(groups) > 1:
+            self.count_dense(decision.block, why(Reason.MASKS_NOT_PROBED))
+            return dense()
         if decision.is_probed:
             self.count_dense(decision.block, why(Reason.PROBED))
             return self._measure(decision.block, q, k, v, dense(), groups)
@@ -603,9 +606,8 @@ class Forward:
         tokens: slice | Tensor = slice(None)
         layout = replace(layout, length=q.shape[-2])
         if groups is not None:
-            if len(groups) > 1:
-                return dense  # samples with several masks: what is measured would be no one call
-            tokens, layout = groups[0].kept, groups[0].layout
+            (group,) = groups  # of several, what is measured would be no one call
+            tokens, layout = group.kept, group.layout
         try:
             with self.run.guard(), self.run.report.compiling():
                 recorder.measure(

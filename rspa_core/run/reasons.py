@@ -42,6 +42,7 @@ class Reason(Enum):
     OTHER_LENGTH = "{} tokens where {} were expected"
     POSE_BRANCH = "the pose's own attention, which may serve all steps"
     FRAMES_NOT_PROBED = "attention frame by frame, which the probe does not measure"
+    MASKS_NOT_PROBED = "samples with attention masks of their own, which the probe does not measure"
     UNKNOWN_CALL = "unknown form of attention call"
     UNKNOWN_ROTARY = "unknown form of rotary embedding"
     SPLIT_ROWS = "{} of {} rows under a mask of their own, as guides with a strength have them"

@@ -239,3 +239,14 @@ def test_the_probe_measures_what_takes_part() -> None:
     assert recorder is not None
     assert not recorder.is_empty
     assert recorder.grid == GRID
+
+
+def test_the_probe_says_that_it_does_not_measure_samples_with_masks_of_their_own() -> None:
+    plan = ForwardPlan(LAYOUT, CONFIG, position=Position(0, 1))
+    rig = Rig(plan, probe=ProbeSettings(parse_probe_steps("0")))
+    qkv, mask = tensors(2, HEADS, LENGTH, HEAD_DIM), keys(PADDING, range(0))
+    out = rig.hunyuan(*qkv, mask=mask[:, None, None], skip_output_reshape=True)
+    torch.testing.assert_close(out, masked_dense(*qkv, mask))
+    assert rig.dense_reasons == {Reason.MASKS_NOT_PROBED.value: 1}
+    assert rig.run.recorder is not None
+    assert rig.run.recorder.is_empty
