@@ -207,6 +207,10 @@ class ComfyServer:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
+    def free(self) -> None:
+        """Have all models unloaded and all results forgotten before the next run."""
+        self._post("/free", {"unload_models": True, "free_memory": True})
+
     def _queue(self, nodes: dict) -> str:
         try:
             return json.loads(self._post("/prompt", {"prompt": nodes}))["prompt_id"]

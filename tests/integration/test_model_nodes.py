@@ -191,8 +191,9 @@ def test_every_node_with_a_model(comfy, name, ours_first):
             continue
         node = with_node(class_type, info, scene)
         both = chain(ours, node) if ours_first else chain(node, ours)
-        alone = attempt(lambda node=node: comfy.dense(scene, after_shift=node, **RENDER))
-        run = attempt(lambda both=both: comfy.run(sampled(scene, after_shift=both, **RENDER)))
+        free = comfy.server.free
+        alone = attempt(lambda node=node: comfy.dense(scene, after_shift=node, **RENDER), free)
+        run = attempt(lambda both=both: comfy.run(sampled(scene, after_shift=both, **RENDER)), free)
         if problem := difference(class_type, alone, run):
             wrong.append(f"{class_type}: {problem}")
         elif isinstance(alone, str):
@@ -209,13 +210,14 @@ def test_every_node_with_a_model(comfy, name, ours_first):
     assert len(acting) >= least_acting
 
 
-def attempt(make: Callable[[], Result], times: int = 4) -> Result | str:
+def attempt(make: Callable[[], Result], free: Callable[[], None], times: int = 4) -> Result | str:
     """What `make` returns, or the first line of why the server could not."""
     try:
         return make()
     except GraphError as error:
         if times > 1 and FORGOTTEN_MODEL in str(error):
-            return attempt(make, times - 1)
+            free()
+            return attempt(make, free, times - 1)
         return str(error).splitlines()[0]
 
 
