@@ -15,8 +15,10 @@ from .shared_failure import SharedFailure, first_to_report, shared_folder
 CUDA = torch.cuda.is_available()
 if not CUDA:
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    # Small tensors, several test processes: threads would only wait for one another.
+    # Small tensors, several test processes: threads would only wait for one another, here and in
+    # the programs that tests start.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
