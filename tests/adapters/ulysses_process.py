@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,21 +104,25 @@ def not_finite_in_one(rank: int) -> Any:
     return out, counts(sparse)
 
 
-def of_the_page() -> Any:
-    """The attention function that the page about hosts gives as an example."""
+def of_the_page(folder: Path) -> Any:
+    """The attention function that the page about hosts gives as an example.
+
+    Args:
+        folder: where its code may be written to.
+    """
     page = Path(__file__).resolve().parents[2] / "docs" / "notes" / "hosts.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    return names["self_attention"]
+    program = folder / "page.py"
+    program.write_text(code, encoding="utf-8")
+    return runpy.run_path(str(program))["self_attention"]
 
 
-def in_another_host(rank: int) -> Tensor:
+def in_another_host(rank: int, folder: Path) -> Tensor:
     """Attention of 3 heads over 189 tokens, behind them two of padding; this process's tokens."""
     layout, generator = TokenLayout(ODD, 189), torch.Generator().manual_seed(3)
     mine = slice(0, 96) if rank == 0 else slice(96, 191)
     q, k, v = (x[:, mine] for x in torch.randn((3, 2, 191, 48), generator=generator))
-    out: Tensor = of_the_page()(q, k, v, 3, layout, SPARSE, padded=191)
+    out: Tensor = of_the_page(folder)(q, k, v, 3, layout, SPARSE, padded=191)
     return out
 
 
@@ -128,6 +133,7 @@ def main(rank: int, number: int, folder: Path) -> None:
     torch.accelerator.device_count = lambda: 1
     # transformers, which diffusers does without here, adds this method.
     logging.Logger.warning_once = logging.Logger.warning
+    (folder / str(rank)).mkdir()
     results: dict[str, Any] = {
         name: result(parallel(make, **options), inputs, config)
         for name, (make, inputs, config, options) in MODELS.items()
@@ -137,7 +143,7 @@ def main(rank: int, number: int, folder: Path) -> None:
     results["dense"] = result(parallel(wan), wan_inputs(), SPARSE, **options)
     results["failing"] = failing_in_one(rank)
     results["not finite"] = not_finite_in_one(rank)
-    results["another host"] = in_another_host(rank)
+    results["another host"] = in_another_host(rank, folder / str(rank))
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
