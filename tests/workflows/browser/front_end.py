@@ -156,8 +156,11 @@ class FrontEnd:
         """Show the inside of the subgraph called `name`."""
         self.page.evaluate(
             """name => {
+              // A subgraph may hold others.
               const root = app.rootGraph ?? app.graph;
-              const host = root.nodes.find(n => n.isSubgraphNode?.() && n.subgraph.name === name);
+              const graphs = [root, ...root.subgraphs.values()];
+              const host = graphs.flatMap(graph => graph.nodes).find(
+                n => n.isSubgraphNode?.() && n.subgraph.name === name);
               app.canvas.openSubgraph(host.subgraph, host);
             }""",
             name,
