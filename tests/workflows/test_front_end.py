@@ -30,7 +30,11 @@ FOLDER = ROOT / "workflows"
 STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
 PACK = "rectified-spaattn"
 LOADERS = {"UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader", "CLIPVisionLoader"}
-MODEL_NODES = LOADERS | {"LoraLoaderModelOnly", "LatentUpscaleModelLoader"}
+MODEL_NODES = LOADERS | {
+    "CheckpointLoaderSimple",
+    "LoraLoaderModelOnly",
+    "LatentUpscaleModelLoader",
+}
 CHECK_SECONDS = 600
 
 pytestmark = pytest.mark.timeout(CHECK_SECONDS + 60)
