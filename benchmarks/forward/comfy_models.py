@@ -192,11 +192,12 @@ def materialise(model: nn.Module, device: torch.device) -> None:
     """Replace meta parameters by random ones that keep activations of order one.
 
     Matrices get N(0, 1 / fan_in), norms 1, biases 0, and Wan's modulation tables, which are
-    parameters of no layer, N(0, 1 / width); meta tables that are no parameters are uniform from 0
-    to 1. Everything keeps its dtype.
+    parameters of no layer, N(0, 1 / width); tables that a checkpoint holds beside parameters are
+    uniform from 0 to 1. Everything keeps its dtype.
     """
     generator = torch.Generator(device).manual_seed(0)
-    for module in model.modules():
+    stored = set(model.state_dict())
+    for prefix, module in model.named_modules():
         for name, meta in module.named_parameters(recurse=False):
             value = torch.empty(meta.shape, dtype=meta.dtype, device=device)
             if meta.ndim >= 2:
@@ -206,7 +207,7 @@ def materialise(model: nn.Module, device: torch.device) -> None:
                 value.fill_(0.0 if name == "bias" else 1.0)
             setattr(module, name, nn.Parameter(value, requires_grad=False))
         for name, table in module.named_buffers(recurse=False):
-            if not table.is_meta:  # a rotary embedding, say, which is computed
+            if f"{prefix}.{name}".lstrip(".") not in stored:  # a rotary embedding that is computed
                 continue
             value = torch.empty(table.shape, dtype=table.dtype, device=device)
             module.register_buffer(name, value.uniform_(generator=generator))
