@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+PAUSE_S = 20.0
+"""Seconds of a step from which on it was a pause: compilation, or a process that was stopped."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -178,6 +181,8 @@ class Run:
     def run(self, until: int | None = None, piece: float | None = None) -> None:
         """Train to the end of the run, writing checkpoints on the way.
 
+        A step longer than `PAUSE_S` does not count as time of the run.
+
         Args:
             until: stop at this step.
             piece: stop after so many minutes.
@@ -187,7 +192,7 @@ class Run:
         """
         begin = time.monotonic()
         start = begin - self.seconds
-        saved = logged = begin
+        saved = logged = last = begin
         losses: list[Tensor] = []
         tokens = 0
         while self.progress < 1 and (until is None or self.step < until):
@@ -211,11 +216,15 @@ class Run:
                     tokens_per_second=round(tokens / (now - logged)),
                 )
                 losses, tokens, logged = [], 0, now
-            self.seconds = time.monotonic() - start
-            if time.monotonic() - saved > self.settings.checkpoint_minutes * 60:
+            now = time.monotonic()
+            if now - last > PAUSE_S:
+                start += now - last
+            last = now
+            self.seconds = now - start
+            if now - saved > self.settings.checkpoint_minutes * 60:
                 self.save()
                 self.log(validation=self.validate())
-                saved = logged = time.monotonic()
+                saved = logged = last = time.monotonic()
                 self.seconds = saved - start
                 tokens = 0
         self.save()
