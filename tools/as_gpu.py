@@ -41,17 +41,18 @@ def pretend(capability: int) -> None:
     """For the rest of this process the GPU is one of compute capability `capability` / 10."""
     import torch
     import triton
+    from triton.backends import backends
     from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import CUDABackend
 
     major, minor = torch.cuda.get_device_capability()
-    assemble = CUDABackend.make_cubin
+    backend: Any = backends["nvidia"].compiler  # not always the class of the module of that name
+    assemble = backend.make_cubin
 
     def assemble_for_this_gpu(self: Any, source: Any, metadata: Any, options: Any, _: int) -> Any:
         return assemble(self, source, metadata, options, 10 * major + minor)
 
     driver = triton.runtime.driver.active
-    CUDABackend.make_cubin = assemble_for_this_gpu
+    backend.make_cubin = assemble_for_this_gpu
     driver.get_current_target = lambda: GPUTarget("cuda", capability, 32)
     driver.utils = OtherLimits(driver.utils, SHARED_MEMORY[capability])
     torch.cuda.get_device_capability = lambda *_, **__: divmod(capability, 10)

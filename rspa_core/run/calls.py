@@ -19,6 +19,7 @@ then the output stands, and the rest of the run is dense.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -137,10 +138,16 @@ class Preparation:
 
     Args:
         work: compiles and checks the kernels. What it raises, the call that needs them will, too.
+        clock: seconds, rising.
+
+    Attributes:
+        ended: when, by the clock; infinite before.
     """
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], None], clock: Callable[[], float]) -> None:
         self._work = work
+        self._clock = clock
+        self.ended = math.inf
         self._compiled: tuple[int, int] | None = None
         self._thread = threading.Thread(target=self._run, name="prepare", daemon=True)
         self._thread.start()
@@ -148,6 +155,7 @@ class Preparation:
     def _run(self) -> None:
         with suppress(Exception), compile_progress(self._hear):
             self._work()
+        self.ended = self._clock()
 
     def _hear(self, done: int, total: int) -> None:
         self._compiled = done, total
@@ -178,6 +186,8 @@ class SparseRun:
 
     Attributes:
         recorder: of the probe, None without one.
+        unavailable: why no back end computes calls of a device, dtype and head size, None where
+            one does; of those that were asked for in this run.
     """
 
     def __init__(
@@ -203,6 +213,7 @@ class SparseRun:
         self._preparations: dict[torch.device, Preparation] = {}
         self.guard = guard
         self.failures = RunFailures()
+        self.unavailable: dict[tuple[torch.device, torch.dtype, int], DenseReason | None] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseRun:
         return self
@@ -210,6 +221,7 @@ class SparseRun:
     def begin(self) -> None:
         """A new sampling run begins; what an earlier one left is forgotten."""
         self.failures = RunFailures()
+        self.unavailable = {}
         self._preparations = {}
         self.report.reset()
         self.report.announce()
@@ -282,7 +294,7 @@ class SparseRun:
         if device not in self._preparations:
             config = self.settings.config
             call = partial(self._prepare, device, dtype, head_dim, config, has_context, with_lse)
-            self._preparations[device] = Preparation(call)
+            self._preparations[device] = Preparation(call, self.report.clock)
 
     def preparation(self, device: torch.device) -> Preparation | None:
         """What `prepare` has begun there."""
@@ -362,8 +374,9 @@ class SparseRun:
                     "the model gives values that are not finite with dense attention too"
                 )
         forward.density_sums = density_sums
+        has_company = any(each.ended > forward.started for each in self._preparations.values())
         self.report.add_forward(
-            tally, density_sums, forward.started, plan.layout, plan.position.num_steps
+            tally, density_sums, forward.started, plan.layout, plan.position.num_steps, has_company
         )
         return None
 
@@ -397,7 +410,6 @@ class Forward:
         self.frames: FrameCalls | None = None
         if plan.by_frame and plan.layout is not None:
             self.frames = FrameCalls(plan.layout, self.tally, run.attempt)
-        self._status_asked = False
         self._mask: Tensor | None = None
         self._groups: tuple[Group, ...] | DenseReason | None = None
 
@@ -571,18 +583,23 @@ class Forward:
     def _backend_reason(
         self, device: torch.device, dtype: torch.dtype, head_dim: int
     ) -> DenseReason | None:
-        """Why no backend computes such calls here, or why the rest of the run is dense."""
+        """Why no backend computes such calls, or why the rest of the run is dense."""
         run = self.run
-        if run.failures.final_reason is None and not self._status_asked:
-            self._status_asked = True
+        if run.failures.final_reason is not None:
+            return run.failures.final_reason
+        kind = device, dtype, head_dim
+        if kind not in run.unavailable:
             try:
-                status = run.backend_status(device, dtype, head_dim, run.settings.backend)
+                status = run.backend_status(*kind, run.settings.backend)
             except Exception as error:  # a broken Triton install fails when it is imported
-                self.run.fail(failure(error), is_final=True)
-            else:
-                if status.name is None:
-                    self.run.fail(why(Reason.NO_BACKEND, status.reason), is_final=True)
-        return run.failures.final_reason
+                run.fail(failure(error), is_final=True)
+                return run.failures.final_reason
+            missing = status.name is None
+            run.unavailable[kind] = why(Reason.NO_BACKEND, status.reason) if missing else None
+        reason = run.unavailable[kind]
+        if reason is not None:
+            run.report.warn_once(f"attention calls on {device} take the dense path: {reason.text}")
+        return reason
 
     def _is_probed(self, block: Block, total: int | None) -> bool:
         recorder, position = self.run.recorder, self.plan.position

@@ -151,6 +151,7 @@ class RunReport:
             self._steps: defaultdict[int | None, _Step] = defaultdict(_Step)
             self._sparse_seconds: list[float] = []
             self._dense_seconds: list[float] = []
+            self._slowed_seconds: list[float] = []
             self._layout: TokenLayout | None = None
             self._num_steps: int | None = None
             self._computed = 0.0
@@ -179,6 +180,7 @@ class RunReport:
         started: float | None = None,
         layout: TokenLayout | None = None,
         num_steps: int | None = None,
+        has_company: bool = False,
     ) -> None:
         """Take over one finished forward and refresh the status line.
 
@@ -188,6 +190,7 @@ class RunReport:
             started: what `start_forward` gave.
             layout: its tokens, None if unknown.
             num_steps: that the sampler takes, None if unknown.
+            has_company: whether kernels were compiled beside it, which makes it slower.
         """
         now = self.clock()
         with self._lock:
@@ -211,7 +214,8 @@ class RunReport:
                 # Of a forward that does something others do not, the time tells nothing of them.
                 does_more = any(each.reason in EXTRA_WORK for _, each in tally.dense)
                 if tally.seen and not does_more:
-                    (self._sparse_seconds if tally.sparse else self._dense_seconds).append(seconds)
+                    dense = self._slowed_seconds if has_company else self._dense_seconds
+                    (self._sparse_seconds if tally.sparse else dense).append(seconds)
             self._layout = layout or self._layout
             self._seconds = now - (self._started if self._started is not None else now)
             is_due = now - self._last_status >= STATUS_INTERVAL_S
@@ -314,7 +318,8 @@ class RunReport:
             steps=steps,
             cells=cells,
             sparse_forward_seconds=tuple(self._sparse_seconds),
-            dense_forward_seconds=tuple(self._dense_seconds),
+            # Without another, the shortest of those that were slowed is nearest to the truth.
+            dense_forward_seconds=tuple(self._dense_seconds or sorted(self._slowed_seconds)[:1]),
             settings=dict(self.settings),
             warnings=tuple(self._said),
             computed=self._computed / sparse if sparse else None,

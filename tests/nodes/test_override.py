@@ -316,6 +316,20 @@ def test_backend_is_asked_once_and_its_reason_is_stated(reason: str) -> None:
     assert len(rig.warnings) == 1
 
 
+def test_what_no_backend_computes_is_dense_and_the_rest_of_the_run_is_not() -> None:
+    def status(device: torch.device, dtype: torch.dtype, *_: Any) -> BackendStatus:
+        known = dtype == torch.float32
+        return BackendStatus("reference" if known else None, "" if known else "not in 16 bits")
+
+    rig = Rig(status=status)
+    for _ in range(2):
+        for dtype in (torch.float16, torch.float32):
+            rig.wan(*(each.to(dtype) for each in wan_tensors()))
+    assert rig.dense_reasons == {"not in 16 bits": 2}
+    assert rig.tally.sparse.total() == 2
+    assert len(rig.warnings) == 1
+
+
 def test_a_cpu_is_dense_with_a_reason_unless_the_reference_is_asked_for() -> None:
     """There sparse attention takes many times as long."""
     must_not = raising(AssertionError("must not run"))
@@ -324,7 +338,7 @@ def test_a_cpu_is_dense_with_a_reason_unless_the_reference_is_asked_for() -> Non
     q, k, v = wan_tensors()
     torch.testing.assert_close(rig.wan(q, k, v), dense(q, k, v, HEADS))
     assert rig.dense_reasons == {ON_CPU: 1}
-    assert run.failures.final_reason == why(Reason.NO_BACKEND, ON_CPU)
+    assert run.failures.final_reason is None  # another device of this run may have one
     assert len(rig.warnings) == 1
 
     rig = Rig(run=SparseRun(RunSettings(CONFIG, backend="reference")))

@@ -60,12 +60,23 @@ def sums(counts: ForwardTally) -> dict:
     return counts.finish(None)[0]
 
 
-def add(report: RunReport, counts: ForwardTally, seconds: float = 0.0) -> None:
+def add(
+    report: RunReport, counts: ForwardTally, seconds: float = 0.0, has_company: bool = False
+) -> None:
     """One forward that takes `seconds` of the report's clock."""
     started = report.start_forward()
     if seconds:
         report.clock.now += seconds
-    report.add_forward(counts, sums(counts), started)
+    report.add_forward(counts, sums(counts), started, has_company=has_company)
+
+
+def test_dense_forwards_beside_which_kernels_were_compiled_are_no_measure() -> None:
+    report = RunReport(clock=Clock())
+    add(report, tally(0, dense=4), 9.0, has_company=True)
+    add(report, tally(0, dense=4), 7.0, has_company=True)
+    assert report.record().dense_forward_seconds == (7.0,)
+    add(report, tally(1, dense=4), 3.0)
+    assert report.record().dense_forward_seconds == (3.0,)
 
 
 def test_status_line() -> None:

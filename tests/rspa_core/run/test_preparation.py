@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +86,22 @@ def test_dense_steps_prepare_once_and_the_first_sparse_call_waits() -> None:
     assert rig.asked == [(GPU, torch.bfloat16, 64, config, True, False)]
     assert "compiling the kernels, once: 3 of 9" in rig.sent
     assert rig.sent[-1] == "waiting for the first model call"
+
+
+@pytest.mark.usefixtures("made_up_gpu")
+def test_a_dense_forward_beside_a_compiler_is_no_measure_of_time() -> None:
+    rig = Rig()
+    wanted = []
+    for beside in (True, False):
+        forward = rig.run.open(rig.run.plan(LAYOUT, Position(0, 4)), torch.device("cpu"))
+        assert forward.decide(BLOCK, 1, GPU, torch.bfloat16, 64) is None
+        rig.go.set()
+        while rig.run.preparation(GPU).ended == math.inf:
+            time.sleep(0.01)
+        rig.run.close(forward, None)
+        wanted.append(rig.run.report.record().dense_forward_seconds)
+        assert len(wanted[-1]) == 1, beside
+    assert wanted[0] != wanted[1]
 
 
 @pytest.mark.usefixtures("made_up_gpu")
