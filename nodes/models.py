@@ -6,7 +6,7 @@ forward, and its sizes, which tell whether a profile fits. The video tokens lie 
 sequence is computed from the latent and the conditions of this very forward, because context
 windows and area conditions change the grid from call to call. A model is recognised by its parts,
 not by its class name: subclasses with the same parts work, anything else is unsupported.
-`tools/write_families.py` writes the rows into README and help.
+`tools/write_families.py` writes the rows into docs/models.md and the help.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of model families in README and help is the code's, and tests show its rows."""
+"""The model families in docs/models.md and the help are the code's, and tests show them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,31 @@ from pathlib import Path
 import pytest
 
 from rectified_spaattn.nodes.models import FAMILIES
-from rectified_spaattn.tools.write_families import DOCUMENTS, with_table
+from rectified_spaattn.tools.write_families import PLACES, TABLE, with_families
 
 from .integration.test_token_regions import CASES
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_documents_have_the_present_table(path: Path) -> None:
+@pytest.mark.parametrize("path", PLACES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_documents_have_the_present_families(path: Path) -> None:
     """Else: python tools/write_families.py."""
     text = path.read_text(encoding="utf-8")
-    assert with_table(text, *DOCUMENTS[path]) == text
+    assert with_families(text, PLACES[path]) == text
+    assert FAMILIES[0].variants[0] in text
 
 
-def test_a_document_without_the_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="no table"):
-        with_table("text", "| header |", "other")
+@pytest.mark.parametrize("place", [TABLE, "## Models"])
+def test_a_document_without_the_place_is_refused(place: str) -> None:
+    with pytest.raises(ValueError, match="no line"):
+        with_families("text", place)
+
+
+@pytest.mark.parametrize("place", [TABLE, "## Models"])
+def test_what_stands_around_the_families_stays(place: str) -> None:
+    once = with_families(f"before\n{place}\n\nafter", place)
+    assert once.startswith(f"before\n{place}\n")
+    assert once.endswith("\nafter")
+    assert with_families(once, place) == once
 
 
 def test_every_variant_is_located_by_a_test() -> None:

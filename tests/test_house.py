@@ -242,23 +242,6 @@ def test_text_does_not_contain(what: str) -> None:
     assert not wrong, failures(wrong)
 
 
-def test_links_in_pages_lead_somewhere() -> None:
-    docs = ROOT / "web" / "docs"
-    wrong = []
-    for path in project_files():
-        if path.suffix != ".md":
-            continue
-        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
-            file = target.split("#")[0]
-            if "://" in target or not file or file.startswith(("mailto:", "/")):
-                continue
-            # ComfyUI's page resolves links of a help page from web/docs, whatever its language.
-            base = docs if path.is_relative_to(docs) else path.parent
-            if not (base / file).exists():
-                wrong.append(f"{path.relative_to(ROOT)} links to {target}")
-    assert not wrong, failures(wrong)
-
-
 def test_packages_are_all_listed() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     listed = set(settings["tool"]["setuptools"]["packages"])

@@ -11,6 +11,7 @@ server (`COMFYUI_DIR`, else ~/comfy/ComfyUI), on the CPU in a few minutes unless
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -39,6 +40,15 @@ SCHEDULES = {
     "schedule_ramp": (SparsitySchedule(0.75, 0.75, "constant", ramp=1.0), 20),
 }
 REPORT, PROBE = "report", "probe"
+COPIES = {
+    "schedule_curve": "RectifiedSpaAttnSchedule",
+    "schedule_steps": "RectifiedSpaAttnSchedule",
+    "schedule_ramp": "RectifiedSpaAttnSchedule",
+    REPORT: "RectifiedSpaAttnReport",
+    PROBE: "RectifiedSpaAttnProbeResult",
+}
+"""Folder of the page in Chinese, which has a copy: ComfyUI looks for a page's pictures from
+web/docs on, GitHub from the page's own folder on."""
 
 
 def save(picture: Image.Image, name: str) -> None:
@@ -46,6 +56,9 @@ def save(picture: Image.Image, name: str) -> None:
     path = FOLDER / f"{name}.png"
     few = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
+    copy = FOLDER.parent / COPIES[name] / FOLDER.name / path.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, copy)
     print(f"{path.relative_to(ROOT)}: {picture.width} x {picture.height}, {path.stat().st_size:,}")
 
 

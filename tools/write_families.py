@@ -1,4 +1,4 @@
-"""Write the table of model families into README and help pages, from `nodes/models.py`.
+"""Write the model families of `nodes/models.py` into docs/models.md and into the help pages.
 
 python tools/write_families.py
 """
@@ -13,44 +13,49 @@ from rectified_spaattn.nodes.models import ANY_DENSE, FAMILIES
 from rectified_spaattn.rspa_core.run.reasons import Reason
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGLISH = (
-    "| model family | runs sparse | tokens of one call, all but the video exact | runs dense |"
-)
-CHINESE = "| 模型系列 | 稀疏计算 | 一次计算的 token，视频之外都精确 | 完整注意力 |"
-DOCUMENTS = {
-    ROOT / "README.md": (ENGLISH, "any other"),
-    ROOT / "web" / "docs" / "RectifiedSpaAttn.md": (ENGLISH, "any other"),
-    ROOT / "web" / "docs" / "RectifiedSpaAttn" / "zh.md": (CHINESE, "其他"),
+TABLE = "| model family | runs sparse | tokens of one call, all but the video exact | runs dense |"
+HELP = ROOT / "web" / "docs"
+PLACES = {
+    ROOT / "docs" / "models.md": TABLE,
+    HELP / "RectifiedSpaAttn.md": "## Models",
+    HELP / "RectifiedSpaAttn" / "zh.md": "## 模型",
 }
-"""Documents with the table: its header there, and what its last row is called."""
+"""Documents, and the line below which the families stand: a table's header, or a list's title."""
 EXPLANATION = re.compile(r": | \(|, (?:and|which) ")
 """Where what explains a reason begins."""
 
 
-def rows(last: str) -> list[str]:
-    """The table's rows below its header; the last one, called `last`, is about any model."""
+def table_rows() -> list[str]:
+    """The table's rows below its header; the last one is about any model."""
     found = ["|---|---|---|---|"]
     for family in FAMILIES:
         variants = ", ".join(family.variants)
         found.append(
             f"| {family.name} | {variants} | `{family.sequence}` | {_texts(family.dense)} |"
         )
-    return [*found, f"| {last} | | | {_texts(ANY_DENSE)} |"]
+    return [*found, f"| any other | | | {_texts(ANY_DENSE)} |"]
 
 
-def with_table(document: str, header: str, last: str) -> str:
-    """The document with the present rows in its table.
+def list_rows() -> list[str]:
+    """A short list, for the narrow panel of the help."""
+    return ["", *(f"- **{family.name}**: {', '.join(family.variants)}" for family in FAMILIES)]
+
+
+def with_families(document: str, place: str) -> str:
+    """The document with the present families below the line `place`.
 
     Raises:
-        ValueError: the table is not in the document.
+        ValueError: the line is not in the document.
     """
     lines = document.split("\n")
-    if header not in lines:
-        raise ValueError(f"the document has no table with the header {header}")
-    start = end = lines.index(header) + 1
-    while end < len(lines) and lines[end].startswith("|"):
+    if place not in lines:
+        raise ValueError(f"the document has no line {place}")
+    rows = table_rows() if place == TABLE else list_rows()
+    start = lines.index(place) + 1
+    end = start + (place != TABLE)  # the empty line between title and list
+    while end < len(lines) and lines[end].startswith(("|", "- ")):
         end += 1
-    lines[start:end] = rows(last)
+    lines[start:end] = rows
     return "\n".join(lines)
 
 
@@ -66,9 +71,9 @@ def _shortened(text: str) -> str:
 
 def main() -> None:
     """Command line: rewrite all documents."""
-    for path, (header, last) in DOCUMENTS.items():
+    for path, place in PLACES.items():
         text = path.read_text(encoding="utf-8")
-        path.write_text(with_table(text, header, last), encoding="utf-8")
+        path.write_text(with_families(text, place), encoding="utf-8")
         print(path.relative_to(ROOT))
 
 

@@ -1,7 +1,9 @@
 """What the artist reads: help pages and translations tell of the nodes as `nodes/inputs.py` does.
 
 ComfyUI's page looks for `web/docs/<node>/<language>.md`, then for `web/docs/<node>.md`, which is
-the English page and the one of every language without its own. Pictures are relative to `web/docs`.
+the English page and the one of every language without its own. Pictures are relative to `web/docs`
+there, to the page's own folder on GitHub: a page in a folder has copies (tests/test_links.py looks
+for both).
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ WORDS = {
     "zh": {True: "开", False: "关", "": "空", None: "–"},
 }
 MAX_PICTURE_BYTES = 150_000
+MAX_WORDS = 600
+"""Of the main node's page, without addresses and lines of tables: the panel is 280 pixels wide."""
 OWN_SCRIPT = {
     "zh": r"[\u4e00-\u9fff]",
     "zh-TW": r"[\u4e00-\u9fff]",
@@ -57,7 +61,7 @@ def table_rows(text: str, kind: str) -> list[list[str]]:
             inside = False
         elif cells[0] in TABLE_HEADS:
             inside = TABLE_HEADS[cells[0]] == kind
-        elif inside and not line.startswith("| ---"):
+        elif inside and not set(line) <= set("|- "):
             rows.append(cells)
     return rows
 
@@ -109,18 +113,26 @@ def test_help_page_has_the_defaults(node_id: str, language: str) -> None:
 def test_help_page_has_the_presets(language: str) -> None:
     text = page("RectifiedSpaAttn", language)
     for name, preset in PRESETS.items():
-        values = (
-            preset.sparsity,
-            preset.start_percent,
-            preset.end_percent,
-            preset.block_size,
-            preset.rectification,
-            preset.tail_keys,
-        )
+        values = (preset.sparsity, preset.start_percent, preset.block_size, preset.tail_keys)
+        cells = re.escape(" | ".join(f"{value:g}" for value in values))
+        assert re.search(rf"^\| `{name}`[^|]* \| {cells} \|$", text, re.M), name
+
+
+def test_settings_in_detail_have_the_presets() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    head = next(line for line in text.splitlines() if line.startswith("| preset |"))
+    columns = re.findall(r"`(\w+)`", head)
+    assert set(columns) == set(PRESETS["balanced"].as_dict())
+    for name, preset in PRESETS.items():
+        values = (preset.as_dict()[column] for column in columns)
         cells = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-        assert re.search(
-            rf"^\| `{name}` \| [^|]+ \| {re.escape(' | '.join(cells))} \|$", text, re.M
-        )
+        assert f"| `{name}` | {' | '.join(cells)} | " in text
+
+
+def test_the_main_page_is_short() -> None:
+    text = re.sub(r"\]\([^)]*\)", "]", page("RectifiedSpaAttn", "en"))
+    words = re.findall(r"[^\s|]*\w[^\s|]*", text)
+    assert len(words) < MAX_WORDS
 
 
 @node_ids
@@ -143,9 +155,21 @@ def test_pictures_are_there_and_small() -> None:
     linked = set()
     for path in DOCS.rglob("*.md"):
         links = re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
-        linked |= {DOCS / link for link in links}
-    assert linked == set((DOCS / "images").iterdir())
+        linked |= {folder / link for folder in (DOCS, path.parent) for link in links}
+    assert linked == {path for path in DOCS.rglob("*") if path.is_file() and path.suffix != ".md"}
     assert [path.name for path in linked if path.stat().st_size > MAX_PICTURE_BYTES] == []
+
+
+def test_copies_of_pictures_are_the_same() -> None:
+    """Else: copy web/docs/images/... into the folder, or python tools/draw_help.py."""
+    copies = list(DOCS.glob("*/images/*"))
+    assert copies
+    different = [
+        path.relative_to(DOCS).as_posix()
+        for path in copies
+        if path.read_bytes() != (DOCS / "images" / path.name).read_bytes()
+    ]
+    assert different == []
 
 
 def test_languages() -> None:
