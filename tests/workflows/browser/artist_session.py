@@ -75,7 +75,7 @@ class Visit:
         artist.look_at(watched)
         artist.press_run(by_key)
         artist.wait_for_texts(3)
-        self.picture(f"{stem}.sampling")
+        self.picture(f"{stem}.sampling", watched)
         report["seconds"] = artist.wait_until_done(RUN_SECONDS)
         if hosts:
             artist.leave_subgraph()
