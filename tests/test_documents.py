@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import runpy
 import shlex
 from functools import cache
 from pathlib import Path
@@ -162,6 +163,16 @@ def test_messages_are_those_of_the_code(path: Path) -> None:
         )
     ]
     assert not unknown
+
+
+def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    program = tmp_path / "page.py"
+    code, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    program.write_text(code, encoding="utf-8")
+    result = runpy.run_path(str(program))
+    assert result["out"].shape == result["q"].shape
+    assert result["out"].isfinite().all()
 
 
 def test_figures_of_the_first_table() -> None:
