@@ -186,3 +186,12 @@ def test_figures_of_the_first_table() -> None:
         assert per_call == round(dense / sparse, 1)
         render = STEPS * dense / (first * dense + (STEPS - first) * sparse)
         assert per_render == pytest.approx(render, abs=0.0051)
+
+
+def test_readme_says_whether_results_have_come() -> None:
+    table = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    sent = table[table.index("## Graphics cards, measured") : table.index("### Captured")]
+    rows = re.findall(r"^\|[^-\n].*\|$", sent, re.M)
+    assert [row.split(" | ")[0] for row in rows[:1]] == ["| card"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert ("both empty so far" in readme) == (len(rows) == 2)  # the heads of the two tables
