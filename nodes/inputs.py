@@ -456,7 +456,7 @@ SCHEDULE_NODE = Node(
             "dense_steps",
             "",
             parse_dense_steps,
-            "Steps that keep full attention in any case: '0, -1' is the first and the last.",
+            "Steps that keep full attention in any case: '1, -1' is the first and the last.",
         ),
         integer(
             "preview_steps",
@@ -531,9 +531,9 @@ PROBE = Node(
         socket("model", "MODEL", "The model from Rectified SpaAttn, with the settings to measure."),
         text(
             "steps",
-            "1, 50%, -1",
+            "2, 50%, -1",
             parse_probe_steps,
-            "Steps in which to measure: 0 is the first, -1 the last, 50% the one half-way. Each "
+            "Steps in which to measure: 1 is the first, -1 the last, 50% the one half-way. Each "
             "one more makes the render longer.",
         ),
         text(

@@ -40,6 +40,7 @@ from ..rspa_core.run.schedule import (
     SigmaSteps,
     SparsitySchedule,
     parse_dense_blocks,
+    step_name,
 )
 from .host import (
     ProbeProgress,
@@ -176,7 +177,9 @@ def run_settings(
     if schedule is not None:
         replaced = ("sparsity", "start_percent", "end_percent", "ramp")
         sockets |= dict.fromkeys(replaced, "schedule")
-        asked["schedule"] = asdict(schedule)
+        # As on the node, where steps count from 1.
+        dense_steps = ", ".join(map(step_name, schedule.dense_steps))
+        asked["schedule"] = asdict(schedule) | {"dense_steps": dense_steps}
     for name, cause in sockets.items():
         del asked[name]
         overridden[name] = f"by {cause}"
@@ -489,7 +492,7 @@ def _has_own_forward(model: Any) -> bool:
 def _log_forward(forward: Forward, sigma: float) -> None:
     plan, tally = forward.plan, forward.tally
     position = plan.position
-    note = f"sigma {sigma:.4f}, step {position.step} of {position.num_steps}"
+    note = f"sigma {sigma:.4f}, step {step_name(position.step)} of {position.num_steps}"
     if position.percent is not None:
         note += f", percent {position.percent:.3f}"
     if plan.layout is not None:

@@ -89,7 +89,7 @@ def run_graph(names: list[str], options: argparse.Namespace) -> dict:
         graph.add("SaveImage", images=report, filename_prefix=REPORT)
     if PROBE in names:
         probe = graph.add(
-            "RectifiedSpaAttnProbe", model=sparse, steps="1, 50%, -1", blocks="",
+            "RectifiedSpaAttnProbe", model=sparse, steps="2, 50%, -1", blocks="",
             sparsities="0.5, 0.65, 0.75, 0.85, 0.92",
         )  # fmt: skip
         result = graph.add(

@@ -50,7 +50,7 @@ CHECKPOINT = Path(__file__).resolve().parent / "tiny_wan" / "checkpoint"
 SCENE = 3
 SIZE = (25, 384, 416)
 STEPS, CFG = 8, 2.0
-PROBE_STEPS = "1, 50%, -1"  # the probe node's default
+PROBE_STEPS = "2, 50%, -1"  # the probe node's default
 
 
 @dataclass(frozen=True)

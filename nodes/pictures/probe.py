@@ -15,7 +15,8 @@ from PIL import Image
 
 from ...rspa_core.run.probe import ProbeOutcome
 from ...rspa_core.run.record import Block
-from ...rspa_core.run.report_text import block_name, ranges, short
+from ...rspa_core.run.report_text import block_name, short, steps_words
+from ...rspa_core.run.schedule import step_name
 from . import (
     BACKGROUND,
     BAR_HIGH,
@@ -112,10 +113,10 @@ def _draw_header(canvas: Canvas, outcome: ProbeOutcome) -> None:
     profile, table = outcome.profile, outcome.table
     title = "How far sparse attention is from full attention"
     canvas.text((LEFT, 40), title, 24, TEXT, "ls")
-    steps = fitted(ranges(table.steps), 15, 300)
+    steps = fitted(steps_words(table), 15, 340)
     words = [
         profile.model.describe(),
-        f"{'step' if len(table.steps) == 1 else 'steps'} {steps}",
+        steps,
         f"{' x '.join(map(str, profile.grid))} tokens",
         f"blocks of {profile.block_size}, {profile.rectification}",
     ]
@@ -257,7 +258,9 @@ def _draw_map(
     for at, step in enumerate(steps):
         upper, lower = top + at * row, top + (at + 1) * row - space
         if at % stride == 0:
-            canvas.text((LEFT - 10, (upper + lower) / 2), f"step {step}", 14, MUTED, "rm")
+            canvas.text(
+                (LEFT - 10, (upper + lower) / 2), f"step {step_name(step)}", 14, MUTED, "rm"
+            )
         for index, block in enumerate(columns.blocks):
             left, right = columns.span(index, 1.0)
             error = outcome.error(block, step)

@@ -29,6 +29,7 @@ from ...rspa_core.run.report_text import (
     settings_words,
     speed_words,
 )
+from ...rspa_core.run.schedule import step_name
 from . import (
     BACKGROUND,
     BAR_HIGH,
@@ -245,7 +246,7 @@ def draw_times(canvas: Canvas, record: RunRecord, table: Table, y: float) -> flo
             canvas.note((middle, level(value) - 5), label, 12, BACKGROUND, TEXT)
     canvas.line((LEFT, bottom), (RIGHT, bottom), MUTED, 1.5)
     _draw_step_labels(canvas, table, bottom + 2)
-    axis = "step (0 = first, ? = not known)" if None in table.steps else "step (0 = first)"
+    axis = "step (? = not known)" if None in table.steps else "step"
     canvas.text(((LEFT + RIGHT) / 2, bottom + 42), axis, 15, MUTED, "ms")
     return bottom + 46
 
@@ -298,7 +299,7 @@ def _draw_step_labels(canvas: Canvas, table: Table, y: float) -> None:
     stride = _stride(len(table.steps) / MAX_STEP_LABELS)
     for index, (step, left, right) in enumerate(table.columns()):
         if index % stride == 0 or step is None:
-            label = "?" if step is None else str(step)
+            label = step_name(step)
             canvas.text(((left + right) / 2, y + 17), label, 13, MUTED, "ms")
 
 

@@ -112,10 +112,10 @@ def _draw_axes(canvas: Canvas, num_steps: int, shift: float | None) -> None:
         canvas.text((LEFT - 12, y), f"{value:g}", SIZE, MUTED, "rm")
 
     slot = (RIGHT - LEFT) / num_steps
-    widest = text_width(str(num_steps - 1), SIZE) + LABEL_GAP
+    widest = text_width(str(num_steps), SIZE) + LABEL_GAP
     for step in range(0, num_steps, math.ceil(widest / slot)):
-        canvas.text((LEFT + (step + 0.5) * slot, BOTTOM + 38), str(step), SIZE, MUTED, "ms")
-    title = "step, 0 is the first"
+        canvas.text((LEFT + (step + 0.5) * slot, BOTTOM + 38), str(step + 1), SIZE, MUTED, "ms")
+    title = "step"
     if shift is not None:
         title += f", shift {shift:g}"
     canvas.text(((LEFT + RIGHT) / 2, BOTTOM + 84), title, SIZE, MUTED, "ms")

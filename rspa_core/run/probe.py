@@ -29,13 +29,12 @@ from ..config import MAX_SPARSITY, ConfigError, SparseConfig
 from ..layout import TokenLayout
 from .profile import ModelFingerprint, SparsityProfile
 from .record import Block
-from .schedule import WHOLE_NUMBER, DenseBlocks, parse_dense_blocks
+from .schedule import DenseBlocks, parse_dense_blocks, step_index
 
 MAX_SPARSITIES = 16
 """Each one is an attention call more per measured call."""
 
 _PERCENT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*%")
-_WHOLE = re.compile(WHOLE_NUMBER)
 ERROR_STEPS = 10_000
 """In which a wanted error is searched for, between 0 and 1."""
 _TINY_ERROR = 1e-12
@@ -47,7 +46,7 @@ class ProbeSteps:
 
     Attributes:
         numbers: from 0; negative ones count from the end.
-        shares: of the way through the steps, 0 to 1: 0.5 of 20 steps is step 10, 1 the last.
+        shares: of the way through the steps, 0 to 1: 0.5 of 20 steps is index 10, 1 the last.
     """
 
     numbers: tuple[int, ...] = ()
@@ -181,13 +180,13 @@ def error_at_mean(table: ProbeTable, sparsity: float) -> float:
 
 
 def parse_probe_steps(text: str) -> ProbeSteps:
-    """Read "1, 50%, -1": numbers from 0, negative ones from the end, shares of the way.
+    """Read "2, 50%, -1": numbers from 1, negative ones from the end, shares of the way.
 
     Raises:
         ConfigError: an entry has another form, or there is none.
     """
     allowed = (
-        "a step number (0 is the first, -1 the last) or a percentage of the steps from 0% to "
+        "a step number (1 is the first, -1 the last) or a percentage of the steps from 0% to "
         "100%, entries separated by commas"
     )
     numbers: list[int] = []
@@ -196,8 +195,8 @@ def parse_probe_steps(text: str) -> ProbeSteps:
         percent = _PERCENT.fullmatch(item)
         if percent is not None and float(percent[1]) <= 100.0:
             shares.append(float(percent[1]) / 100.0)
-        elif _WHOLE.fullmatch(item) is not None:
-            numbers.append(int(item))
+        elif (index := step_index(item)) is not None:
+            numbers.append(index)
         else:
             raise ConfigError(f"steps, entry {number}", item, allowed)
     return ProbeSteps(tuple(numbers), tuple(shares))

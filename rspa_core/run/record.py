@@ -45,7 +45,7 @@ class StepRecord:
     """One step of the sampler.
 
     Attributes:
-        step: its index, None where the sampler's sigmas are unknown.
+        step: its index, from 0; None where the sampler's sigmas are unknown.
         seconds: in the model, over all forwards of the step.
         forwards: model calls; with guidance often two.
         sparse, dense: attention calls over the video.
@@ -181,6 +181,7 @@ class RunRecord:
     def as_dict(self) -> dict[str, Any]:
         """JSON data; `calls` rows are [step, kind, index, sparse, dense], `densities` theirs.
 
+        Steps and blocks are indices, as `first_step` says; pictures and texts count steps from 1.
         Reasons are counted by their texts, and by their kinds' stable names.
         """
         codes: Counter[str] = Counter()
@@ -190,6 +191,7 @@ class RunRecord:
             "model": self.model,
             "ending": self.ending.name.lower(),
             "node": self.node_id,
+            "first_step": 0,
             "tokens": self.tokens,
             "grid": None if self.grid is None else list(self.grid),
             "forwards": self.forwards,

@@ -12,10 +12,11 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from .probe import ProbeOutcome, ProbeRecorder
+from .probe import ProbeOutcome, ProbeRecorder, ProbeTable
 from .profile import ModelFingerprint
 from .reasons import DenseReason
 from .record import MIN_SPARSE_FORWARDS, Block, Ending, RunRecord
+from .schedule import step_name
 
 SAME_SPEED = 0.95
 """Times faster from which on a run does not count as slower, nor below its inverse as faster."""
@@ -158,8 +159,7 @@ def _kept_by_step(record: RunRecord) -> str:
     """ "4: 0.46 / 0.46, 5: 0.41 / 0.42" """
     pairs = [(each.step, each.kept) for each in record.steps if each.kept is not None]
     return ", ".join(
-        f"{'?' if step is None else step}: {planned:.2f} / {reached:.2f}"
-        for step, (planned, reached) in pairs
+        f"{step_name(step)}: {planned:.2f} / {reached:.2f}" for step, (planned, reached) in pairs
     )
 
 
@@ -373,7 +373,7 @@ def _measured_lines(outcome: ProbeOutcome) -> list[str]:
     return [
         f"Rectified SpaAttn probe of {profile.model.describe()}",
         f"Measured: {len(outcome.measured)} of {len(outcome.blocks)} blocks in "
-        f"{'step' if len(table.steps) == 1 else 'steps'} {ranges(table.steps)}, "
+        f"{steps_words(table)}, "
         f"sparsity {', '.join(map(short, table.sparsities))}, "
         f"video of {' x '.join(map(str, profile.grid))} tokens",
     ]
@@ -418,7 +418,11 @@ def _missing_lines(outcome: ProbeOutcome) -> list[str]:
 def _table_lines(outcome: ProbeOutcome) -> list[str]:
     steps = outcome.table.steps
     with_steps = len(steps) <= MAX_STEP_COLUMNS
-    head = ["block", *(f"step {step}" for step in steps)] if with_steps else ["block", "worst"]
+    head = (
+        ["block", *(f"step {step_name(step)}" for step in steps)]
+        if with_steps
+        else ["block", "worst"]
+    )
     rows = [[*head, "proposed"]]
     ranked = outcome.worst_first()
     for block, worst in ranked[:MAX_PROBE_ROWS]:
@@ -437,6 +441,12 @@ def _table_lines(outcome: ProbeOutcome) -> list[str]:
         *lines,
         *([f"and {more} more"] if more > 0 else []),
     ]
+
+
+def steps_words(table: ProbeTable) -> str:
+    """ "steps 2, 11, 20": those that were measured."""
+    noun = "step" if len(table.steps) == 1 else "steps"
+    return f"{noun} {ranges(step + 1 for step in table.steps)}"
 
 
 def ranges(numbers: Iterable[int | None]) -> str:

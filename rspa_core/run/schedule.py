@@ -1,7 +1,8 @@
 """Which sparsity applies when: curves over the sampling progress, per-step lists, block lists.
 
 "Percent" is the sampling progress as a share from 0 to 1; "step" is an interval of the sampler's
-own list of sigmas, counted from 0. A host says where a forward is (`Position`).
+own list of sigmas, counted from 0 here and from 1 in the texts that people write and read. A host
+says where a forward is (`Position`).
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class SparsitySchedule:
             outside, attention is dense.
         steps: sparsity per step, None for a dense one; the last entry repeats. Wins over the curve
             and over the percents.
-        dense_steps: steps that stay dense in any case; negative ones count from the end.
+        dense_steps: steps that stay dense in any case, from 0; negative ones count from the end.
         ramp: how much more noisy steps keep than clean ones, 0 (what the curve says) to 1. The
             mean kept share over the steps from `start_percent` to `end_percent` stays that of the
             curve; a step that would keep nearly all is dense. Of a sampling in several parts it is
@@ -266,18 +267,36 @@ def parse_steps(text: str) -> tuple[float | None, ...]:
 
 
 def parse_dense_steps(text: str) -> tuple[int, ...]:
-    """Read "0, 1, -1": step numbers from 0, negative ones from the end; "" and "none": ().
+    """Read "1, 2, -1": step numbers from 1, negative ones from the end; "" and "none": ().
+
+    Returns:
+        Indices from 0, negative ones as they are.
 
     Raises:
-        ConfigError: an entry is not a whole number.
+        ConfigError: an entry is not the number of a step.
     """
-    allowed = "a whole number (0 is the first step, -1 the last), entries separated by commas"
+    allowed = "a whole number (1 is the first step, -1 the last), entries separated by commas"
     entries: list[int] = []
     for number, item in _items("dense_steps", text):
-        if re.fullmatch(WHOLE_NUMBER, item) is None:
+        index = step_index(item)
+        if index is None:
             raise ConfigError(f"dense_steps, entry {number}", item, allowed)
-        entries.append(int(item))
+        entries.append(index)
     return tuple(entries)
+
+
+def step_index(text: str) -> int | None:
+    """Index of the step that people call `text`: 0 of "1", -1 of "-1"; None of anything else."""
+    if re.fullmatch(WHOLE_NUMBER, text) is None or int(text) == 0:
+        return None
+    return int(text) - 1 if int(text) > 0 else int(text)
+
+
+def step_name(index: int | None) -> str:
+    """What people call the step of that index: "1" of 0, "-1" of -1, "?" of None."""
+    if index is None:
+        return "?"
+    return str(index + 1 if index >= 0 else index)
 
 
 def parse_dense_blocks(text: str) -> DenseBlocks:

@@ -24,7 +24,7 @@ SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced")
 
 def probe(**inputs):
     """Our node and the probe behind it."""
-    values = {"steps": "0, -1", "blocks": "", "sparsities": "0.3, 0.5, 0.7, 0.9", **inputs}
+    values = {"steps": "1, -1", "blocks": "", "sparsities": "0.3, 0.5, 0.7, 0.9", **inputs}
     return chain(rectified(), model_node("RectifiedSpaAttnProbe", **values))
 
 
@@ -109,7 +109,7 @@ def test_from_a_probe_to_a_profile_in_use(comfy, folder, scene: Scene):
     shown = last_outputs(comfy)
     assert shown[result]["images"][0]["filename"].endswith(".png")
     (text,) = shown["text0"]["text"]
-    assert f"{len(blocks)} of {len(blocks)} blocks in steps 0, 2" in text
+    assert f"{len(blocks)} of {len(blocks)} blocks in steps 1, 3" in text
 
     profile = load_profile(folder / "probed0.safetensors")
     assert profile.name == "measured here"
@@ -137,7 +137,7 @@ def test_steps_that_are_not_measured_are_as_without_a_probe(comfy):
 
 
 def test_both_experts_have_their_own_profile(comfy, folder):
-    nodes = sampled(EXPERTS, probe(steps="0"))
+    nodes = sampled(EXPERTS, probe(steps="1"))
     assert len(add_results(nodes)) == 2
     run = comfy.run(nodes)
     assert [report["reasons"] for report in run.reports] == [{PROBED: DEPTH}] * 2
@@ -167,12 +167,12 @@ def test_another_wanted_error_does_not_sample_again(comfy, folder):
 
 def test_guidance_and_chosen_blocks(comfy, folder):
     """Two forwards per step count as one measurement; blocks left out get the others' median."""
-    nodes = sampled(WAN, probe(steps="1", blocks="-1"), cfg=3.0, negative_tokens=50)
+    nodes = sampled(WAN, probe(steps="2", blocks="-1"), cfg=3.0, negative_tokens=50)
     add_results(nodes)
     run = comfy.run(nodes)
     assert run.report["reasons"] == {PROBED: 2}
     (text,) = last_outputs(comfy)["text0"]["text"]
-    assert f"1 of {DEPTH} blocks in step 1" in text
+    assert f"1 of {DEPTH} blocks in step 2" in text
     assert "Not measured, the median of the others" in text
     first, second = load_profile(folder / "probed0.safetensors").double
     assert first == second
@@ -195,7 +195,7 @@ def test_settings_that_measure_nothing(comfy, folder, settings, message):
 
 
 def test_nodes_in_the_wrong_place(comfy, folder):
-    alone = model_node("RectifiedSpaAttnProbe", steps="0", blocks="", sparsities="0.5")
+    alone = model_node("RectifiedSpaAttnProbe", steps="1", blocks="", sparsities="0.5")
     with pytest.raises(GraphError, match="place the probe after it"):
         comfy.run(sampled(WAN, alone))
 

@@ -85,8 +85,9 @@ CASES: list[tuple[Callable[..., Any], str, Any, str]] = [
     (schedule, "end_percent", 0.05, "a number from 0 to end_percent"),
     (schedule, "steps", "off, 1.5", "'off' or a number from 0 to 0.98"),
     (schedule, "steps", "0.6 0.8", "'off' or a number from 0 to 0.98"),
-    (schedule, "dense_steps", "0, last", "a whole number"),
+    (schedule, "dense_steps", "1, last", "a whole number"),
     (schedule, "dense_steps", "0.5", "a whole number"),
+    (schedule, "dense_steps", "0", "1 is the first step"),
     (SparseConfig, "q_block", 32, "one of 64, 128"),
     (SparseConfig, "kv_block", True, "one of 64, 128"),
     (SparseConfig, "min_blocks", 0, "a whole number, 1 or more"),
@@ -144,7 +145,7 @@ def test_texts_are_read_generously(given: Any, taken: str) -> None:
     assert chosen.dense_blocks == taken
     named = (("double", 3, 3),) if "3" in taken else ()
     assert node(options=chosen).dense_blocks.ranges == named
-    assert schedule(dense_steps=given).dense_steps == ((3,) if named else ())
+    assert schedule(dense_steps=given).dense_steps == ((2,) if named else ())
     assert schedule(steps=0.5 if named else given).steps == ((0.5,) if named else ())
 
 

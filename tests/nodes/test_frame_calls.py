@@ -96,7 +96,7 @@ def test_dense_forward_takes_the_dense_path_in_every_frame() -> None:
 
 def test_probe_does_not_measure_them() -> None:
     probed = replace(PLAN, position=Position(0, 4))
-    rig = Rig(probed, probe=ProbeSettings(parse_probe_steps("0, -1")))
+    rig = Rig(probed, probe=ProbeSettings(parse_probe_steps("1, -1")))
     assert torch.equal(through(rig), full())
     assert rig.dense_reasons == {Reason.FRAMES_NOT_PROBED.value: 1}
 

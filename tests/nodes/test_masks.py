@@ -230,7 +230,7 @@ def guard_of(opened: list[bool]) -> Callable[[], AbstractContextManager[None]]:
 
 def test_the_probe_measures_what_takes_part() -> None:
     plan = ForwardPlan(LAYOUT, CONFIG, position=Position(0, 1))
-    probe = ProbeSettings(parse_probe_steps("0"), sparsities=(0.5,))
+    probe = ProbeSettings(parse_probe_steps("1"), sparsities=(0.5,))
     rig = Rig(plan, probe=probe)
     q, k, v = tensors(1, HEADS, LENGTH, HEAD_DIM)
     out = rig.hunyuan(q, k, v, mask=keys(PADDING)[:, None, None], skip_output_reshape=True)
@@ -243,7 +243,7 @@ def test_the_probe_measures_what_takes_part() -> None:
 
 def test_the_probe_says_that_it_does_not_measure_samples_with_masks_of_their_own() -> None:
     plan = ForwardPlan(LAYOUT, CONFIG, position=Position(0, 1))
-    rig = Rig(plan, probe=ProbeSettings(parse_probe_steps("0")))
+    rig = Rig(plan, probe=ProbeSettings(parse_probe_steps("1")))
     qkv, mask = tensors(2, HEADS, LENGTH, HEAD_DIM), keys(PADDING, range(0))
     out = rig.hunyuan(*qkv, mask=mask[:, None, None], skip_output_reshape=True)
     torch.testing.assert_close(out, masked_dense(*qkv, mask))

@@ -354,7 +354,7 @@ def test_the_probe_measures_with_the_backend_of_the_run() -> None:
         backends.append(backend)
         return rectified_attention(*args, backend=backend, **kwargs)
 
-    probe = ProbeSettings(parse_probe_steps("0"), sparsities=(0.5,))
+    probe = ProbeSettings(parse_probe_steps("1"), sparsities=(0.5,))
     plan = ForwardPlan(LAYOUT, None, why(Reason.DENSE_STEP), Position(0, 1))
     rig = Rig(plan, probe=probe, attend=attend)
     rig.wan(*wan_tensors())

@@ -397,7 +397,7 @@ class TestRunState:
             run(patch, make_executor())
             patch.on_cleanup(None)
         forward, summary, report = (record.message for record in caplog.records)
-        assert "step 0 of 4" in forward
+        assert "step 1 of 4" in forward
         assert "sparse 4 / dense 0" in summary
         assert report.startswith("RSPA_REPORT {")
 

@@ -169,11 +169,11 @@ def test_summary() -> None:
     assert lines[0].endswith(
         "HunyuanVideo, 20 double and 40 single blocks, dimension 3072, 24 heads"
     )
-    assert "60 of 60 blocks in steps 1, 10, 19" in lines[1]
+    assert "60 of 60 blocks in steps 2, 11, 20" in lines[1]
     assert "For an error of at most 0.05: sparsity 0." in lines[2]
     assert "of the attention is computed" in lines[2]
     head = lines.index("Error at sparsity 0.75, worst first") + 1
-    assert re.split(r"\s{2,}", lines[head]) == ["block", "step 1", "step 10", "step 19", "proposed"]
+    assert re.split(r"\s{2,}", lines[head]) == ["block", "step 2", "step 11", "step 20", "proposed"]
     worst = [float(line.split()[2]) for line in lines[head + 1 : -1]]
     assert worst == sorted(worst, reverse=True)
     assert len({len(line) for line in lines[head:-1]}) == 1
@@ -184,7 +184,7 @@ def test_summary() -> None:
 def test_summary_of_many_steps_and_a_sparsity_outside() -> None:
     config = SparseConfig(0.97)
     text = probe_summary_text(make(WAN, config=config, steps=tuple(range(20))))
-    assert "in steps 0-19" in text
+    assert "in steps 1-20" in text
     assert "block  worst  proposed" in text
     assert "sparsity 0.92 everywhere (measured nearest to the node's 0.97)" in text
 

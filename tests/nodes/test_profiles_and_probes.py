@@ -22,7 +22,13 @@ from rectified_spaattn.rspa_core.run.presets import PRESETS
 from rectified_spaattn.rspa_core.run.probe import ProbeRecorder, ProbeSettings, parse_probe_steps
 from rectified_spaattn.rspa_core.run.profile import ModelFingerprint, SparsityProfile
 from rectified_spaattn.rspa_core.run.reasons import Reason, why
-from rectified_spaattn.rspa_core.run.schedule import Position, SparsitySchedule, parse_dense_blocks
+from rectified_spaattn.rspa_core.run.report_text import settings_words
+from rectified_spaattn.rspa_core.run.schedule import (
+    Position,
+    SparsitySchedule,
+    parse_dense_blocks,
+    parse_dense_steps,
+)
 
 from .patch_rig import BLOCKS, CONFIG, SAMPLE_SIGMAS, make_executor, make_patch, run
 from .rig import LAYOUT, OPTIONS, Rig, wan_tensors
@@ -30,7 +36,7 @@ from .stand_ins import GRID, HEADS, Box, dense, optimized_attention
 
 WAN = ModelFingerprint("Wan", BLOCKS, 0, 32, HEADS)
 PROFILE = SparsityProfile(WAN, (0.0, 0.1, 0.3, 0.9), (), GRID, 0.05, 64, "paper", "gilbert", 1)
-PROBE = ProbeSettings(parse_probe_steps("1"), sparsities=(0.5, 0.8))
+PROBE = ProbeSettings(parse_probe_steps("2"), sparsities=(0.5, 0.8))
 CUSTOM = {"preset": "custom", "sparsity": 0.5, "block_size": "64", "start_percent": 0.0}
 
 
@@ -120,6 +126,12 @@ def test_a_preset_leaves_a_schedule_in_force() -> None:
     assert "sparsity" not in settings.asked, "it is not what the run used"
     assert settings.asked["overridden"]["sparsity"] == "by schedule"
     assert settings.asked["schedule"]["end_sparsity"] == 0.2
+
+
+def test_a_report_names_dense_steps_as_the_node_does() -> None:
+    schedule = SparsitySchedule(0.1, 0.2, dense_steps=parse_dense_steps("1, 3, -1"))
+    settings = run_settings(CUSTOM, schedule=schedule)
+    assert "schedule.dense_steps 1, 3, -1" in settings_words(settings.asked)
 
 
 def test_a_new_node_is_the_default_of_the_library() -> None:

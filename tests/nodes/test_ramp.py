@@ -105,7 +105,7 @@ def test_summary_and_json_have_planned_and_reached() -> None:
     assert words.startswith("0.40 planned on average over 4 steps, 0.")
     lines = summary_text(record).splitlines()
     assert f"Kept share: {words}" in lines
-    (by_step,) = [line for line in lines if line.startswith("By step, planned / reached: 1: ")]
+    (by_step,) = [line for line in lines if line.startswith("By step, planned / reached: 2: ")]
     assert by_step.count("/") == 5
     data = json.loads(json_text(record))
     assert data["planned"] == pytest.approx(0.4, abs=1e-3)

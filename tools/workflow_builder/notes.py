@@ -66,7 +66,7 @@ TRY_CURVE = """### Then try
 (inside the subgraph) |
 | The scene or the motion changed | **start_percent** 0.25 |
 | No visible difference | **start_sparsity** 0.7, **end_sparsity** 0.85 |
-| Drift at the expert change | **dense_steps** `0`: each expert's first step is exact |
+| Drift at the expert change | **dense_steps** `1`: each expert's first step is exact |
 """
 
 PRESET = """\

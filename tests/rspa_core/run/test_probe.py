@@ -33,14 +33,15 @@ def table(*steps: tuple[Any, ...], densities: tuple[Any, ...] = (0.5, 0.3, 0.1))
 @pytest.mark.parametrize(
     ("text", "num_steps", "expected"),
     [
-        ("1, 50%, -1", 20, {1, 10, 19}),
-        ("1, 50%, -1", 4, {1, 2, 3}),
-        ("1, 50%, -1", 2, {1}),
+        ("2, 50%, -1", 20, {1, 10, 19}),
+        ("2, 50%, -1", 4, {1, 2, 3}),
+        ("2, 50%, -1", 2, {1}),
         ("1, 50%, -1", 1, {0}),
         ("0%, 100%", 30, {0, 29}),
         ("29%", 100, {29}),
         ("12.5 %, .5%,", 16, {0, 2}),
         ("5, -7", 4, set()),
+        ("4, -4", 4, {3, 0}),
     ],
 )
 def test_steps(text: str, num_steps: int, expected: set[int]) -> None:
@@ -51,6 +52,7 @@ def test_steps(text: str, num_steps: int, expected: set[int]) -> None:
     ("read", "text", "message"),
     [
         (parse_probe_steps, "1, two", "steps, entry 2 = 'two' is not allowed: a step number"),
+        (parse_probe_steps, "0", "steps, entry 1 = '0' is not allowed: a step number (1 is the"),
         (parse_probe_steps, "101%", "steps, entry 1 = '101%'"),
         (parse_probe_steps, "-5%", "steps, entry 1 = '-5%'"),
         (parse_probe_steps, "1,,2", "steps, entry 2 = ''"),
@@ -79,7 +81,7 @@ def test_sparsities_are_sorted_and_each_once() -> None:
 
 
 def test_what_is_measured() -> None:
-    everything = ProbeSettings(parse_probe_steps("1, -1"))
+    everything = ProbeSettings(parse_probe_steps("2, -1"))
     assert everything.wants(1, 20, "double", 0, 40)
     assert everything.wants(19, 20, "single", 39, 40)
     assert everything.wants(1, 20, "", 5, None)

@@ -119,7 +119,7 @@ def test_parse_steps(text: str, expected: tuple) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("", ()), ("0, -1", (0, -1)), ("3", (3,)), ("1,2,", (1, 2))]
+    ("text", "expected"), [("", ()), ("1, -1", (0, -1)), ("3", (2,)), ("1,2,", (0, 1))]
 )
 def test_parse_dense_steps(text: str, expected: tuple) -> None:
     assert parse_dense_steps(text) == expected
@@ -162,7 +162,8 @@ def test_dense_blocks_without_what_the_core_should_say() -> None:
         (parse_steps, "0.5;0.6", "'0.5;0.6'"),
         (parse_steps, "0.5,,0.6", "''"),
         (parse_steps, "nan", "'nan'"),
-        (parse_dense_steps, "0, last", "'last'"),
+        (parse_dense_steps, "1, last", "'last'"),
+        (parse_dense_steps, "1, 0", "'0'"),
         (parse_dense_steps, "0.5", "'0.5'"),
         (parse_dense_blocks, "0-", "'0-'"),
         (parse_dense_blocks, "triple 3", "'triple 3'"),
