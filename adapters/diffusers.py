@@ -196,7 +196,7 @@ class SparseAttention:
 
         Args:
             wanted_error: relative error of a block's attention output to stay within; 0: the one
-                whose profile is as sparse on average as the run was asked to be.
+                whose profile is as fast as the sparsity of the run in all blocks.
             name: of the profile.
 
         Raises:

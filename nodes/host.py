@@ -170,6 +170,24 @@ def _socket_type(io: Any, kind: str) -> Any:
     return known[kind] if kind in known else io.Custom(kind)
 
 
+WHOLE = "rspa_whole"
+"""By this name the page gets a whole picture, which it opens at a double click."""
+
+
+def shown_pictures(cls: Any, compact: Any, whole: Any) -> dict[str, Any]:
+    """What a node shows: a compact picture, and the whole one for whoever asks for it.
+
+    Args:
+        cls: of the node.
+        compact, whole: pictures, `[1, H, W, 3]`.
+    """
+    from comfy_api.latest import ui
+
+    shown = dict(ui.PreviewImage(compact, cls=cls).as_dict())
+    shown[WHOLE] = ui.PreviewImage(whole, cls=cls).as_dict()["images"]
+    return shown
+
+
 def build(factory: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call `factory` without the later keywords that its signature does not have."""
     known = inspect.signature(factory).parameters

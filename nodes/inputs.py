@@ -25,7 +25,12 @@ from ..rspa_core.config import (
     shown,
 )
 from ..rspa_core.run.presets import PRESET_NAMES, PRESETS
-from ..rspa_core.run.probe import parse_probe_blocks, parse_probe_steps, parse_sparsities
+from ..rspa_core.run.probe import (
+    AS_THE_NODE,
+    parse_probe_blocks,
+    parse_probe_steps,
+    parse_sparsities,
+)
 from ..rspa_core.run.profile import check_profile_name
 from ..rspa_core.run.schedule import (
     CURVES,
@@ -39,7 +44,6 @@ SCHEDULE = "RSPA_SCHEDULE"
 PROFILE = "RSPA_PROFILE"
 OPTIONS = "RSPA_OPTIONS"
 AUTO = "auto"
-MAX_ERROR = 1.0
 
 
 @dataclass(frozen=True)
@@ -565,8 +569,9 @@ PROBE = Node(
 PROBE_RESULT = Node(
     "RectifiedSpaAttnProbeResult",
     "Rectified SpaAttn Probe Result",
-    "Turns what Rectified SpaAttn Probe has measured into a profile: for each block the highest "
-    "sparsity that stays within the wanted error. Another wanted error does not render again.",
+    "Turns what Rectified SpaAttn Probe has measured into a profile: more sparsity in the blocks "
+    "that bear it, less in the others, from closest to fastest. Moving the slider does not render "
+    "again.",
     ("SpaAttn probe result", "sparsity profile", "error per block"),
     (
         socket(
@@ -581,14 +586,15 @@ PROBE_RESULT = Node(
             "it is there.",
         ),
         number(
-            "wanted_error",
+            "closest_to_fastest",
+            AS_THE_NODE,
             0.0,
-            0.0,
-            MAX_ERROR,
-            0.001,
-            "How far each block's attention may be from full attention: 0.05 is 5 percent. Lower "
-            "is closer to the full result and slower. 0: on average as sparse as Rectified SpaAttn "
-            "says, most of it in the blocks that bear it best.",
+            1.0,
+            0.05,
+            "Which of the measured profiles: 0 is the closest to full attention, 1 the fastest, "
+            "0.5 as fast as the sparsity of Rectified SpaAttn in all blocks, with less error. The "
+            "picture shows where it lies and the error it comes to.",
+            extra={"display": "slider"},
         ),
         text(
             "name",

@@ -25,6 +25,7 @@ from ..rspa_core.run.probe import (
     NothingMeasured,
     ProbeOutcome,
     ProbeSettings,
+    error_at_place,
     make_outcome,
     parse_probe_blocks,
     parse_probe_steps,
@@ -50,7 +51,7 @@ from .host import (
     runs_of_this_prompt,
     send_status,
 )
-from .inputs import AUTO, MAIN, MAX_ERROR, OPTIONS_NODE
+from .inputs import AUTO, MAIN, OPTIONS_NODE
 from .models import (
     family_names,
     family_of,
@@ -439,14 +440,19 @@ def attach_probe(model: Any, steps: str, blocks: str, sparsities: str, node_id: 
     return install(model, SparseAttentionPatch(settings, patch.node_id, node_id, patch.verbose))
 
 
-def read_probe(model: Any, wanted_error: float, name: str) -> ProbeOutcome:
+def read_probe(model: Any, closest_to_fastest: float, name: str) -> ProbeOutcome:
     """What the probe on a ComfyUI model patcher has measured.
+
+    Args:
+        model: that has sampled.
+        closest_to_fastest: which profile, see `error_at_place`.
+        name: of the profile.
 
     Raises:
         ConfigError: there is no probe on the model, or a value is wrong.
         NothingMeasured: it measured nothing; the message says why.
     """
-    check_number("wanted_error", wanted_error, 0.0, MAX_ERROR)
+    check_number("closest_to_fastest", closest_to_fastest, 0.0, 1.0)
     patch = find_patch(model)
     recorder = None if patch is None else patch.run.recorder
     if patch is None or recorder is None:
@@ -458,8 +464,9 @@ def read_probe(model: Any, wanted_error: float, name: str) -> ProbeOutcome:
     if fingerprint is None:
         kind = type(model.model.diffusion_model).__name__
         raise ConfigError("model", kind, f"a model of a known family ({family_names()})")
-    config = patch.settings.config
-    return make_outcome(recorder.table(), fingerprint, config, recorder.grid, wanted_error, name)
+    table, config = recorder.table(), patch.settings.config
+    wanted_error = error_at_place(table, config.sparsity, closest_to_fastest)
+    return make_outcome(table, fingerprint, config, recorder.grid, wanted_error, name)
 
 
 def effects_of(model: Any, options: Mapping[str, Any]) -> str:

@@ -1,20 +1,21 @@
 """Nodes RectifiedSpaAttnProbe and RectifiedSpaAttnProbeResult.
 
 The first measures, while sampling, how far each block may be sparse; the second turns that into a
-sparsity profile, and another wanted error needs no new render.
+sparsity profile, and a closer or a faster one needs no new render.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..rspa_core.run.report_text import probe_summary_text
-from .host import schema_of
+from .host import schema_of, shown_pictures
 from .inputs import PROBE, PROBE_RESULT
 from .patching import attach_probe, read_probe
 from .pictures import as_tensor
+from .pictures.compact import draw_compact_probe
 from .pictures.probe import draw_probe
 
 
@@ -45,13 +46,14 @@ class RectifiedSpaAttnProbeResult(io.ComfyNode):
         return schema_of(PROBE_RESULT)
 
     @classmethod
-    def validate_inputs(cls, wanted_error: Any = None, name: Any = None) -> bool | str:
+    def validate_inputs(cls, closest_to_fastest: Any = None, name: Any = None) -> bool | str:
         """Before anything runs: no render is lost to them."""
-        return PROBE_RESULT.problem({"wanted_error": wanted_error, "name": name}) or True
+        given = {"closest_to_fastest": closest_to_fastest, "name": name}
+        return PROBE_RESULT.problem(given) or True
 
     @classmethod
     def execute(cls, model: Any, after: Any, **values: Any) -> io.NodeOutput:
         outcome = read_probe(model, **PROBE_RESULT.checked(values))
         image = as_tensor(draw_probe(outcome))
-        summary = probe_summary_text(outcome)
-        return io.NodeOutput(outcome.profile, image, summary, ui=ui.PreviewImage(image, cls=cls))
+        shown = shown_pictures(cls, as_tensor(draw_compact_probe(outcome)), image)
+        return io.NodeOutput(outcome.profile, image, probe_summary_text(outcome), ui=shown)

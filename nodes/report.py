@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..rspa_core.run.report_text import (
     NO_RUN_CAUSES,
@@ -14,15 +14,12 @@ from ..rspa_core.run.report_text import (
     json_text,
     summary_text,
 )
-from .host import schema_of
+from .host import schema_of, shown_pictures
 from .inputs import REPORT
 from .patching import find_patch
 from .pictures import as_tensor
 from .pictures.compact import draw_compact, draw_compact_no_run
 from .pictures.report import draw_no_run, draw_report
-
-WHOLE = "rspa_whole"
-"""By this name the page gets the whole picture, which it opens at a double click."""
 
 
 class RectifiedSpaAttnReport(io.ComfyNode):
@@ -57,6 +54,4 @@ class RectifiedSpaAttnReport(io.ComfyNode):
             image = as_tensor(draw_report(record))
             compact = as_tensor(draw_compact(record))
             summary, json = summary_text(record), json_text(record)
-        shown = ui.PreviewImage(compact, cls=cls).as_dict()
-        shown[WHOLE] = ui.PreviewImage(image, cls=cls).as_dict()["images"]
-        return io.NodeOutput(image, summary, json, ui=shown)
+        return io.NodeOutput(image, summary, json, ui=shown_pictures(cls, compact, image))

@@ -93,8 +93,8 @@ def run_graph(names: list[str], options: argparse.Namespace) -> dict:
             sparsities="0.5, 0.65, 0.75, 0.85, 0.92",
         )  # fmt: skip
         result = graph.add(
-            "RectifiedSpaAttnProbeResult", model=probe, after=sampled(probe), wanted_error=0.05,
-            name="example",
+            "RectifiedSpaAttnProbeResult", model=probe, after=sampled(probe),
+            closest_to_fastest=0.5, name="example",
         )  # fmt: skip
         graph.add("SaveImage", images=[result[0], 1], filename_prefix=PROBE)
     return graph.nodes

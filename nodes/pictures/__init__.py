@@ -89,6 +89,12 @@ class Canvas:
         red, green, blue = (round(low + value * (high - low)) for low, high in blend)
         self.box(box, (red, green, blue))
 
+    def dot(self, center: Point, radius: float, color: Color) -> None:
+        """A filled circle."""
+        x, y = center
+        edges = self._scaled((x - radius, y - radius, x + radius, y + radius))
+        self._draw.ellipse(edges, fill=color)
+
     def fill(self, box: Box, color: Color) -> None:
         """A box of one color, at least as wide and high as a pixel of the larger picture."""
         self.image.paste(color, _pixels(box))

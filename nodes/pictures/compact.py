@@ -1,27 +1,31 @@
-"""Picture of a sampling run for a small node: what it gained, the time of its steps, what is wrong.
+"""Pictures for small nodes: what a sampling run gained, and what a probe proposes.
 
-Drawn for a node that shows it 320 pixels wide; the whole report is in `report.py`.
+Drawn for nodes that show them 320 pixels wide; the whole ones are in `report.py` and `probe.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from functools import partial
+from statistics import fmean, median
 
 from PIL import Image
 
+from ...rspa_core.run.probe import ProbeOutcome
 from ...rspa_core.run.record import Ending, RunRecord
 from ...rspa_core.run.report_text import (
     NEVER_CALLED,
     NO_RUN_CAUSES,
     NO_RUN_TITLE,
     is_slower,
+    number,
     ranked_reasons,
     seconds_words,
     speed_words,
     why_not_sparse,
 )
-from . import BAR_HIGH, DENSE, MUTED, TEXT, Canvas, Color, fitted, text_width, wrapped
+from . import BAR_HIGH, DENSE, GRID, MUTED, TEXT, Canvas, Color, fitted, text_width, wrapped
+from .course import draw_course, draw_course_key
 from .report import CUT_BAR, WARNING
 
 WIDTH, MAX_HEIGHT = 640, 1200
@@ -33,6 +37,10 @@ LINE = 32
 MAX_LINES = 4
 """Of one text; the whole of it is in the summary."""
 BARS_HEIGHT = 110
+COURSE_HEIGHT = 140
+COURSE_LEFT = 92
+DENSE_HEIGHT = 10
+"""Of the strip that marks a dense block, which stands at 0."""
 
 
 def draw_compact(record: RunRecord) -> Image.Image:
@@ -61,9 +69,50 @@ def draw_compact_no_run(
     """What the node shows where there is no run to show: a title and likely causes."""
     canvas = Canvas.empty(WIDTH, MAX_HEIGHT)
     y = _lines(canvas, 18, f"{title}. Likely causes:", SIZE, TEXT)
-    for number, cause in enumerate(causes, start=1):
-        y = _lines(canvas, y + 6, f"{number}. {cause}", SIZE, MUTED)
+    for place, cause in enumerate(causes, start=1):
+        y = _lines(canvas, y + 6, f"{place}. {cause}", SIZE, MUTED)
     return canvas.cut(y + MARGIN)
+
+
+def draw_compact_probe(outcome: ProbeOutcome) -> Image.Image:
+    """The finished RGB picture of a probe's outcome, 640 pixels wide and as high as its parts."""
+    canvas = Canvas.empty(WIDTH, MAX_HEIGHT)
+    sparsities = [outcome.sparsity(block) for block in outcome.blocks]
+    y = _lines(canvas, 18, f"sparsity {fmean(sparsities):.2f} on average", LARGE, TEXT)
+    within = f"error up to {number(outcome.profile.wanted_error)}"
+    y = _lines(canvas, y, f"{within} · {outcome.density():.0%} computed", SIZE, MUTED)
+    y += 46
+    canvas.text((MARGIN, y), "error", SIZE, TEXT, "ls")
+    draw_course_key(canvas, outcome, WIDTH - MARGIN, y, SIZE)
+    y += 16
+    plot = (COURSE_LEFT, y, WIDTH - MARGIN, y + COURSE_HEIGHT)
+    draw_course(canvas, outcome, plot, SIZE)
+    return canvas.cut(_draw_blocks(canvas, sparsities, y + COURSE_HEIGHT + LINE) + MARGIN)
+
+
+def _draw_blocks(canvas: Canvas, sparsities: Sequence[float], y: float) -> float:
+    """A bar for the sparsity of each block, a hatched strip for a dense one; the lower edge."""
+    y += 48
+    canvas.text((MARGIN, y), "sparsity by block", SIZE, TEXT, "ls")
+    if dense := sparsities.count(0.0):
+        label = f"{dense} dense"
+        canvas.text((WIDTH - MARGIN, y), label, SIZE, MUTED, "rs")
+        x = WIDTH - MARGIN - text_width(label, SIZE) - 8
+        canvas.dense((x - 20, y - 17, x, y + 1))
+    bottom = y + 16 + BARS_HEIGHT
+    slot = (WIDTH - MARGIN - COURSE_LEFT) / len(sparsities)
+    gap = min(0.15 * slot, 4.0)
+    for tick in (0.0, 0.5, 1.0):
+        level = bottom - tick * BARS_HEIGHT
+        canvas.line((COURSE_LEFT, level), (WIDTH - MARGIN, level), GRID, 1)
+        canvas.text((COURSE_LEFT - SIZE / 3, level), f"{tick:g}", SIZE, MUTED, "rm")
+    for index, sparsity in enumerate(sparsities):
+        left = COURSE_LEFT + index * slot + gap / 2
+        top = bottom - (sparsity * BARS_HEIGHT or DENSE_HEIGHT)
+        draw = partial(canvas.bar, value=sparsity) if sparsity else canvas.dense
+        draw((left, top, left + slot - gap, bottom))
+    canvas.line((COURSE_LEFT, bottom), (WIDTH - MARGIN, bottom), MUTED, 1.5)
+    return bottom + SIZE / 2
 
 
 def _promise(record: RunRecord) -> str:

@@ -1,6 +1,6 @@
-"""Picture of a probe's outcome: error by block, proposed sparsity, error by block and step.
+"""Picture of a probe's outcome: where the profile lies, and errors and sparsity by block.
 
-Three charts below one another. The first has the worst blocks on the left; the others share the
+Four charts below one another. The second has the worst blocks on the left; those below it share the
 columns of the model's order. Colours say how an error compares with the wanted one: blue and green
 are within it, orange and red are beyond.
 """
@@ -28,12 +28,14 @@ from . import (
     fitted,
     text_width,
 )
+from .course import digits, draw_course, draw_course_key
 
 WIDTH = 1200
 LEFT, RIGHT = 92, 1172
 """The columns of the charts, in pixels of the finished picture."""
 HEADER_HEIGHT = 82
 TITLE_HEIGHT, TITLE_OFFSET = 48, 25
+COURSE_HEIGHT, COURSE_LABELS = 130, 24
 ERROR_HEIGHT, SPARSITY_HEIGHT = 200, 150
 SECTION_GAP = 34
 GROUP_GAP = 14
@@ -81,12 +83,15 @@ def draw_probe(outcome: ProbeOutcome) -> Image.Image:
     names_height = _names_height(outcome)
     row = min(MAX_ROW_HEIGHT, MAX_MAP_HEIGHT / len(outcome.table.steps))
     map_height = row * len(outcome.table.steps)
-    charts = ERROR_HEIGHT + names_height + SPARSITY_HEIGHT + map_height
-    height = HEADER_HEIGHT + charts + 3 * TITLE_HEIGHT + 2 * SECTION_GAP + AXIS_HEIGHT
+    course_height = COURSE_HEIGHT + COURSE_LABELS
+    charts = course_height + ERROR_HEIGHT + names_height + SPARSITY_HEIGHT + map_height
+    height = HEADER_HEIGHT + charts + 4 * TITLE_HEIGHT + 3 * SECTION_GAP + AXIS_HEIGHT
     canvas = Canvas.empty(WIDTH, math.ceil(height))
 
     _draw_header(canvas, outcome)
     y: float = HEADER_HEIGHT + TITLE_HEIGHT
+    _draw_course(canvas, outcome, y)
+    y += course_height + SECTION_GAP + TITLE_HEIGHT
     _draw_errors(canvas, outcome, y, y + ERROR_HEIGHT)
     y += ERROR_HEIGHT + names_height + SECTION_GAP + TITLE_HEIGHT
     _draw_sparsities(canvas, outcome, columns, y, y + SPARSITY_HEIGHT)
@@ -123,6 +128,13 @@ def _draw_header(canvas: Canvas, outcome: ProbeOutcome) -> None:
     canvas.text((LEFT, 66), "  ·  ".join(words), 15, MUTED, "ls")
     if profile.name:
         canvas.text((RIGHT, 40), fitted(profile.name, 16, 420), 16, TEXT, "rs")
+
+
+def _draw_course(canvas: Canvas, outcome: ProbeOutcome, top: float) -> None:
+    title = "Wanted error by the share that is computed, from closest to fastest"
+    canvas.text((LEFT, top - TITLE_OFFSET), title, 18, TEXT, "ls")
+    draw_course_key(canvas, outcome, RIGHT, top - TITLE_OFFSET, 15)
+    draw_course(canvas, outcome, (LEFT, top, RIGHT, top + COURSE_HEIGHT), 15)
 
 
 def _draw_errors(canvas: Canvas, outcome: ProbeOutcome, top: float, bottom: float) -> None:
@@ -167,7 +179,7 @@ def _draw_errors(canvas: Canvas, outcome: ProbeOutcome, top: float, bottom: floa
         y = max(bottom - error * scale, top) - 4
         if y - 10 < line < y + 4:  # would stand on the line: above it
             y = line - 4
-        _draw_value(canvas, middle, y, _digits(error), slot)
+        _draw_value(canvas, middle, y, digits(error), slot)
     canvas.line((LEFT, bottom), (RIGHT, bottom), MUTED, 1.5)
 
 
@@ -348,20 +360,6 @@ def _tick(value: float, step: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def _digits(error: float) -> str:
-    """A short number: .004, .052, .31, 1.2, 25, or 99+."""
-    if not error < 99.5:
-        return "99+"
-    if error >= 10.0:
-        return f"{error:.0f}"
-    if error >= 1.0:
-        return f"{error:.1f}"
-    if error < 0.00095:
-        return "<.001" if error > 0.0 else "0"
-    places = 2 if error >= 0.0995 else 3
-    return f"{error:.{places}f}".removeprefix("0")
-
-
 def _fixed(error: float, places: int) -> str:
-    """`_digits` with a fixed number of places below 1: as wide in every cell."""
-    return _digits(error) if error >= 0.995 else f"{error:.{places}f}".removeprefix("0")
+    """`digits` with a fixed number of places below 1: as wide in every cell."""
+    return digits(error) if error >= 0.995 else f"{error:.{places}f}".removeprefix("0")

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
@@ -37,6 +38,10 @@ MAX_SPARSITIES = 16
 _PERCENT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*%")
 ERROR_STEPS = 10_000
 """In which a wanted error is searched for, between 0 and 1."""
+AS_THE_NODE = 0.5
+"""The place between the closest and the fastest profile that is as fast as the node's sparsity."""
+COURSE_PLACES = 24
+"""In which a picture goes from the closest to the fastest profile."""
 _TINY_ERROR = 1e-12
 
 
@@ -164,19 +169,45 @@ def propose(table: ProbeTable, wanted_error: float) -> dict[Block, float]:
     }
 
 
-def error_at_mean(table: ProbeTable, sparsity: float) -> float:
-    """The smallest wanted error, of 4 digits, whose proposals reach `sparsity` on average.
+def error_at_share(table: ProbeTable, share: float) -> float:
+    """The smallest wanted error, of 4 digits, whose proposals compute at most `share`.
 
-    It spends the same sparsity where it does the least harm. `sparsity` is taken within the
-    measured ones; 1.0 where no error up to that reaches it.
+    They compute it where it does the most good. 1.0 where no error up to that is enough.
     """
-    target = min(max(sparsity, table.sparsities[0]), table.sparsities[-1])
     low, high = 0, ERROR_STEPS
     while high - low > 1:
         middle = (low + high) // 2
-        proposed = propose(table, middle / ERROR_STEPS).values()
-        low, high = (low, middle) if fmean(proposed) >= target - 1e-6 else (middle, high)
+        computed = computed_share(table, propose(table, middle / ERROR_STEPS))
+        low, high = (low, middle) if computed <= share + 1e-6 else (middle, high)
     return high / ERROR_STEPS
+
+
+def error_at_place(table: ProbeTable, sparsity: float, place: float) -> float:
+    """The wanted error of a profile between the closest and the fastest.
+
+    The share that it computes falls evenly: at place 0 it is that of the lowest measured sparsity
+    in all blocks, at 0.5 that of `sparsity`, and at 1 that of the highest measured one.
+
+    Args:
+        sparsity: that the node asks for; taken within the measured ones.
+        place: 0 (closest to full attention) to 1 (fastest).
+    """
+    most, middle, least = (
+        computed_share(table, dict.fromkeys(table.blocks, each))
+        for each in (table.sparsities[0], sparsity, table.sparsities[-1])
+    )
+    middle = min(max(middle, least), most)
+    way = place / AS_THE_NODE
+    share = most + way * (middle - most)
+    if place > AS_THE_NODE:
+        share = middle + (way - 1.0) * (least - middle)
+    return error_at_share(table, share)
+
+
+def computed_share(table: ProbeTable, sparsities: Mapping[Block, float]) -> float:
+    """Estimated share of block pairs computed, mean over the measured blocks."""
+    found = (table.density_at(block, sparsities[block]) for block in table.blocks)
+    return fmean(density for density in found if density is not None)
 
 
 def parse_probe_steps(text: str) -> ProbeSteps:
@@ -567,6 +598,31 @@ class ProbeOutcome:
         known = [(block, error) for block, error in found if error is not None]
         return sorted(known, key=lambda pair: -pair[1])
 
+    @cached_property
+    def course(self) -> list[tuple[float, float]]:
+        """(share computed, error) of the profiles from the closest to the fastest."""
+        places = (place / COURSE_PLACES for place in range(COURSE_PLACES + 1))
+        errors = [error_at_place(self.table, self.configured, place) for place in places]
+        return [self._point(error) for error in errors]
+
+    @property
+    def chosen(self) -> tuple[float, float]:
+        """(share computed, error) of the profile, a point of `course`."""
+        return self._point(self.profile.wanted_error)
+
+    @property
+    def alike(self) -> tuple[float, float] | None:
+        """(share computed, error of the worst block) with `shown_sparsity` in all blocks.
+
+        None where an output was not finite.
+        """
+        sparsities = dict.fromkeys(self.table.blocks, self.shown_sparsity)
+        worst = max(error for _, error in self.worst_first())
+        return (computed_share(self.table, sparsities), worst) if math.isfinite(worst) else None
+
+    def _point(self, error: float) -> tuple[float, float]:
+        return computed_share(self.table, propose(self.table, error)), error
+
     def density(self, sparsity: float | None = None) -> float:
         """Estimated share of block pairs computed, mean over all blocks of the model.
 
@@ -600,13 +656,13 @@ def make_outcome(
     """A profile from measurements, with the median of their kind for blocks without any.
 
     Where nothing of a kind was measured, its blocks keep the sparsity of `config`. A wanted error
-    of 0 stands for the one whose profile is as sparse as `config` on average.
+    of 0 stands for the one whose profile computes as much as `config` in all blocks.
 
     Raises:
         ConfigError: no measured block is one of the model's.
     """
     if wanted_error == 0:
-        wanted_error = error_at_mean(table, config.sparsity)
+        wanted_error = error_at_place(table, config.sparsity, AS_THE_NODE)
     proposals: dict[Block, float] = {}
     measured: dict[Block, Block] = {}
     blocks = model_blocks(model)

@@ -13,13 +13,18 @@ import pytest
 from rectified_spaattn.nodes.patching import KEY, attach_probe, read_probe
 from rectified_spaattn.rspa_core import ConfigError, SparseConfig
 from rectified_spaattn.rspa_core.run.probe import (
+    AS_THE_NODE,
     NothingMeasured,
     ProbeSettings,
     ProbeSteps,
     ProbeTable,
+    computed_share,
+    error_at_place,
     make_outcome,
     parse_probe_blocks,
+    propose,
 )
+from rectified_spaattn.rspa_core.run.profile import ModelFingerprint
 from rectified_spaattn.rspa_core.run.report_text import block_name, probe_summary_text
 
 from .patch_rig import SAMPLE_SIGMAS, make_executor, make_patch, run
@@ -42,16 +47,15 @@ def test_a_run_gives_a_profile() -> None:
     for sigma in SAMPLE_SIGMAS[:-1].tolist():
         run(patch, make_executor(), sigma)
     patch.on_cleanup(None)
-    error = patch.run.recorder.table().worst_error_at(("double", 0), 0.6)
-    outcome = read_probe(patcher(patch), error, "mine")
+    outcome = read_probe(patcher(patch), AS_THE_NODE, "mine")
     assert outcome.table.steps == (1, 3)
     assert outcome.profile.model.describe() == "Wan, 4 blocks, dimension 32, 2 heads"
     assert (outcome.profile.name, outcome.profile.grid) == ("mine", (4, 12, 16))
     assert (outcome.profile.block_size, outcome.profile.rectification) == (64, "paper")
     assert len(outcome.measured) == 4
-    assert outcome.profile.double[0] == pytest.approx(0.6, abs=1e-5)
-    # Another wanted error needs no new run.
-    assert read_probe(patcher(patch), 0.001, "").profile.double == (0.0,) * 4
+    # A closer profile needs no new run.
+    closest = read_probe(patcher(patch), 0.0, "").profile
+    assert 0.5 <= fmean(closest.double) < fmean(outcome.profile.double)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,7 @@ def test_other_models_are_refused() -> None:
     for model in (plain, patcher(make_patch())):
         with pytest.raises(ConfigError, match=r"model = .*out of a Rectified SpaAttn Probe node"):
             read_probe(model, 0.05, "")
-    with pytest.raises(ConfigError, match="wanted_error = 2"):
+    with pytest.raises(ConfigError, match="closest_to_fastest = 2"):
         read_probe(plain, 2.0, "")
 
 
@@ -121,6 +125,38 @@ def test_wanted_error_0_spends_the_sparsity_of_the_node(scale: float) -> None:
     assert 0.0 < wanted < 1.0
     fewer = make(WAN, wanted_error=wanted - 0.001, scale=scale)
     assert fmean(map(fewer.sparsity, fewer.blocks)) < outcome.configured
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.75, 0.98])
+@pytest.mark.parametrize("model", [WAN, HUNYUAN, TINY], ids=["wan", "hunyuan", "tiny"])
+def test_the_slider_goes_from_the_closest_to_the_fastest(
+    model: ModelFingerprint, sparsity: float
+) -> None:
+    table = make_table(model)
+    errors = [error_at_place(table, sparsity, place / 10) for place in range(11)]
+    assert errors == sorted(errors)
+    shares = [computed_share(table, propose(table, error)) for error in errors]
+    assert shares == sorted(shares, reverse=True)
+    alike = [
+        computed_share(table, dict.fromkeys(table.blocks, min(max(each, 0.5), 0.92)))
+        for each in (0.5, sparsity, 0.92)
+    ]
+    for share, same in zip((shares[0], shares[5], shares[10]), alike, strict=True):
+        # Between dense and the lowest measured sparsity a block has nothing.
+        assert same - 0.5 / len(table.blocks) < share <= same + 1e-5
+    assert min(propose(table, errors[10]).values()) == pytest.approx(0.92, abs=1e-3)
+
+
+def test_the_profile_lies_on_its_course_below_the_same_sparsity_everywhere() -> None:
+    table = make_table(WAN)
+    error = error_at_place(table, CONFIG.sparsity, AS_THE_NODE)
+    outcome = make_outcome(table, WAN, CONFIG, GRID, error)
+    course = outcome.course
+    assert outcome.chosen in course
+    assert course == sorted(course, key=lambda point: (-point[0], point[1]))
+    assert outcome.alike is not None
+    assert outcome.alike[0] == pytest.approx(outcome.chosen[0], abs=1e-3)
+    assert outcome.alike[1] > 2 * outcome.chosen[1]
 
 
 def test_wanted_error_0_stays_within_what_was_measured() -> None:

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH
+from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH, compact
 from rectified_spaattn.nodes.pictures import probe as picture
+from rectified_spaattn.nodes.pictures.course import digits
 from rectified_spaattn.rspa_core import SparseConfig
 from rectified_spaattn.rspa_core.run.probe import ProbeOutcome
 from rectified_spaattn.rspa_core.run.profile import ModelFingerprint
 
 from .probe_cases import HUNYUAN, TINY, WAN, WAN_SMALL, make
 
+ERRORS_TOP = (
+    picture.HEADER_HEIGHT + 2 * picture.TITLE_HEIGHT + picture.SECTION_GAP
+    + picture.COURSE_HEIGHT + picture.COURSE_LABELS
+)  # fmt: skip
 HUNYUAN15 = ModelFingerprint("HunyuanVideo", 54, 0, 2048, 16)
 
 
@@ -53,6 +58,29 @@ def test_nothing_is_cut_off(outcome: ProbeOutcome) -> None:
         assert not edge.any()
 
 
+@pytest.mark.parametrize("outcome", OUTCOMES.values(), ids=list(OUTCOMES))
+def test_the_compact_picture_is_legible_and_whole(outcome: ProbeOutcome) -> None:
+    image = compact.draw_compact_probe(outcome)
+    assert image.width == compact.WIDTH
+    assert compact.SIZE * 320 / compact.WIDTH >= 11, "as a node of 320 pixels shows it"
+    drawn = is_drawn(image)
+    for edge in (drawn[:6], drawn[-4:], drawn[:, :6], drawn[:, -6:]):
+        assert not edge.any()
+
+
+def test_the_compact_picture_marks_dense_blocks_at_0() -> None:
+    outcome = make(WAN, wanted_error=0.03)
+    assert 0.0 in outcome.profile.double
+    image = pixels(compact.draw_compact_probe(outcome))
+    index = outcome.profile.double.index(0.0)
+    slot = (compact.WIDTH - compact.MARGIN - compact.COURSE_LEFT) / len(outcome.blocks)
+    bottom = image.shape[0] - compact.MARGIN - compact.SIZE // 2
+    x = round(compact.COURSE_LEFT + (index + 0.5) * slot)
+    colored = [np.ptp(image[bottom - height, x - 2 : x + 3], axis=-1).max() for height in (5, 40)]
+    assert colored[0] > 60, "a strip"
+    assert colored[1] < 30, "and nothing above it"
+
+
 def bar_heights(image: Image.Image, count: int, top: float, height: float) -> list[int]:
     """Drawn pixels in the middle of each column of a chart."""
     found = []
@@ -66,7 +94,7 @@ def bar_heights(image: Image.Image, count: int, top: float, height: float) -> li
 
 def test_worst_blocks_come_first() -> None:
     image = picture.draw_probe(make(WAN_SMALL))
-    top = picture.HEADER_HEIGHT + picture.TITLE_HEIGHT
+    top = ERRORS_TOP
     heights = bar_heights(image, 30, top, picture.ERROR_HEIGHT - 2)
     assert heights == sorted(heights, reverse=True)
     assert heights[0] > 100
@@ -76,10 +104,7 @@ def test_worst_blocks_come_first() -> None:
 def test_sparsities_are_in_the_order_of_the_model() -> None:
     outcome = make(WAN_SMALL, wanted_error=0.06)
     image = picture.draw_probe(outcome)
-    top = (
-        picture.HEADER_HEIGHT + 2 * picture.TITLE_HEIGHT + picture.ERROR_HEIGHT
-        + 24 + picture.SECTION_GAP
-    )  # fmt: skip
+    top = ERRORS_TOP + picture.ERROR_HEIGHT + 24 + picture.SECTION_GAP + picture.TITLE_HEIGHT
     heights = bar_heights(image, 30, top, picture.SPARSITY_HEIGHT - 2)
     pairs = zip(heights, outcome.profile.double, strict=True)
     shown = [(height, each) for height, each in pairs if each > 0]
@@ -122,7 +147,7 @@ def test_the_picture_is_the_same_every_time() -> None:
     ],
 )  # fmt: skip
 def test_short_numbers(error: float, text: str) -> None:
-    assert picture._digits(error) == text
+    assert digits(error) == text
 
 
 @pytest.mark.parametrize("highest", [0.0003, 0.01, 0.0277, 0.05, 0.12, 0.5, 1.0, 7.3, 40.0])

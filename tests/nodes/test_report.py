@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rectified_spaattn.nodes import patching
+from rectified_spaattn.nodes.host import WHOLE
 from rectified_spaattn.nodes.pictures import compact
-from rectified_spaattn.nodes.report import WHOLE, RectifiedSpaAttnReport
+from rectified_spaattn.nodes.report import RectifiedSpaAttnReport
 from rectified_spaattn.rspa_core.run import report_text as words
 from rectified_spaattn.rspa_core.run.calls import RunSettings
 

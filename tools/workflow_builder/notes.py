@@ -283,17 +283,17 @@ profile keeps it. The first press of **Run** does all of this:
 1. **Measure** renders the clip once. At the steps listed in the probe (the second one, the \
 middle, the last) every layer is computed exactly, then at each of the sparsities, and compared. \
 These steps take several times as long; the video is as good as ever.
-2. **Choose and save**: with **wanted_error** 0 the profile is as sparse as the node on average, \
-more in the layers that bear it and less in the others. The profile is saved to \
-`models/rectified_spaattn`; a file that is there already is kept.
+2. **Choose and save**: with **closest_to_fastest** in the middle the profile is as fast as the \
+node's sparsity in all layers: more in those that bear it, less in the others. The profile is \
+saved to `models/rectified_spaattn`; a file that is there already is kept.
 3. **Render with the profile** samples the same seed again, straight from the fresh profile, \
 and reports what really ran.
 
 ### Then try
 | You want | Do |
 |---|---|
-| Faster | A higher **wanted_error** than the picture names; nothing is measured again |
-| Closer to the full result | A lower one |
+| Faster | **closest_to_fastest** further to the right; nothing is measured again |
+| Closer to the full result | Further to the left |
 | Only new clips, without measuring | See *Later: the saved file* |
 """
 

@@ -1,10 +1,13 @@
-// The Report node shows a compact picture. A double click on it, or the node's menu, opens the
-// whole one in a tab of its own.
+// Report and Probe Result show a compact picture. A double click on it, or the node's menu, opens
+// the whole one in a tab of its own.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
-const NODE = "RectifiedSpaAttnReport";
+const LABELS = {
+  RectifiedSpaAttnReport: "Open the whole report",
+  RectifiedSpaAttnProbeResult: "Open the whole picture",
+};
 const WHOLE = "rspa_whole";
 // At this width, in pixels, the text of the compact picture is as large as a node's.
 const WIDTH = 320;
@@ -19,7 +22,7 @@ function open(node) {
 app.registerExtension({
   name: "rectified_spaattn.report",
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (nodeData.name !== NODE) return;
+    if (!(nodeData.name in LABELS)) return;
     const { onExecuted, onDblClick } = nodeType.prototype;
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
@@ -33,10 +36,10 @@ app.registerExtension({
   },
   nodeCreated(node) {
     // The size of a stored node comes later and stays.
-    if (node.comfyClass === NODE && node.size[0] < WIDTH) node.setSize([WIDTH, node.size[1]]);
+    if (node.comfyClass in LABELS && node.size[0] < WIDTH) node.setSize([WIDTH, node.size[1]]);
   },
   getNodeMenuItems(node) {
     if (!pictures.has(node)) return [];
-    return [{ content: "Open the whole report", callback: () => open(node) }];
+    return [{ content: LABELS[node.comfyClass], callback: () => open(node) }];
   },
 });
