@@ -144,7 +144,7 @@ def test_both_experts_have_their_own_profile(comfy, folder):
     assert [report["reasons"] for report in run.reports] == [{PROBED: DEPTH}] * 2
     first, second = (load_profile(folder / f"probed{number}.safetensors") for number in (0, 1))
     assert first.model == second.model
-    assert first.double != second.double, "each was measured by itself"
+    assert first.wanted_error != second.wanted_error, "each was measured by itself"
 
 
 def test_another_place_of_the_slider_does_not_sample_again(comfy, folder):
@@ -162,7 +162,8 @@ def test_another_place_of_the_slider_does_not_sample_again(comfy, folder):
         assert ("Rectified SpaAttn" in comfy.server.log(start)) == (not means)
         (path,) = folder.glob(f"place_{place}*.safetensors")
         means.append(math.fsum(load_profile(path).double))
-    assert means[0] > means[1] > means[2] > 0.0
+    assert means[0] >= means[1] >= means[2] > 0.0
+    assert means[0] > means[2]
 
 
 def test_guidance_and_chosen_blocks(comfy, folder):
