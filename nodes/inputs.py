@@ -44,6 +44,8 @@ SCHEDULE = "RSPA_SCHEDULE"
 PROFILE = "RSPA_PROFILE"
 OPTIONS = "RSPA_OPTIONS"
 AUTO = "auto"
+NO_PROFILE = "no profile chosen"
+"""What Load Profile holds until a file is chosen."""
 
 
 @dataclass(frozen=True)
@@ -653,11 +655,10 @@ LOAD_PROFILE = Node(
     "measured on; others are refused.",
     ("load sparsity profile", "SpaAttn profile"),
     (
-        # Its choices are the files; without any the page sends no value, so that the node itself
-        # can say what to do, where ComfyUI would only say that an input is missing.
+        # Its choices are the files, or `NO_PROFILE` where there are none.
         choice(
             "profile_name",
-            "",
+            NO_PROFILE,
             (),
             "A file in models/rectified_spaattn. Press R to see new files.",
             optional=True,

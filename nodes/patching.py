@@ -19,7 +19,7 @@ from torch import Tensor
 from ..rspa_core import SparseConfig, TokenLayout
 from ..rspa_core.config import ConfigError, check_number
 from ..rspa_core.run.calls import Forward, RunSettings, SparseRun
-from ..rspa_core.run.presets import Preset
+from ..rspa_core.run.presets import CUSTOM, PRESETS, Preset
 from ..rspa_core.run.presets import preset as preset_of
 from ..rspa_core.run.probe import (
     NothingMeasured,
@@ -161,7 +161,7 @@ def run_settings(
         tail_keys=chosen.tail_keys,
     )
     # In the order in which a report lists them.
-    asked = {"preset": given["preset"]} | asdict(chosen) | _rest(options)
+    asked = {"preset": _preset_words(given["preset"], chosen)} | asdict(chosen) | _rest(options)
     if chosen.rectification != "precise":
         del asked["tail_keys"]
     overridden = {
@@ -209,6 +209,12 @@ def _rest(options: Options) -> dict[str, Any]:
     if options.backend != AUTO:
         rest["backend"] = options.backend
     return rest
+
+
+def _preset_words(name: str, chosen: Preset) -> str:
+    """The preset's name; of "custom" also that of the preset that is the same."""
+    same = [each for each, values in PRESETS.items() if values == chosen]
+    return f"{name} (as {same[0]})" if name == CUSTOM and same else name
 
 
 def find_patch(model: Any) -> SparseAttentionPatch | None:

@@ -16,7 +16,7 @@ from comfy_api.latest import io, ui
 from ..rspa_core.config import ConfigError, shown
 from ..rspa_core.run.profile import SparsityProfile, load_profile, save_profile
 from .host import schema_of, send_status
-from .inputs import LOAD_PROFILE, SAVE_PROFILE
+from .inputs import LOAD_PROFILE, NO_PROFILE, SAVE_PROFILE
 
 FOLDER = "rectified_spaattn"
 SUFFIX = ".safetensors"
@@ -58,12 +58,12 @@ class RectifiedSpaAttnLoadProfile(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema_of(LOAD_PROFILE, {"profile_name": profile_names()})
+        return schema_of(LOAD_PROFILE, {"profile_name": profile_names() or [NO_PROFILE]})
 
     @classmethod
     def validate_inputs(cls, profile_name: Any = None) -> bool | str:
         """Before anything runs: a model is not loaded first if the file is gone or damaged."""
-        if profile_name is None:  # comes from another node, or there is no file to choose
+        if profile_name is None:  # comes from another node
             return True
         try:
             load_profile(find_profile(profile_name))
@@ -141,6 +141,8 @@ def find_profile(name: Any) -> Path:
             f"there is no profile in {_own_folder()} yet: make one with the nodes Rectified "
             "SpaAttn Probe and Save Profile, or put a file there, and press R",
         )
+    if name in ("", NO_PROFILE):
+        raise ConfigError("profile_name", name, f"choose a file of models/{FOLDER}")
     raise ConfigError("profile_name", name, f"no such file in models/{FOLDER}; press R to refresh")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rectified_spaattn.nodes.inputs import NO_PROFILE
 from rectified_spaattn.rspa_core.run.profile import (
     ModelFingerprint,
     SparsityProfile,
@@ -69,10 +70,10 @@ def with_profile(name: str):
 
 def test_nothing_is_made_before_something_is_saved(comfy, folder):
     assert not folder.exists()
-    assert listed(comfy) == []
+    assert listed(comfy) == [NO_PROFILE]
 
 
-@pytest.mark.parametrize("given", [{}, {"profile_name": None}, {"profile_name": ""}])
+@pytest.mark.parametrize("given", [{}, {"profile_name": None}, {"profile_name": NO_PROFILE}])
 def test_an_empty_folder_says_what_to_do(comfy, folder, given):
     graph = Graph()
     profile = graph.add("RectifiedSpaAttnLoadProfile", **given)

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from rectified_spaattn.nodes.inputs import NO_PROFILE
 from rectified_spaattn.nodes.profiles import (
     FOLDER,
     find_profile,
@@ -140,7 +141,7 @@ def test_listed_files_are_found(folder: Path) -> None:
 
 def test_an_empty_folder_says_what_to_do(comfy: FolderPaths, folder: Path) -> None:
     assert profile_names() == []
-    for name in ("", "profile.safetensors"):
+    for name in ("", NO_PROFILE, "profile.safetensors"):
         with pytest.raises(ConfigError, match=r"there is no profile in .* yet") as caught:
             find_profile(name)
         assert caught.value.field == "profile_name"
@@ -149,6 +150,9 @@ def test_an_empty_folder_says_what_to_do(comfy: FolderPaths, folder: Path) -> No
 
 def test_a_file_that_is_gone_is_named(folder: Path) -> None:
     put(folder, "other.safetensors")
+    for name in ("", NO_PROFILE):
+        with pytest.raises(ConfigError, match="choose a file of models/"):
+            find_profile(name)
     with pytest.raises(ConfigError, match=r"'gone.safetensors' .* no such file in models/"):
         find_profile("gone.safetensors")
 

@@ -108,6 +108,16 @@ def test_preset_replaces_the_values_it_names() -> None:
     assert "end_percent" not in settings.asked["overridden"], "it is the same"
 
 
+def test_custom_says_which_preset_it_is_the_same_as() -> None:
+    balanced = {name: getattr(PRESETS["balanced"], name) for name in CUSTOM if name != "preset"}
+    same = {"preset": "custom"} | balanced
+    assert run_settings(same).asked["preset"] == "custom (as balanced)"
+    assert run_settings(same | {"sparsity": 0.7}).asked["preset"] == "custom"
+    options = Options.of({"tail_keys": "8"})
+    assert run_settings(same, options=options).asked["preset"] == "custom"
+    assert run_settings({"preset": "balanced"}).asked["preset"] == "balanced"
+
+
 def test_options_win_over_a_preset() -> None:
     quality = run_settings({"preset": "quality"})
     assert quality.config.tail_keys == PRESETS["quality"].tail_keys == 8

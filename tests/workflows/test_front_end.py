@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rectified_spaattn.nodes.host import schema_of
-from rectified_spaattn.nodes.inputs import NODES
+from rectified_spaattn.nodes.inputs import NO_PROFILE, NODES
 from rectified_spaattn.tests.nodes import comfy_api_stub
 
 from .browser import descriptions
@@ -53,7 +53,7 @@ def test_page_without_a_server_gets_our_nodes_as_comfyui_describes_them(report: 
     for kind, node in NODES.items():
         info[kind]["input"].pop("hidden", None)
         info[kind]["input_order"].pop("hidden", None)
-        expected = descriptions.described(schema_of(node, {"profile_name": []}))
+        expected = descriptions.described(schema_of(node, {"profile_name": [NO_PROFILE]}))
         assert {name: info[kind][name] for name in expected} == expected
 
 

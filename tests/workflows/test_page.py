@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from rectified_spaattn.nodes.host import schema_of, send_status
-from rectified_spaattn.nodes.inputs import MAIN, NODES, REPORT
+from rectified_spaattn.nodes.inputs import MAIN, NO_PROFILE, NODES, REPORT
 from rectified_spaattn.nodes.pictures import compact
 from rectified_spaattn.tests.nodes import comfy_api_stub
 
@@ -45,6 +45,14 @@ NEW = """kind => {
   app.canvas.graph.add(node);
   return String(node.id);
 }"""
+SET = """([id, values]) => {
+  const node = app.canvas.graph.getNodeById(id);
+  for (const [name, value] of Object.entries(values)) {
+    const widget = node.widgets.find(each => each.name === name);
+    widget.value = value;
+    widget.callback?.(value);
+  }
+}"""
 # A new node of the type that gives what the socket takes, and its link.
 CONNECT = """([id, socket]) => {
   const types = {schedule: 'RectifiedSpaAttnSchedule', profile: 'RectifiedSpaAttnLoadProfile'};
@@ -69,7 +77,7 @@ def opened() -> Iterator[Any]:
         workflows = [json.loads(path.read_text(encoding="utf-8")) for path in FILES]
         info = descriptions.with_models(descriptions.recorded(), workflows)
         for kind, node in NODES.items():
-            info[kind] = descriptions.described(schema_of(node, {"profile_name": []}))
+            info[kind] = descriptions.described(schema_of(node, {"profile_name": [NO_PROFILE]}))
         with page_stub.opened_page(ROOT, info, browser()) as found:
             yield found
 
@@ -152,10 +160,36 @@ def test_preset_fills_in_its_values_and_a_change_by_hand_is_custom(artist: Any) 
     assert artist.value(node, "preset") == "fast"
 
 
-def test_load_profile_without_files_is_empty(artist: Any) -> None:
+def test_load_profile_without_files_says_so(artist: Any) -> None:
     artist.load(EMPTY_GRAPH)
     node = artist.page.evaluate(NEW, "RectifiedSpaAttnLoadProfile")
-    assert artist.value(node, "profile_name") == ""
+    assert artist.value(node, "profile_name") == NO_PROFILE
+
+
+@pytest.mark.parametrize(
+    ("node_id", "values", "expected"),
+    [
+        ("RectifiedSpaAttn", {"enabled": False}, set(PRESETS["fast"]) | {"preset"}),
+        ("RectifiedSpaAttnOptions", {"rectification": "paper"}, {"tail_keys"}),
+        ("RectifiedSpaAttnSchedule", {}, {"preview_shift"}),
+        ("RectifiedSpaAttnSchedule", {"ramp": 0.5, "curve": "constant"}, {"end_sparsity"}),
+        (
+            "RectifiedSpaAttnSchedule",
+            {"steps": "off, 0.6"},
+            {*("start_sparsity", "end_sparsity", "curve", "start_percent", "end_percent")}
+            | {"ramp", "preview_shift"},
+        ),
+    ],
+)
+def test_what_another_value_rules_out_is_switched_off(
+    artist: Any, node_id: str, values: Json, expected: set[str]
+) -> None:
+    artist.load(EMPTY_GRAPH)
+    node = artist.page.evaluate(NEW, node_id)
+    by_default = {"preview_shift"} if node_id == "RectifiedSpaAttnSchedule" else set()
+    for given, off in ((values, expected), (NODES[node_id].defaults, by_default)):
+        artist.page.evaluate(SET, [node, given])
+        assert wait_until(artist, lambda off=off: switched_off(artist, node) == off)
 
 
 def test_stored_values_give_way_to_their_preset(artist: Any) -> None:

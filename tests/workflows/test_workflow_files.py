@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rectified_spaattn.nodes.inputs import NODES
+from rectified_spaattn.nodes.inputs import NO_PROFILE, NODES
 from rectified_spaattn.rspa_core.run.presets import PRESETS
 from rectified_spaattn.rspa_core.run.schedule import (
     Position,
@@ -143,7 +143,7 @@ def test_values_of_our_nodes(stem: str) -> None:
     for node in our_nodes(read(stem)):
         stored = values(node)
         if node["mode"] == MUTED:  # there is no profile to load before the first run
-            assert stored == {"profile_name": ""}
+            assert stored == {"profile_name": NO_PROFILE}
             continue
         assert NODES[node["type"]].checked(stored) == stored
 

@@ -1,18 +1,11 @@
-// The Rectified SpaAttn node shows what is live: a preset fills in its values, changing one of them
-// by hand goes to "custom" (or to the preset that has them all), and values that a connected node
-// replaces are shown as switched off. The presets come with the node's definition; the server
-// applies them by itself, so a graph that was never opened here renders the same.
+// A preset of the Rectified SpaAttn node fills in its values, and changing one of them by hand goes
+// to "custom", or to the preset that has them all. The presets come with the node's definition; the
+// server applies them by itself, so a graph that was never opened here renders the same.
 
 import { app } from "../../../scripts/app.js";
 
 const NODE = "RectifiedSpaAttn";
 const CUSTOM = "custom";
-
-// Values that a connected socket replaces.
-const REPLACED_BY = {
-  schedule: ["sparsity", "start_percent", "end_percent", "ramp"],
-  profile: ["sparsity"],
-};
 
 function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
@@ -25,20 +18,6 @@ function listen(widget, react) {
     react();
     return result;
   };
-}
-
-/** Switch off the widgets whose values a connected node replaces; classic and Nodes 2.0 show it. */
-function showReplaced(node) {
-  const replaced = new Set();
-  for (const [socket, names] of Object.entries(REPLACED_BY)) {
-    const input = node.inputs?.find((each) => each.name === socket);
-    if (input?.link != null) names.forEach((name) => replaced.add(name));
-  }
-  for (const name of new Set(Object.values(REPLACED_BY).flat())) {
-    const widget = widgetOf(node, name);
-    if (widget) widget.disabled = replaced.has(name);
-  }
-  node.setDirtyCanvas?.(true, true);
 }
 
 /** The preset that the node's values are those of: `current` if it still is, else "custom". */
@@ -99,11 +78,6 @@ app.registerExtension({
     const presets = nodeData.input?.required?.preset?.[1]?.rspa_presets;
     if (!presets) return;
     after(nodeType.prototype, "onNodeCreated", (node) => connectPresets(node, presets));
-    after(nodeType.prototype, "onConnectionsChange", showReplaced);
-    // Links of a loaded graph are there once all of it is configured.
-    after(nodeType.prototype, "onConfigure", (node) => {
-      node.showPreset?.();
-      setTimeout(() => showReplaced(node));
-    });
+    after(nodeType.prototype, "onConfigure", (node) => node.showPreset?.());
   },
 });
