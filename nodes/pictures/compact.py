@@ -37,8 +37,9 @@ LINE = 32
 MAX_LINES = 4
 """Of one text; the whole of it is in the summary."""
 BARS_HEIGHT = 110
-COURSE_HEIGHT = 140
+COURSE_HEIGHT = 100
 COURSE_LEFT = 92
+BLOCKS_HEIGHT = 72
 DENSE_HEIGHT = 10
 """Of the strip that marks a dense block, which stands at 0."""
 
@@ -78,10 +79,10 @@ def draw_compact_probe(outcome: ProbeOutcome) -> Image.Image:
     """The finished RGB picture of a probe's outcome, 640 pixels wide and as high as its parts."""
     canvas = Canvas.empty(WIDTH, MAX_HEIGHT)
     sparsities = [outcome.sparsity(block) for block in outcome.blocks]
-    y = _lines(canvas, 18, f"sparsity {fmean(sparsities):.2f} on average", LARGE, TEXT)
+    y = _lines(canvas, 10, f"sparsity {fmean(sparsities):.2f} on average", LARGE, TEXT)
     within = f"error up to {number(outcome.profile.wanted_error)}"
     y = _lines(canvas, y, f"{within} · {outcome.density():.0%} computed", SIZE, MUTED)
-    y += 46
+    y += 38
     canvas.text((MARGIN, y), "error", SIZE, TEXT, "ls")
     draw_course_key(canvas, outcome, WIDTH - MARGIN, y, SIZE)
     y += 16
@@ -92,23 +93,23 @@ def draw_compact_probe(outcome: ProbeOutcome) -> Image.Image:
 
 def _draw_blocks(canvas: Canvas, sparsities: Sequence[float], y: float) -> float:
     """A bar for the sparsity of each block, a hatched strip for a dense one; the lower edge."""
-    y += 48
+    y += 36
     canvas.text((MARGIN, y), "sparsity by block", SIZE, TEXT, "ls")
     if dense := sparsities.count(0.0):
         label = f"{dense} dense"
         canvas.text((WIDTH - MARGIN, y), label, SIZE, MUTED, "rs")
         x = WIDTH - MARGIN - text_width(label, SIZE) - 8
         canvas.dense((x - 20, y - 17, x, y + 1))
-    bottom = y + 16 + BARS_HEIGHT
+    bottom = y + 16 + BLOCKS_HEIGHT
     slot = (WIDTH - MARGIN - COURSE_LEFT) / len(sparsities)
     gap = min(0.15 * slot, 4.0)
     for tick in (0.0, 0.5, 1.0):
-        level = bottom - tick * BARS_HEIGHT
+        level = bottom - tick * BLOCKS_HEIGHT
         canvas.line((COURSE_LEFT, level), (WIDTH - MARGIN, level), GRID, 1)
         canvas.text((COURSE_LEFT - SIZE / 3, level), f"{tick:g}", SIZE, MUTED, "rm")
     for index, sparsity in enumerate(sparsities):
         left = COURSE_LEFT + index * slot + gap / 2
-        top = bottom - (sparsity * BARS_HEIGHT or DENSE_HEIGHT)
+        top = bottom - (sparsity * BLOCKS_HEIGHT or DENSE_HEIGHT)
         draw = partial(canvas.bar, value=sparsity) if sparsity else canvas.dense
         draw((left, top, left + slot - gap, bottom))
     canvas.line((COURSE_LEFT, bottom), (WIDTH - MARGIN, bottom), MUTED, 1.5)

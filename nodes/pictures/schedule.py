@@ -13,23 +13,24 @@ from torch import Tensor
 
 from ...rspa_core.run.reasons import DenseReason, Reason
 from ...rspa_core.run.schedule import Position, SparsitySchedule, even_course
-from . import BACKGROUND, GRID, MUTED, TEXT, Canvas, as_tensor, fitted, text_width
+from . import BACKGROUND, GRID, MUTED, TEXT, Canvas, as_tensor, text_width, wrapped
 
-WIDTH, HEIGHT = 960, 480
+WIDTH, HEIGHT = 960, 640
 
-LEFT, RIGHT, TOP, BOTTOM = 104, 940, 132, 378
+LEFT, RIGHT, TOP, BOTTOM = 130, 936, 226, 490
 """The plot area, in pixels of the finished picture."""
 MARGIN = 20
-SIZE = 34
-"""Of the text, in pixels: 11 on the screen where a node shows the picture 320 pixels wide."""
-DENSE_HEIGHT = 16
+SIZE = 52
+"""Of the text, in pixels: 11 on the screen where a node shows the picture 205 pixels wide."""
+LINE = 58
+DENSE_HEIGHT = 20
 """Of the strip that marks a dense step, which stands at 0."""
 LABEL_GAP = 12
-MIN_LABELLED_BAR = 60
+MIN_LABELLED_BAR = 90
 
 
 def preview_image(schedule: SparsitySchedule, num_steps: int, shift: float = 1.0) -> Tensor:
-    """Draw `schedule` over `num_steps` steps: `[1, 480, 960, 3]` fp32, 0 to 1.
+    """Draw `schedule` over `num_steps` steps: `[1, 640, 960, 3]` fp32, 0 to 1.
 
     Args:
         schedule: what is drawn.
@@ -62,7 +63,7 @@ def _shown(decided: float | DenseReason) -> float | None:
 
 
 def draw_schedule(steps: Sequence[float | None], shift: float | None = None) -> Image.Image:
-    """The finished RGB picture, 960 x 480, of a sparsity per step, as `preview_steps` has it.
+    """The finished RGB picture, 960 x 640, of a sparsity per step, as `preview_steps` has it.
 
     `shift` is named below the steps where the picture depends on it.
     """
@@ -88,20 +89,21 @@ def draw_schedule(steps: Sequence[float | None], shift: float | None = None) -> 
 def _draw_header(canvas: Canvas, steps: Sequence[float | None]) -> None:
     counted = [sparsity for sparsity in steps if sparsity is not None]
     sparse = [sparsity for sparsity in counted if sparsity > 0.0]
-    canvas.text((MARGIN, 44), "Sparsity per step", SIZE, TEXT, "ls")
+    canvas.text((MARGIN, LINE), "Sparsity per step", SIZE, TEXT, "ls")
     summary = f"{len(sparse)} of {len(steps)} steps sparse"
     if whole := len(counted) - len(sparse):
         summary += f" ({whole} dense by the ramp)"
     if sparse:
         summary += f", mean {sum(counted) / len(counted):.2f}"
-    canvas.text((MARGIN, 92), fitted(summary, SIZE, RIGHT - MARGIN), SIZE, MUTED, "ls")
+    for number, line in enumerate(wrapped(summary, SIZE, RIGHT - MARGIN)[:2], start=2):
+        canvas.text((MARGIN, number * LINE), line, SIZE, MUTED, "ls")
 
     x = float(RIGHT)
     for name, draw in (("dense", canvas.dense), ("sparse", lambda box: canvas.bar(box, 1.0))):
-        canvas.text((x, 44), name, SIZE, MUTED, "rs")
-        x -= text_width(name, SIZE) + 8
-        draw((x - 30, 20, x, 44))
-        x -= 60
+        canvas.text((x, LINE), name, SIZE, MUTED, "rs")
+        x -= text_width(name, SIZE) + 10
+        draw((x - 34, LINE - 34, x, LINE))
+        x -= 62
 
 
 def _draw_axes(canvas: Canvas, num_steps: int, shift: float | None) -> None:
@@ -114,8 +116,8 @@ def _draw_axes(canvas: Canvas, num_steps: int, shift: float | None) -> None:
     slot = (RIGHT - LEFT) / num_steps
     widest = text_width(str(num_steps), SIZE) + LABEL_GAP
     for step in range(0, num_steps, math.ceil(widest / slot)):
-        canvas.text((LEFT + (step + 0.5) * slot, BOTTOM + 38), str(step + 1), SIZE, MUTED, "ms")
+        canvas.text((LEFT + (step + 0.5) * slot, BOTTOM + LINE), str(step + 1), SIZE, MUTED, "ms")
     title = "step"
     if shift is not None:
         title += f", shift {shift:g}"
-    canvas.text(((LEFT + RIGHT) / 2, BOTTOM + 84), title, SIZE, MUTED, "ms")
+    canvas.text(((LEFT + RIGHT) / 2, BOTTOM + 2 * LINE + 4), title, SIZE, MUTED, "ms")

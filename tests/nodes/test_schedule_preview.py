@@ -11,8 +11,9 @@ from rectified_spaattn.rspa_core.run.schedule import SparsitySchedule
 STRIP = slice(preview.BOTTOM - preview.DENSE_HEIGHT + 1, preview.BOTTOM - 2)
 
 
-def test_text_is_legible_where_the_picture_is_320_pixels_wide() -> None:
-    assert preview.SIZE * 320 / preview.WIDTH >= 11
+def test_text_is_legible_where_the_picture_is_205_pixels_wide() -> None:
+    """As Preview Image shows it in Nodes 2.0, at its default size."""
+    assert preview.SIZE * 205 / preview.WIDTH >= 11
 
 
 def pixel(image: torch.Tensor, x: float, y: float) -> list[int]:
@@ -51,14 +52,18 @@ def test_step_that_the_ramp_keeps_whole_is_hatched_and_counted() -> None:
     dense = image[0, STRIP, preview.LEFT + 8 : preview.LEFT + slot]
     assert (dense[..., 0] > dense[..., 2] + 0.2).float().mean() > 0.05, "orange lines"
     without = preview.preview_image(SparsitySchedule(0.4, 0.4, "constant"), 8, 1.0)
-    assert not torch.equal(image[0, :64], without[0, :64]), "the heading says so"
-    assert not torch.equal(image[0, 430:], without[0, 430:]), "and the axis names the shift"
+    assert not torch.equal(image[0, : preview.TOP - 40], without[0, : preview.TOP - 40]), (
+        "the heading says so"
+    )
+    assert not torch.equal(image[0, preview.BOTTOM :], without[0, preview.BOTTOM :]), (
+        "and the axis names the shift"
+    )
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 20, 200])
 def test_is_a_comfyui_image(num_steps: int) -> None:
     image = preview.preview_image(SparsitySchedule(0.6, 0.8, "cosine", 0.1), num_steps)
-    assert image.shape == (1, 480, 960, 3)
+    assert image.shape == (1, preview.HEIGHT, preview.WIDTH, 3)
     assert image.dtype == torch.float32
     assert 0.0 <= image.min() < image.max() <= 1.0
 

@@ -10,7 +10,7 @@ const LABELS = {
 };
 const WHOLE = "rspa_whole";
 // At this width, in pixels, the text of the compact picture is as large as a node's.
-const WIDTH = 320;
+const WIDTH = 330;
 
 const pictures = new WeakMap();
 
