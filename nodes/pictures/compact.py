@@ -37,7 +37,7 @@ LINE = 32
 MAX_LINES = 4
 """Of one text; the whole of it is in the summary."""
 BARS_HEIGHT = 110
-COURSE_HEIGHT = 100
+COURSE_HEIGHT = 94
 COURSE_LEFT = 92
 BLOCKS_HEIGHT = 72
 DENSE_HEIGHT = 10

@@ -169,7 +169,7 @@ def _chart(pen: ImageDraw.ImageDraw, record: Record, chosen: Sequence[float]) ->
     wanted_y = at(sparsities[0], WANTED_ERROR)[1]
     for dash in range(left, right, 16):
         _line(pen, [(dash, wanted_y), (min(dash + 9, right), wanted_y)], WANTED, 2.5)
-    label = f"wanted error: {WANTED_ERROR:.0%}"
+    label = f"error up to {WANTED_ERROR:.0%}"
     _text(pen, (right, wanted_y + 18), label, 18, WANTED, anchor="rm")
     for color, curve in zip(CURVES, curves, strict=False):
         _line(pen, [at(s, e) for s, e in zip(sparsities, curve, strict=True)], color, 4)
