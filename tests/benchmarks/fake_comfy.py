@@ -118,14 +118,14 @@ class FakeComfy:
             answer(request, self.refusal, 400)
             return
         self.graphs.append(data["prompt"])
-        for node in ("3", "8", None):
+        for node in ("55:3", "55:8", None):
             values = {"node": node, "filler": "x" * 200}
             self._clients[data["client_id"]]({"type": "executing", "data": values})
         answer(request, {"prompt_id": str(len(self.graphs) - 1), "node_errors": {}})
 
     def _history(self, number: int) -> dict[str, Any]:
         graph = self.graphs[number]
-        seed = graph["3"]["inputs"]["seed"] + len(graph["6"]["inputs"]["text"])
+        seed = graph["55:3"]["inputs"]["seed"] + len(graph["54:6"]["inputs"]["text"])
         enabled = graph["51"]["inputs"]["enabled"]
         names = [{"filename": f"{seed}_{4.0 * enabled}_{each}"} for each in range(FRAMES)]
         start = ["execution_start", {"timestamp": 1000}]

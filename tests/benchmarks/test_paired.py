@@ -59,7 +59,7 @@ def test_every_prompt_and_seed_is_rendered_twice_and_compared(
         ("a fox", 5), ("a fox", 6), ("a paper boat", 5), ("a paper boat", 6),
     ]  # fmt: skip
     queued = [
-        (graph["6"]["inputs"]["text"], graph["3"]["inputs"]["seed"], graph[OURS_ID]["inputs"])
+        (graph["54:6"]["inputs"]["text"], graph["55:3"]["inputs"]["seed"], graph[OURS_ID]["inputs"])
         for graph in comfy.graphs
     ]
     assert [each[:2] for each in queued[::2]] == [each[:2] for each in queued[1::2]]
@@ -256,7 +256,7 @@ def test_example_workflows(path: Path) -> None:
         with pytest.raises(graphs.WorkflowError, match="2 of them"):
             graphs.frames_node(graph)
         with pytest.raises(graphs.WorkflowError, match="which measures"):
-            graphs.frames_node(graph, "8")
+            graphs.frames_node(graph, "66:8")
         return
     if path.stem == "scail2_character_replacement":  # two segments, the second behind the first
         with pytest.raises(graphs.WorkflowError, match="2 of them"):

@@ -25,6 +25,7 @@ from rectified_spaattn.tests.nodes import comfy_api_stub
 from .browser import descriptions
 from .browser_run import browser
 from .test_artist_session import OVERRIDDEN
+from .test_layout import TUNING, ZOOM
 from .test_workflow_files import FOLDER, ROOT, STEMS, our_nodes, read, read_api, values
 
 for package in ("playwright", "comfyui_frontend_package"):
@@ -100,7 +101,9 @@ def host(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_page_finds_nothing_wrong_and_shows_the_file(artist: Any, path: Path) -> None:
     workflow = json.loads(path.read_text(encoding="utf-8"))
-    artist.load(workflow)
+    zoom, text_is_drawn = artist.open_as_template(path.stem, workflow)
+    assert zoom >= ZOOM
+    assert text_is_drawn == (path.stem != TUNING)
     # What the page said about another workflow may still be going.
     nothing = {"messages": [], "unknown": [], "marked": [], "overlaps": []}
     wait_until(artist, lambda: artist.findings() == nothing)
@@ -129,7 +132,7 @@ def test_page_validates_against_its_schema(artist: Any) -> None:
 def test_page_names_what_is_wrong_in_a_graph(artist: Any) -> None:
     workflow = read(SIMPLE)
     nodes = {node["type"]: node for node in workflow["nodes"]}
-    link = next(link for link in workflow["links"] if link[1] == nodes["VAEDecode"]["id"])
+    link = next(link for link in workflow["links"] if link[3] == nodes[MAIN.node_id]["id"])
     link[1] = 999
     nodes["SaveVideo"]["type"] = "NoSuchNode"
     artist.load(workflow)
@@ -140,7 +143,7 @@ def test_page_names_what_is_wrong_in_a_graph(artist: Any) -> None:
 
 def test_page_misses_a_model_that_no_loader_offers(artist: Any) -> None:
     workflow = read(SIMPLE)
-    (loader,) = (node for node in workflow["nodes"] if node["type"] == "UNETLoader")
+    (loader,) = (node for node in descriptions.nodes_of(workflow) if node["type"] == "UNETLoader")
     loader["widgets_values"][0] = "nowhere.safetensors"
     artist.load(workflow)
     wait_for_words(artist, artist.messages, "nowhere.safetensors is missing")

@@ -11,7 +11,7 @@ from rectified_spaattn.nodes.inputs import SCHEDULE
 from . import nodes
 from .catalogue import Options, Report, Schedule, Spec
 from .graph import Graph, Workflow, WorkflowError
-from .nodes import Box
+from .layout import Fold, Ref, arrange, arrange_inside, lead
 
 Json = dict[str, Any]
 
@@ -26,17 +26,18 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
     template has changed.
     """
     workflow = Workflow(copy.deepcopy(template))
+    root = workflow.root
     graphs = list(dict.fromkeys(_graph_with(workflow, item.source) for item in spec.insertions))
-    workflow.root.remove(spec.without)
+    root.remove(spec.without)
+    inside = spec.inside
     for graph in graphs:
-        graph.shift_right(spec.shift.from_x, spec.shift.distance, spec.shift.above_y)
-    if spec.root_shift is not None:
-        shift = spec.root_shift
-        workflow.root.shift_right(shift.from_x, shift.distance, shift.above_y)
+        if inside is not None:
+            graph.shift_right(inside.shift.from_x, inside.shift.distance)
     _set_widgets(workflow, spec)
     for node_id, distance in spec.lower.items():
         _graph_with(workflow, node_id).node(node_id)["pos"][1] += distance
 
+    named: dict[Ref, Json] = {}
     inserted = []
     for item in spec.insertions:
         size = (item.width, nodes.OURS["RectifiedSpaAttn"].size[1])
@@ -45,31 +46,73 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
         )
         graph = _graph_with(workflow, item.source)
         inserted.append(graph.insert_after(item.source, node, item.targets))
+        _call(named, "attention", node)
     for graph in graphs:
         if spec.options is not None:
             own = [node for node in inserted if node in graph.nodes]
-            _add_options(graph, spec.options, own, version)
-        _add_groups(graph, spec.groups)
-    _add_groups(workflow.root, spec.root_groups)
+            _call(named, "options", _add_options(graph, spec.options, own, version))
+        if inside is not None:
+            graph.add_group("Sparse attention", inside.frame, nodes.GROUP_COLOR)
     for graph in graphs:
-        if graph.is_root:
-            continue
-        inner = [node["id"] for node in inserted if node in graph.nodes]
-        _add_controls(workflow, graph, spec, inner, version)
+        if not graph.is_root:
+            ids = [node["id"] for node in inserted if node in graph.nodes]
+            _add_controls(workflow, graph, spec, ids, version, named)
     for report in spec.reports:
         graph = _graph_with(workflow, report.sampler)
-        _add_report(workflow, graph, report, inserted[report.of], version)
+        node = _add_report(workflow, graph, report, inserted[report.of], version)
+        _call(named, "report", node)
     if spec.extend is not None:
-        spec.extend(workflow, inserted, version)
-
-    x, y, width, height = spec.note_box
-    note = nodes.note_node(_filled(spec), (x, y), (width, height), NOTE_TITLE)
-    workflow.root.add_node(note)
+        named |= spec.extend(workflow, inserted, version)
+    holding = [graph for graph in workflow.subgraphs if graph in graphs]
+    for fold in spec.folds:
+        named[fold.name] = _fold(root, fold, named)
+    named["note"] = nodes.note_node(_filled(spec), (0, 0), (450, 560), NOTE_TITLE)
+    root.add_node(named["note"])
+    arrange(root, spec.columns, named, spec.heights, spec.clip)
     workflow.rename(spec.stem)
     workflow.data["extra"]["built_from"] = f"{spec.template}, {origin}"
-    for subgraph in workflow.subgraphs:
+    for subgraph in holding:
         subgraph.data["name"] += " + Rectified SpaAttn"
     return workflow.finish()
+
+
+def _call(named: dict[Ref, Json], name: str, node: Json) -> None:
+    """Enter a node under this name, the second as `name2` and so on."""
+    number = sum(str(each).rstrip("0123456789") == name for each in named)
+    named[f"{name}{number + 1}" if number else name] = node
+
+
+def _fold(root: Graph, fold: Fold, named: Mapping[Ref, Json]) -> Json:
+    """Put nodes of the root graph into a subgraph; its instance."""
+
+    def number(ref: Ref) -> int:
+        return ref if isinstance(ref, int) else named[ref]["id"]
+
+    names = {(number(ref), name): called for (ref, name), called in fold.names.items()}
+    instance, graph = root.fold(fold.title, [number(ref) for ref in fold.nodes], names)
+    for entry in instance["inputs"]:
+        if "widget" in entry:
+            _show_widget(instance, entry["name"], None)
+    for label, targets in fold.widgets.items():
+        ends = [(number(ref), widget) for ref, widget in targets]
+        for node_id, widget in ends:
+            node = graph.node(node_id)
+            kinds = nodes.WIDGETS[node["type"]]
+            kind = str(kinds[widget])
+            value = node["widgets_values"][list(kinds).index(widget)]
+            if all(entry["name"] != widget for entry in node["inputs"]):
+                nodes.widget_input(node, widget, kind)
+        graph.add_subgraph_input(label, label, kind, ends)
+        nodes.widget_input(instance, label, kind)
+        _show_widget(instance, label, value)
+    instance["size"][1] = fold.height
+    arrange_inside(graph)
+    return instance
+
+
+def _show_widget(instance: Json, name: str, value: Any) -> None:
+    instance["properties"]["proxyWidgets"].append(["-1", name])
+    instance["widgets_values"].append(value)
 
 
 def _filled(spec: Spec) -> str:
@@ -114,7 +157,7 @@ def _set_widgets(workflow: Workflow, spec: Spec) -> None:
         loader["properties"]["models"] = [{"name": name, "url": address, "directory": folder}]
 
 
-def _add_options(graph: Graph, options: Options, attention: list[Json], version: str) -> None:
+def _add_options(graph: Graph, options: Options, attention: list[Json], version: str) -> Json:
     """One options node for all attention nodes."""
     size = (options.width, nodes.OURS["RectifiedSpaAttnOptions"].size[1])
     node = graph.add_node(
@@ -122,15 +165,16 @@ def _add_options(graph: Graph, options: Options, attention: list[Json], version:
     )
     for each in attention:
         graph.wire(node, "options", each, "options")
-
-
-def _add_groups(graph: Graph, groups: Mapping[str, Box]) -> None:
-    for title, box in groups.items():
-        graph.add_group(title, box, nodes.GROUP_COLOR)
+    return node
 
 
 def _add_controls(
-    workflow: Workflow, graph: Graph, spec: Spec, node_ids: list[int], version: str
+    workflow: Workflow,
+    graph: Graph,
+    spec: Spec,
+    node_ids: list[int],
+    version: str,
+    named: dict[Ref, Json],
 ) -> None:
     """Schedules beside the subgraph's instance, and one on/off switch on it."""
     instance = _instance_of(workflow, graph)
@@ -140,7 +184,7 @@ def _add_controls(
         instance["inputs"].append(
             {"name": schedule.name, "shape": 7, "type": SCHEDULE, "link": None}
         )
-        _add_schedule(workflow.root, schedule, instance, version)
+        _add_schedule(workflow.root, schedule, instance, version, named)
     for node_id in node_ids:
         nodes.widget_input(graph.node(node_id), "enabled", "BOOLEAN")
     graph.add_subgraph_input(
@@ -154,45 +198,41 @@ def _add_controls(
         instance["widgets_values"].append(True)
 
 
-def _add_schedule(root: Graph, schedule: Schedule, instance: Json, version: str) -> None:
+def _add_schedule(
+    root: Graph, schedule: Schedule, instance: Json, version: str, named: dict[Ref, Json]
+) -> None:
     node = root.add_node(
-        nodes.make(
-            "RectifiedSpaAttnSchedule",
-            schedule.position,
-            version,
-            schedule.values,
-            schedule.title,
-        )
+        nodes.make("RectifiedSpaAttnSchedule", (0, 0), version, schedule.values, schedule.title)
     )
+    _call(named, "schedule", node)
     root.wire(node, "schedule", instance, schedule.name)
-    _add_preview(root, node, "preview", schedule.preview, f"{schedule.title}: curve")
+    if schedule.has_preview:
+        preview = nodes.make("PreviewImage", (0, 0), "", title=f"{schedule.title}: curve")
+        preview["size"][1] = 220
+        root.wire(node, "preview", root.add_node(preview), "images")
+        _call(named, "preview", preview)
 
 
 def _add_report(
     workflow: Workflow, graph: Graph, report: Report, attention: Json, version: str
-) -> None:
-    """The report, and for one inside a subgraph a preview of its picture outside."""
-    node = nodes.make("RectifiedSpaAttnReport", report.position, version, title=report.title)
-    graph.add_node(node)
+) -> Json:
+    """The report in the root graph; what it reads in a subgraph gets outputs of its own."""
+    root = workflow.root
+    node = root.add_node(nodes.make("RectifiedSpaAttnReport", (0, 0), version, title=report.title))
     sampler = graph.node(report.sampler)
-    model_link = graph.wire(attention, "model", node, "model")
-    after_link = graph.wire(sampler, sampler["outputs"][0]["name"], node, "after")
-    graph.route(model_link, report.model_route)
-    graph.route(after_link, report.after_route)
+    after = sampler["outputs"][0]["name"]
     if graph.is_root:
-        return
-    graph.add_subgraph_output(report.name, "IMAGE", node, "image")
-    graph.route(node["outputs"][0]["links"][0], report.output_route)
-    graph.move_outputs_beyond(report.position[0] + node["size"][0] + 80)
+        root.wire(attention, "model", node, "model")
+        root.wire(sampler, after, node, "after")
+        return node
     instance = _instance_of(workflow, graph)
-    instance["outputs"].append({"name": report.name, "type": "IMAGE", "links": []})
-    box = (*report.preview, *nodes.REPORT_PREVIEW_SIZE)
-    preview = _add_preview(workflow.root, instance, report.name, box, report.title)
-    workflow.root.route(preview["inputs"][0]["link"], report.preview_route)
-
-
-def _add_preview(root: Graph, source: Json, output: str, box: Box, title: str | None) -> Json:
-    x, y, width, height = box
-    preview = nodes.make("PreviewImage", (x, y), "", title=title, size=(width, height))
-    root.wire(source, output, root.add_node(preview), "images")
-    return preview
+    new = []
+    for source, output, target in ((attention, "model", "model"), (sampler, after, "after")):
+        kind = "MODEL" if target == "model" else "LATENT"
+        name = f"{report.name}_{kind.lower()}".lstrip("_")
+        graph.add_subgraph_output(name, kind, source, output)
+        new.append(graph.links()[-1]["id"])
+        instance["outputs"].append({"name": name, "type": kind, "links": []})
+        root.wire(instance, name, node, target)
+    lead(graph, new)
+    return node

@@ -12,7 +12,7 @@ from typing import Any
 from rectified_spaattn.rspa_core.run.presets import PRESETS
 
 from . import nodes
-from .graph import Graph, Workflow
+from .graph import Graph, Workflow, empty_subgraph
 
 Json = dict[str, Any]
 
@@ -108,21 +108,7 @@ def _inner_nodes(version: str) -> dict[str, Json]:
 
 
 def _empty_subgraph(subgraph_id: str) -> Json:
-    return {
-        "id": subgraph_id,
-        "version": 1,
-        "state": {"lastGroupId": 0, "lastNodeId": 0, "lastLinkId": 0, "lastRerouteId": 0},
-        "revision": 0,
-        "config": {},
-        "name": NAME,
-        "inputNode": {"id": -10, "bounding": [-260, 0, 140, 40]},
-        "outputNode": {"id": -20, "bounding": [1940, 0, 120, 40]},
-        "inputs": [],
-        "outputs": [],
-        "widgets": [],
-        "nodes": [],
-        "groups": [],
-        "links": [],
+    return empty_subgraph(NAME, subgraph_id) | {
         "category": "Video generation and editing/Sampling",
         "description": DESCRIPTION,
         "extra": {

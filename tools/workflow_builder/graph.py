@@ -8,7 +8,7 @@ six facts. `Graph` hides that difference, so that one set of operations serves b
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 Json = dict[str, Any]
@@ -36,6 +36,16 @@ class Workflow:
     def graphs(self) -> list[Graph]:
         """The root graph, then every subgraph."""
         return [self.root, *self.subgraphs]
+
+    def add_subgraph(self, name: str) -> Graph:
+        """An empty subgraph."""
+        data = empty_subgraph(
+            name, str(uuid.uuid5(uuid.NAMESPACE_URL, f"rectified-spaattn/{name}"))
+        )
+        definitions = self.data.setdefault("definitions", {}).setdefault("subgraphs", [])
+        definitions.append(data)
+        self.subgraphs.append(Graph(data, self, is_root=False))
+        return self.subgraphs[-1]
 
     def next_node_id(self) -> int:
         """A node id that no graph of this file uses; ids are unique across subgraphs."""
@@ -175,6 +185,10 @@ class Graph:
         """Take away the link into the input `name` of a node of the root graph."""
         _, entry = find_input(self.node(target), name)
         link_id, entry["link"] = entry["link"], None
+        self._take_out(link_id)
+
+    def _take_out(self, link_id: int) -> None:
+        """Forget a link of the root graph, and take it off the output where it begins."""
         for node in self.nodes:
             for output in node.get("outputs", []):
                 if link_id in (output.get("links") or []):
@@ -182,26 +196,87 @@ class Graph:
         self.data["links"] = [link for link in self.data["links"] if link[0] != link_id]
 
     def remove(self, node_ids: Collection[int]) -> None:
-        """Take nodes of the root graph out, and groups that hold no node any more.
-
-        `WorkflowError` when a node that stays is linked to one of them.
-        """
-        gone = [self.node(node_id) for node_id in node_ids]
+        """Take nodes of the root graph out; `WorkflowError` when a node that stays needs one."""
         for link in self.links():
             ends = link["origin_id"], link["target_id"]
-            if (ends[0] in node_ids) != (ends[1] in node_ids):
-                raise WorkflowError(f"nodes {ends} in {self.describe()} are linked, only one stays")
-        if gone:
-            self.nodes[:] = [node for node in self.nodes if node["id"] not in node_ids]
-            self.data["links"] = [x for x in self.data["links"] if x[1] not in node_ids]
-            self.data["groups"] = [x for x in self.data["groups"] if self._holds_a_node(x)]
+            if ends[0] in node_ids and ends[1] not in node_ids:
+                raise WorkflowError(f"node {ends[1]} in {self.describe()} needs node {ends[0]}")
+            if ends[1] in node_ids and ends[0] not in node_ids:
+                output = self.node(ends[0])["outputs"][link["origin_slot"]]
+                output["links"].remove(link["id"])
+        gone = [self.node(node_id) for node_id in node_ids]
+        self.nodes[:] = [node for node in self.nodes if node not in gone]
+        self.data["links"] = [link for link in self.data["links"] if link[3] not in node_ids]
 
-    def _holds_a_node(self, group: Json) -> bool:
-        x, y, width, height = group["bounding"]
-        return any(
-            x <= node["pos"][0] <= x + width and y <= node["pos"][1] <= y + height
-            for node in self.nodes
-        )
+    def fold(
+        self, title: str, node_ids: Collection[int], names: Mapping[tuple[int, str], str]
+    ) -> tuple[Json, Graph]:
+        """Put nodes of the root graph into a subgraph; its instance, and what is inside.
+
+        Links that cross its edge become inputs and outputs, called as the input or output inside
+        at which they end, or as `names` calls that: (node id, name) to name.
+        """
+        subgraph = self.workflow.add_subgraph(title)
+        moved = [self.node(node_id) for node_id in node_ids]
+        instance: Json = {
+            "id": self.workflow.next_node_id(),
+            "type": subgraph.data["id"],
+            "pos": [0, 0],
+            "size": [450, 0],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "title": title,
+            "properties": {"proxyWidgets": []},
+            "widgets_values": [],
+        }
+        inside = [
+            link
+            for link in self.links()
+            if link["origin_id"] in node_ids and link["target_id"] in node_ids
+        ]
+        self.nodes[:] = [node for node in self.nodes if node not in moved] + [instance]
+        subgraph.nodes += moved
+        subgraph.data["links"] += inside
+        gone = {link["id"] for link in inside}
+        self.data["links"] = [link for link in self.data["links"] if link[0] not in gone]
+        slots: dict[tuple[int, int], int] = {}
+        for stored in list(self.data["links"]):
+            link_id, source, source_slot, target, target_slot, kind = stored
+            key = (source, source_slot)
+            if target in node_ids:
+                entry = subgraph.node(target)["inputs"][target_slot]
+                if key in slots:  # one input serves all
+                    subgraph.feed(slots[key], target, entry["name"])
+                    self._take_out(link_id)
+                    continue
+                name = names.get((target, entry["name"]), entry["name"])
+                ends = [(target, entry["name"])]
+                slots[key] = subgraph.add_subgraph_input(name, name, kind, ends)
+                widget = {"widget": {"name": name}} if "widget" in entry else {}
+                instance["inputs"].append({"name": name, "type": kind, "link": link_id} | widget)
+                stored[3:5] = [instance["id"], slots[key]]
+            elif source in node_ids:
+                node = subgraph.node(source)
+                output = node["outputs"][source_slot]
+                output["links"].remove(link_id)
+                if key not in slots:
+                    name = names.get((source, output["name"]), output["name"])
+                    slots[key] = subgraph.add_subgraph_output(name, kind, node, output["name"])
+                    instance["outputs"].append({"name": name, "type": kind, "links": []})
+                instance["outputs"][slots[key]]["links"].append(link_id)
+                stored[1:3] = [instance["id"], slots[key]]
+        return instance, subgraph
+
+    def feed(self, slot: int, node_id: int, name: str) -> None:
+        """Lead the subgraph's input `slot` to one more input of a node inside, too."""
+        entry = self.data["inputs"][slot]
+        target_slot, target_input = find_input(self.node(node_id), name)
+        link_id = self._store_link(SUBGRAPH_INPUT, slot, node_id, target_slot, entry["type"])
+        target_input["link"] = link_id
+        entry["linkIds"].append(link_id)
 
     def insert_after(
         self, source: int, node: Json, targets: tuple[int, ...], link_type: str = "MODEL"
@@ -238,12 +313,9 @@ class Graph:
 
         Returns the input's slot. Instances of the subgraph must be given the matching input.
         """
-        slot, entry = self._add_boundary_slot("inputs", "inputNode", name, label, link_type)
+        slot, _ = self._add_boundary_slot("inputs", "inputNode", name, label, link_type)
         for node_id, input_name in targets:
-            target_slot, target_input = find_input(self.node(node_id), input_name)
-            link_id = self._store_link(SUBGRAPH_INPUT, slot, node_id, target_slot, link_type)
-            target_input["link"] = link_id
-            entry["linkIds"].append(link_id)
+            self.feed(slot, node_id, input_name)
         return slot
 
     def add_subgraph_output(self, name: str, link_type: str, source: Json, output: str) -> int:
@@ -348,6 +420,27 @@ class Graph:
                 link[1:3] = [node_id, 0]
             elif not self.is_root and link["id"] == link_id:
                 link.update(origin_id=node_id, origin_slot=0)
+
+
+def empty_subgraph(name: str, subgraph_id: str) -> Json:
+    """The definition of a subgraph without nodes."""
+    return {
+        "id": subgraph_id,
+        "version": 1,
+        "state": {"lastGroupId": 0, "lastNodeId": 0, "lastLinkId": 0, "lastRerouteId": 0},
+        "revision": 0,
+        "config": {},
+        "name": name,
+        "inputNode": {"id": SUBGRAPH_INPUT, "bounding": [-260, 0, 140, 40]},
+        "outputNode": {"id": SUBGRAPH_OUTPUT, "bounding": [1260, 0, 120, 40]},
+        "inputs": [],
+        "outputs": [],
+        "widgets": [],
+        "nodes": [],
+        "groups": [],
+        "links": [],
+        "extra": {},
+    }
 
 
 def find_input(node: Json, name: str) -> tuple[int, Json]:

@@ -25,10 +25,8 @@ NODE_COLORS = {"color": "#233", "bgcolor": "#355"}
 NOTE_COLORS = {"color": "#222", "bgcolor": "#000"}
 GROUP_COLOR = "#8AA"
 
-# The picture of a report, or of a probe's result, at full size below the sockets: 960 x 1070 pixels
-# for a model of 30 blocks or more.
-REPORT_SIZE: Point = (1000, 1150)
-REPORT_PREVIEW_SIZE: Point = (1000, 1110)
+# A report without its picture: the node grows when there is something to show.
+REPORT_SIZE: Point = (320, 90)
 
 MUTED = 2
 """Mode of a node that the front end leaves out of what it sends."""
@@ -132,6 +130,38 @@ CORE: Mapping[str, Kind] = {
     ),
     "PreviewImage": Kind((("images", "IMAGE"),), size=(480, 480)),
 }
+
+
+WIDGETS: Mapping[str, Mapping[str, str | None]] = {
+    "CLIPTextEncode": {"text": "STRING"},
+    "EmptyHunyuanLatentVideo": {"width": "INT", "height": "INT", "length": "INT"},
+    "EmptyHunyuanVideo15Latent": {"width": "INT", "height": "INT", "length": "INT"},
+    "WanImageToVideo": {"width": "INT", "height": "INT", "length": "INT"},
+    "WanFirstLastFrameToVideo": {"width": "INT", "height": "INT", "length": "INT"},
+    "Wan22ImageToVideoLatent": {"width": "INT", "height": "INT", "length": "INT"},
+    "ModelSamplingSD3": {"shift": "FLOAT"},
+    "FluxGuidance": {"guidance": "FLOAT"},
+    "CFGGuider": {"cfg": "FLOAT"},
+    "RandomNoise": {"noise_seed": "INT"},
+    "BasicScheduler": {"scheduler": "COMBO", "steps": "INT"},
+    "KSampler": {
+        "seed": "INT",
+        "control_after_generate": None,
+        "steps": "INT",
+        "cfg": "FLOAT",
+        "sampler_name": "COMBO",
+        "scheduler": "COMBO",
+    },
+    "KSamplerAdvanced": {
+        "add_noise": None,
+        "noise_seed": "INT",
+        "control_after_generate": None,
+        "steps": "INT",
+        "cfg": "FLOAT",
+    },
+    "PrimitiveInt": {"value": "INT"},
+}
+"""Widgets that a subgraph around such a node can show: name and type, in stored order."""
 
 
 def kind_of(node_type: str) -> Kind:

@@ -7,26 +7,26 @@ from __future__ import annotations
 
 COMPARE = """### Compare
 The seed is fixed. Run once with **enabled** off, once with it on, and compare time and picture; \
-or open the workflow *compare_dense_and_sparse*. **What really ran** shows which steps and blocks \
-were sparse, and the time of each step.
+or open the workflow *compare_dense_and_sparse*. The report shows what really ran: which steps \
+were sparse, and the time of each. A double click on it opens the whole.
 """
 
 COMPARE_SUBGRAPH = """### Compare
 The seed is fixed. Run once with **sparse_attention** off, once with it on, and compare time and \
-picture. The two reports on the right show which steps and blocks were sparse, and the time of \
-each step.
+picture. The two reports show what really ran: which steps were sparse, and the time of each. A \
+double click opens the whole.
 """
 
 COMPARE_TURBO = """### Compare
 The seed is fixed. Run once with **sparse_attention** off, once with it on, and compare time, \
-picture and sound. The report on the right shows which steps and blocks were sparse, and the time \
-of each step.
+picture and sound. The report shows what really ran: which steps were sparse, and the time of \
+each. A double click opens the whole.
 """
 
 COMPARE_STAGE = """### Compare
 The seeds are fixed. Run once with **sparse_attention** off, once with it on, and compare time and \
-picture. The report on the right shows which steps and blocks were sparse, and the time of each \
-step.
+picture. The report shows what really ran: which steps were sparse, and the time of each. A double \
+click opens the whole.
 """
 
 TRY = """### Then try
@@ -82,14 +82,14 @@ def text(about: str, *, compare: str = COMPARE, advice: str = TRY) -> str:
 
 
 WAN21_T2V = text(f"""
-The node sits between the model loader and *ModelSamplingSD3*. {PRESET}{LAYERS}
+The node sits between the model loader and the sampler. {PRESET}{LAYERS}
 
 The clip is 81 frames at 832x480 = 32,760 tokens. The official template's 33 frames are only \
 14,040, where less is gained.
 """)
 
 WAN21_I2V = text(f"""
-The node sits between the model loader and *ModelSamplingSD3*. {PRESET}{LAYERS}
+The node sits between the model loader and the sampler. {PRESET}{LAYERS}
 
 The clip is 81 frames at 640x640 = 33,600 tokens. The official template's 33 frames at 512x512 \
 are 9,216: little more than **min_tokens**, where less is gained.
@@ -134,7 +134,7 @@ node keeps the first two layers of both experts exact as well (**dense_blocks** 
 )
 
 WAN22_FLF = text(f"""
-One node for each expert, between *ModelSamplingSD3* and the sampler. {PRESET}{LAYERS} The start \
+One node for each expert, between the models and the sampler. {PRESET}{LAYERS} The start \
 is a noise level, so it falls into the first expert.
 
 640x640, 81 frames = 33,600 tokens. Load your own pictures in place of the example. The clip lies \
@@ -170,20 +170,20 @@ Load your own video and character picture.
 """,
     compare="""### Compare
 The seed is fixed. Run once with **sparse_attention** off on both segments, once with it on, and \
-compare time and picture. The reports on the right show which steps and blocks were \
-sparse, and the time of each step.
+compare time and picture. The reports show what really ran: which steps were sparse, and the time \
+of each. A double click opens the whole.
 """,
 )
 
 WAN22_5B = text(f"""
-The node sits between the model loader and *ModelSamplingSD3*. {PRESET}{LAYERS}
+The node sits between the model loader and the sampler. {PRESET}{LAYERS}
 
 1280x704, 121 frames = 27,280 tokens: this model packs its latents twice as tightly. For image to \
 video, enable *Load Image* (Ctrl+B); nothing else changes.
 """)
 
 HUNYUAN = text(f"""
-The node feeds *ModelSamplingSD3* and the scheduler. {PRESET}, and so does everything that reads \
+The node feeds sampler and scheduler. {PRESET}, and so does everything that reads \
 or is read by the text tokens.
 
 848x480, 73 frames = 30,210 tokens plus the text. At 1280x720 and 129 frames there are 118,800: \
@@ -191,11 +191,11 @@ the larger the clip, the more there is to save.
 """)
 
 HUNYUAN15 = text(f"""
-The node sits right after the model loader, before *EasyCache* (bypassed here; both can be on). \
+The node sits right after the model loader, before *EasyCache* (in *Sampling*, bypassed; both can \
+be on). \
 {PRESET}, and so does everything that reads or is read by the text tokens.
 
-1280x720, 121 frames = 111,600 tokens plus the text: attention is most of the work at this size. \
-The upscale part below runs without the node.
+1280x720, 121 frames = 111,600 tokens plus the text: attention is most of the work at this size.
 """)
 
 
@@ -250,7 +250,7 @@ with the node. """
 steps. If it drifts apart, raise **start_percent**.
 2. **Detail**: hands, faces, hair, writing, things far away. If they are softer on the right, \
 take the preset `quality`.
-3. **Time**: *What really ran* shows the seconds of each step. Dense steps come first, so both \
+3. **Time**: the report shows the seconds of each step. Dense steps come first, so both \
 kinds stand beside one another in one picture. The first sparse step after a start is slower: \
 its kernels are compiled once.
 
@@ -261,11 +261,10 @@ side is worse.
 | You want | Do |
 |---|---|
 | Another setting | Change the node and press **Run**: only the right side is rendered again |
-| Another clip | Change **Seed for both** or the prompt: both sides are rendered again |
-| Another size | *Step 2*: the larger the clip, the more there is to save |
+| Another clip | Change **seed** or the prompt: both sides are rendered again |
+| Another size | **width**, **height**, **length**: the larger the clip, the more there is to save |
 
-Change **steps**, **cfg** or the sampler in *both* KSamplers, or the two sides are no longer \
-comparable.
+Seed, **steps**, **cfg**, sampler and **shift** are those of both sides.
 
 ### In figures
 One clip says little about the next one. A command renders a list of prompts and seeds with the \
@@ -282,7 +281,7 @@ profile keeps it. The first press of **Run** does all of this:
 
 1. **Measure** renders the clip once. At the steps listed in the probe (the second one, the \
 middle, the last) every layer is computed exactly, then at each of the sparsities, and compared. \
-These steps take several times as long; the video is as good as ever.
+These steps take several times as long; the clip is as good as ever.
 2. **Choose and save**: with **closest_to_fastest** in the middle the profile is as fast as the \
 node's sparsity in all layers: more in those that bear it, less in the others. The profile is \
 saved to `models/rectified_spaattn`; a file that is there already is kept.

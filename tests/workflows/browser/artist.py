@@ -26,6 +26,7 @@ TEXT_PREVIEW = "$$node-text-preview"
 NODES = """() => app.canvas.graph.nodes.map(n => ({
   id: String(n.id), type: n.type, title: n.title, mode: n.mode,
   is_subgraph: Boolean(n.isSubgraphNode?.()), name: n.subgraph?.name ?? n.type,
+  inside: n.subgraph?.nodes.map(each => each.type) ?? [],
   linked: (n.inputs ?? []).filter(i => i.link != null).map(i => i.name),
   widgets: (n.widgets ?? []).map(w => ({
     name: w.name, label: w.label ?? w.name, value: w.value, type: w.type, hidden: Boolean(w.hidden),
@@ -334,10 +335,10 @@ class Artist(FrontEnd):
         self.page.mouse.up()
         self.page.wait_for_function(IS_LINKED, arg=[target, name], timeout=PATIENCE_MS)
 
-    def write_prompt(self, node: str, text: str) -> None:
-        """Replace the text of a prompt node."""
+    def write_prompt(self, node: str, widget: str, text: str) -> None:
+        """Replace the text of a prompt."""
         self.look_at(node)
-        x, y = self.place_of(node, "text", "TEXTAREA")
+        x, y = self.place_of(node, widget, "TEXTAREA")
         self.page.mouse.click(x, y)
         self.page.wait_for_timeout(200)
         self.page.keyboard.press("Control+a")

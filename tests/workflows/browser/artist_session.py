@@ -60,7 +60,7 @@ class Visit:
         report: Json = {"messages_opened": artist.messages()}
         if tries_presets:
             report["presets"] = self.presets()
-        hosts = [node["id"] for node in artist.on_show() if node["is_subgraph"]]
+        hosts = [node["id"] for node in artist.on_show() if NODE in node["inside"]]
         if plan.min_tokens is not None:
             self.add_options()
             for host in hosts:
@@ -171,11 +171,15 @@ class Visit:
             elif label in plan.toggles and widget["value"] != plan.toggles[label]:
                 artist.toggle(node["id"], name)
                 text = plan.toggles[label]
-            elif name == "text" and plan.prompt and "Negative" not in node["title"]:
+            elif (
+                name in ("text", "prompt")
+                and plan.prompt
+                and not node["title"].startswith("CLIP Text Encode (Negative")
+            ):
                 if node["type"] not in ("CLIPTextEncode",) and not node["is_subgraph"]:
                     continue
                 text = plan.prompt
-                artist.write_prompt(node["id"], text)
+                artist.write_prompt(node["id"], name, text)
             else:
                 continue
             got = artist.value(node["id"], name)

@@ -89,6 +89,8 @@ SHOW = """([scale, left, top]) => {
   app.canvas.ds.offset = [30 - left, 30 - top];
   app.canvas.setDirty(true, true);
 }"""
+OPEN_TEMPLATE = """([name, workflow]) =>
+  app.loadGraphData(workflow, true, true, name, {openSource: 'template'})"""
 FOCUS = "on => { app.extensionManager.focusMode = on; }"
 # Below this the canvas leaves out text.
 READABLE_SCALE = 0.75
@@ -116,6 +118,16 @@ class FrontEnd:
         """Load a UI-format workflow as if its file had been dropped on the page."""
         self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         self.page.wait_for_timeout(self.settle_ms)
+
+    def open_as_template(self, name: str, workflow: dict[str, Any]) -> tuple[float, bool]:
+        """Load a workflow as the template browser does.
+
+        The zoom that the page chooses, and whether nodes are drawn with their text.
+        """
+        self.page.evaluate(OPEN_TEMPLATE, [name, workflow])
+        self.page.wait_for_timeout(self.settle_ms)
+        zoom, is_low = self.page.evaluate("[app.canvas.ds.scale, app.canvas.low_quality]")
+        return zoom, not is_low
 
     def nodes(self) -> list[dict[str, Any]]:
         """Every node of the loaded workflow, subgraphs included."""

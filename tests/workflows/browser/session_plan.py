@@ -65,7 +65,11 @@ class Plan:
         """What to type into the widgets of this node, by label."""
         size = {"width": str(self.width), "height": str(self.height)}
         if node["is_subgraph"]:
-            return size | {"duration": self.duration}
+            values = size | {"duration": self.duration}
+            if node["title"].startswith(("Models", "Sampling", "Dense")):  # ours around others
+                values |= {"length": str(self.length), "steps": str(self.steps), "cfg": self.cfg}
+                values |= _given("shift", self.shift)
+            return values
         if node["type"] in LATENTS:
             return size | {"length": str(self.length)}
         if node["type"] == OPTIONS:
@@ -97,6 +101,7 @@ PLANS = {
     "compare_dense_and_sparse": TRAINED,
     "tune_with_the_probe": TRAINED,
     "wan2.2_14B_text_to_video": Plan(duration="2", prompt="hill pan"),
+    "scail2_character_replacement": Plan(320, 192),
     "wan2.2_5B_text_to_video": Plan(768, 416),
     "hunyuan_video_text_to_video": Plan(320, 192),
     "hunyuan_video_1.5_text_to_video": Plan(384, 224),
