@@ -339,6 +339,7 @@ ANY_DENSE = (
     Reason.MASK_VIDEO,
     Reason.MASK_WEIGHTS,
     Reason.MASK_FORM,
+    Reason.SPLIT_ROWS,
 )
 """Kinds of reasons why a model or a call of any family is dense."""
 
@@ -410,7 +411,7 @@ FAMILIES = (
         "LTX",
         ("LTX-Video", "LTX-Video with a guide", "LTX 2", "LTX 2 with a guide"),
         "[video] [guides]",
-        (Reason.SPLIT_ROWS, Reason.AMBIGUOUS_LENGTH),
+        (Reason.WEIGHTS_NOT_PROBED, Reason.AMBIGUOUS_LENGTH),
         ("patchify_proj", "adaln_single", "transformer_blocks", "proj_out"),
         _ltx_spans,
         lambda model: (

@@ -24,6 +24,8 @@ from .host import core_attention
 
 # Arguments of ComfyUI's attention functions that leave the mathematics alone.
 HARMLESS = frozenset({"transformer_options", "_inside_attn_wrapper"})
+LOW_PRECISION = "low_precision_attention"
+"""False asks for none; with a mask over some rows only because of attention that takes no mask."""
 
 
 def make_override(
@@ -137,13 +139,17 @@ def _attend(
         return None
     if not is_whole and call.mask is None:  # cross-attention of another stream to the video
         return None
+    if not is_whole and forward.is_rest_of_context(q.shape, block):
+        return None
+    unsupported = unsupported_argument(q, call, () if is_whole else (LOW_PRECISION,))
+    groups, weights = None, None
     if is_whole:
         groups = forward.groups_of(call.mask, len(q))
-        unsupported = unsupported_argument(q, call)
     else:
-        groups, unsupported = None, why(Reason.SPLIT_ROWS, q.shape[-2], k.shape[-2])
-    if unsupported is None and isinstance(groups, DenseReason):
-        unsupported = groups
+        weights = forward.weights_of(call.mask, q.shape, block)
+    for of_mask in (groups, weights):
+        if unsupported is None and isinstance(of_mask, DenseReason):
+            unsupported = of_mask
     decision = forward.decide(
         block,
         options.get("total_blocks"),
@@ -161,7 +167,8 @@ def _attend(
 
     q, k, v = (x if call.skip_reshape else split_heads(x, call.heads) for x in tensors)
     assert not isinstance(groups, DenseReason)
-    out = forward.attend(decision, q, k, v, dense_heads, groups=groups)
+    assert not isinstance(weights, DenseReason)
+    out = forward.attend(decision, q, k, v, dense_heads, groups=groups, weights=weights)
     if out is None or call.skip_output_reshape:
         return out
     return out.transpose(1, 2).flatten(2)
@@ -235,12 +242,14 @@ def read_arguments(
     return CallArguments(heads, mask, skip_reshape, skip_output_reshape, attn_precision, extra)
 
 
-def unsupported_argument(q: Tensor, call: CallArguments) -> DenseReason | None:
-    """The argument, but for the mask, that asks for mathematics we do not do, as a reason."""
+def unsupported_argument(
+    q: Tensor, call: CallArguments, but: Collection[str] = ()
+) -> DenseReason | None:
+    """The argument that asks for mathematics we do not do, as a reason; not the mask nor `but`."""
     if call.attn_precision is not None:
         return why(Reason.ATTN_PRECISION, call.attn_precision)
     for name, value in call.extra.items():
-        if not _is_neutral(name, value, head_dim_of(q, call)):
+        if name not in but and not _is_neutral(name, value, head_dim_of(q, call)):
             return why(Reason.ARGUMENT, name)
     return None
 
@@ -251,7 +260,7 @@ def _is_neutral(name: str, value: Any, head_dim: int) -> bool:
         return True
     if name == "scale":
         return math.isclose(value, head_dim**-0.5, rel_tol=1e-6)
-    if name == "low_precision_attention":  # the one flag whose False asks for something
+    if name == LOW_PRECISION:  # the one flag whose False asks for something
         return value is not False
     return value is False
 

@@ -149,10 +149,28 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
-def dense_attention_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_attention_lse(q: Tensor, k: Tensor, v: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    """`dense_attention_lse` with `added [1 or B, M]` to the scores of each key; fast on a GPU."""
+    if q.device.type != "cuda" or q.dtype == torch.float32:
+        return dense_attention_lse(q, k, v, added)
+    (batch, heads, length, _), keys = q.shape, k.shape[-2]
+    added = added.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
+    # The kernel reads rows of a mask that begin at multiples of 16 numbers; here all are one.
+    row = torch.nn.functional.pad(added, (0, -keys % 16))
+    mask = row[:, None, None, :keys].expand(batch, heads, length, keys)
+    # What SDPA runs with a mask; by its public name it keeps the logarithms to itself.
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    out, lse, *_ = attend(q, k, v, mask, compute_log_sumexp=True)
+    return out, lse[..., :length]
+
+
+def dense_attention_lse(
+    q: Tensor, k: Tensor, v: Tensor, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`dense_attention` and the logarithms of the sums of weights `[B, H, N]` fp32, slowly.
 
     In plain torch and fp32, some rows of one head at a time, so that it needs hardly any memory.
+    `added [1 or B, M]`: to the scores of each key.
     """
     batch, heads, length, _ = q.shape
     out = torch.empty_like(q)
@@ -160,8 +178,10 @@ def dense_attention_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor
     rows = max(1, SCORE_BYTES // (4 * k.shape[-2]))
     for b, h in product(range(batch), range(heads)):
         keys, values = k[b, h].float(), v[b, h].float()
+        bias = None if added is None else added[b % len(added)].float()
         for part in (slice(start, start + rows) for start in range(0, length, rows)):
-            some, logs = attend_with_lse(q[b, h, part].float()[None], keys[None], values[None])
+            queries = q[b, h, part].float()
+            some, logs = attend_with_lse(queries[None], keys[None], values[None], bias)
             out[b, h, part], lse[b, h, part] = some[0], logs[0]
     return out, lse
 

@@ -42,6 +42,7 @@ from ..dispatch import (
 from ..layout import TokenLayout
 from .frames import FrameCalls
 from .key_masks import Group, attend_groups, padded, read_mask
+from .key_weights import attend_weighted, read_weights
 from .probe import ProbeRecorder, ProbeSettings
 from .profile import SparsityProfile
 from .reasons import DenseReason, Reason, why
@@ -412,6 +413,9 @@ class Forward:
             self.frames = FrameCalls(plan.layout, self.tally, run.attempt)
         self._mask: Tensor | None = None
         self._groups: tuple[Group, ...] | DenseReason | None = None
+        self._weighing: Tensor | None = None
+        self._weights: Tensor | DenseReason | None = None
+        self._split_block: Block | None = None
 
     def is_over_video(
         self, q: torch.Size, k: torch.Size, v: torch.Size, block: Block, in_model: bool
@@ -449,6 +453,15 @@ class Forward:
             return False
         return q[-2] < k[-2] == layout.length
 
+    def is_rest_of_context(self, q: torch.Size, block: Block) -> bool:
+        """Whether a call of some rows is of those behind the video, which had a call before it.
+
+        Like all rows of the context they are exact: the host computes them, and they are no calls
+        over the video to be counted.
+        """
+        layout = self.plan.layout
+        return layout is not None and block == self._split_block and q[-2] <= layout.context_length
+
     def count_dense(self, block: Block, reason: DenseReason) -> None:
         """Count a call that the host computes by itself."""
         self.tally.add_dense(block, reason)
@@ -469,6 +482,22 @@ class Forward:
             with self.run.guard():  # what is made of it outlives the block of this call
                 self._mask, self._groups = mask, read_mask(mask, batch, layout)
         return self._groups
+
+    def weights_of(self, mask: object, q: torch.Size, block: Block) -> Tensor | DenseReason | None:
+        """`read_weights` of a call of some rows, `q [B, ..., N, C]`; as `groups_of`."""
+        layout = self.plan.layout
+        assert layout is not None
+        if not isinstance(mask, Tensor):
+            return why(Reason.MASK_FORM, "unknown", type(mask).__name__)
+        if _is_recording(mask.device):
+            return None
+        if mask is not self._weighing:
+            with self.run.guard():
+                weights = read_weights(mask, q[0], q[-2], layout)
+                self._weighing, self._weights = mask, weights
+        if isinstance(self._weights, Tensor):
+            self._split_block = block
+        return self._weights
 
     def decide(
         self,
@@ -517,25 +546,27 @@ class Forward:
         dense: Callable[[], Tensor],
         lengths: Sequence[int] | None = None,
         groups: Sequence[Group] | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor | None:
         """Compute a call as decided.
 
         Args:
             decision: about this call.
-            q, k, v: `[B, H, N, D]`, any strides.
+            q, k, v: `[B, H, N, D]`, any strides; with `weights` q has the rows of the video alone.
             dense: full attention of the same call, `[B, H, N, D]`; called for the probe only.
             lengths: tokens of each sample that take part, the rest is padding; None: all.
             groups: which tokens take part, by a mask; None: all.
+            weights: of `weights_of`, of the keys behind the video; None: all weigh the same.
 
         Returns:
-            `[B, H, N, D]`, zero in the padding; of a call that the probe measures, what `dense`
+            As q, zero in the padding; of a call that the probe measures, what `dense`
             gave. None if sparse attention failed, which is counted: take the dense path.
         """
         if lengths is not None and set(lengths) != {q.shape[-2]}:
             assert self.plan.layout is not None
             groups = padded(lengths, self.plan.layout)
-        if decision.is_probed and groups is not None and len(groups) > 1:
-            self.count_dense(decision.block, why(Reason.MASKS_NOT_PROBED))
+        if decision.is_probed and (reason := _not_probed(groups, weights)) is not None:
+            self.count_dense(decision.block, reason)
             return dense()
         if decision.is_probed:
             self.count_dense(decision.block, why(Reason.PROBED))
@@ -544,7 +575,12 @@ class Forward:
         assert config is not None
 
         def sparse(attention: Callable[..., Any]) -> Tensor:
-            out, density = self._sparse(attention, q, k, v, config, groups)
+            if weights is None:
+                out, density = self._sparse(attention, q, k, v, config, groups)
+            else:
+                assert self.plan.layout is not None
+                layout = self.plan.layout
+                out, density = attend_weighted(attention, q, k, v, layout, config, weights)
             self.tally.add_sparse(decision.block, out, density)
             return out
 
@@ -558,8 +594,10 @@ class Forward:
         if layout is None or device.type != "cuda" or self.run.settings.backend == "reference":
             return
         if self._backend_reason(device, dtype, head_dim) is None:
-            with_lse = self.frames is not None
-            self.run.prepare(device, dtype, head_dim, layout.context_length > 0, with_lse)
+            is_weighed = isinstance(self._weights, Tensor)
+            has_context = layout.context_length > 0 and not is_weighed
+            with_lse = is_weighed or self.frames is not None
+            self.run.prepare(device, dtype, head_dim, has_context, with_lse)
 
     def _config_or_reason(self, block: Block, total: int | None) -> SparseConfig | DenseReason:
         plan, settings = self.plan, self.run.settings
@@ -665,6 +703,15 @@ class Forward:
         if groups is None:
             return call(q, k, v, replace(layout, length=q.shape[-2]))
         return attend_groups(call, q, k, v, groups)
+
+
+def _not_probed(groups: Sequence[Group] | None, weights: Tensor | None) -> DenseReason | None:
+    """Why the probe cannot compare a call with dense attention."""
+    if weights is not None:
+        return why(Reason.WEIGHTS_NOT_PROBED)
+    if groups is not None and len(groups) > 1:
+        return why(Reason.MASKS_NOT_PROBED)
+    return None
 
 
 def _is_recording(device: torch.device) -> bool:

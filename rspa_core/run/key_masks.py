@@ -56,10 +56,10 @@ def read_mask(
     Returns:
         The groups; None if nothing is masked; or why such a mask cannot be sparse.
     """
-    over_keys = _over_keys(mask, batch, layout.length)
-    if over_keys is None or not (mask.dtype == torch.bool or mask.is_floating_point()):
+    same_for_all = over_keys(mask, batch, layout.length)
+    if same_for_all is None or not (mask.dtype == torch.bool or mask.is_floating_point()):
         return why(Reason.MASK_FORM, tuple(mask.shape), mask.dtype)
-    values = over_keys.cpu()
+    values = same_for_all.cpu()
     takes_part = values if values.dtype == torch.bool else values == 0
     if values.dtype != torch.bool and not (takes_part | (values <= NEVER)).all():
         return why(Reason.MASK_WEIGHTS)
@@ -129,7 +129,7 @@ def _some(x: Tensor, samples: Sequence[int]) -> Tensor:
     return torch.stack([x[sample] for sample in samples])
 
 
-def _over_keys(mask: Tensor, batch: int, length: int) -> Tensor | None:
+def over_keys(mask: Tensor, batch: int, length: int) -> Tensor | None:
     """A mask that is the same for all queries and heads, `[1 or B, N]`; None for any other."""
     if mask.ndim not in (2, 3, 4) or mask.shape[-1] != length:
         return None

@@ -34,16 +34,44 @@ def picture(graph: Graph) -> Link:
     return graph.add("EmptyImage", width=width, height=height, batch_size=1, color=0x808080)
 
 
-def guide(strength: float = 1.0, frame: int = 0) -> Start:
-    """ComfyUI's node that appends a picture as a guide behind the video."""
+def guide(strength: float = 1.0, frame: int = 0, mask: float | None = None) -> Start:
+    """ComfyUI's node that appends a picture as a guide behind the video.
+
+    `mask`: of the picture, what its strength is to be taken times.
+    """
 
     def start(graph: Graph, positive: Link, negative: Link, latent: Link):
         vae = graph.add("RSPATestInput", kind="ltx_vae")
+        values = {"image": picture(graph), "frame_idx": frame, "strength": strength}
+        if mask is not None:
+            height, width = (32 * size for size in LTX_LATENT[1:])
+            values["attention_mask"] = graph.add(
+                "SolidMask", value=mask, width=width // 2, height=height
+            )
         node, _ = graph.add(
-            "LTXVAddGuide", positive=positive, negative=negative, vae=vae, latent=latent,
-            image=picture(graph), frame_idx=frame, strength=strength,
-        )  # fmt: skip
+            "LTXVAddGuide", positive=positive, negative=negative, vae=vae, latent=latent, **values
+        )
         return [node, 0], [node, 1], [node, 2]
+
+    return start
+
+
+STRONGER = guide(2.0)
+
+
+def guide_inputs(comfy) -> set[str]:
+    """Names of the inputs of ComfyUI's node for guides."""
+    inputs = comfy.object_info("LTXVAddGuide")["input"]
+    return {*inputs["required"], *inputs.get("optional", ())}
+
+
+def both(*starts: Start) -> Start:
+    """One after the other."""
+
+    def start(graph: Graph, positive: Link, negative: Link, latent: Link):
+        for each in starts:
+            positive, negative, latent = each(graph, positive, negative, latent)
+        return positive, negative, latent
 
     return start
 
@@ -113,22 +141,39 @@ def test_guides_are_exact_context(comfy, scene):
 
 
 @each_scene
-def test_guides_with_a_strength(comfy, scene):
-    """Newer cores mask them, in calls of some rows each: dense, and that is what is said."""
-    dense = comfy.dense(scene, start=guide(0.7))
-    run = comfy.run(sampled(scene, rectified(top_p=1.0), start=guide(0.7)))
+@pytest.mark.parametrize(
+    "strengths",
+    [guide(0.7), STRONGER, both(guide(0.6), guide(1.0, frame=16)), guide(0.0)],
+    ids=["weaker", "stronger", "of two", "none"],
+)
+def test_guides_with_a_strength(comfy, scene, strengths):
+    """Newer cores weigh their keys: sparse within the video, and with all else exact."""
+    if strengths is STRONGER and "attention_mask" not in guide_inputs(comfy):
+        pytest.skip("this ComfyUI has no strength above 1")
+    dense = comfy.dense(scene, start=strengths)
+    run = comfy.run(sampled(scene, rectified(top_p=1.0), start=strengths))
+    check_wholly_sparse(run.report, scene)
+    assert run.report["grid"] == list(LTX_LATENT)
     assert relative_error(run.samples, dense) < EXACT
-    model = comfy.server.checkout.folder / "comfy" / "ldm" / "lightricks" / "model.py"
-    if "GuideAttentionMask" not in model.read_text(encoding="utf-8"):
-        check_wholly_sparse(run.report, scene)
-        return
-    assert torch.equal(run.samples, dense)
-    video, tokens = math.prod(LTX_LATENT), math.prod(LTX_LATENT) + AREA
-    how = "under a mask of their own, as guides with a strength have them"
-    assert run.report["reasons"] == {
-        f"{video} of {tokens} rows {how}": BLOCKS * STEPS,
-        f"{AREA} of {tokens} rows {how}": BLOCKS * STEPS,
-    }
+
+    sparse = comfy.run(sampled(scene, rectified(sparsity=0.75), start=strengths))
+    check_wholly_sparse(sparse.report, scene)
+    assert relative_error(sparse.samples, dense) > 1e-3
+    none = comfy.run(sampled(scene, rectified(sparsity=0.0), start=strengths))
+    assert torch.equal(none.samples, dense)
+    assert none.report["reasons"] == {"schedule: sparsity 0": BLOCKS * STEPS}
+
+
+@each_scene
+def test_guides_with_a_mask_of_their_own(comfy, scene):
+    if "attention_mask" not in guide_inputs(comfy):
+        pytest.skip("this ComfyUI has no masks of guides")
+    masked = guide(0.9, mask=0.5)
+    dense = comfy.dense(scene, start=masked)
+    assert relative_error(dense, comfy.dense(scene, start=guide(0.9))) > 1e-4
+    run = comfy.run(sampled(scene, rectified(top_p=1.0), start=masked))
+    check_wholly_sparse(run.report, scene)
+    assert relative_error(run.samples, dense) < EXACT
 
 
 @each_scene

@@ -56,7 +56,6 @@ TRY_STAGE = """### Then try
 (inside the subgraph) |
 | No visible difference | `0.85, 0.85, 0.85` in the **steps** |
 | Not faster | A longer clip or a larger picture: short ones stay exact |
-| Guides with a **strength** other than 1 | They need a mask: such a sampling stays exact |
 """
 
 TRY_CURVE = """### Then try
