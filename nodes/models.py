@@ -47,7 +47,8 @@ class Family:
             None where such calls cannot be mistaken for the video's.
         unlabelled: the transformer's list of blocks, where ComfyUI does not say in the options of
             an attention call which block makes it; "" where it does.
-        by_frame: whether the model may ask for its self-attention frame by frame.
+        by_frame: the condition with which the model asks for its self-attention frame by frame;
+            "" for none.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Family:
     sizes: Callable[[Any], tuple[int, int, int, int]]
     cross_lengths: Callable[[Any, Mapping[str, Any]], set[int]] | None = None
     unlabelled: str = ""
-    by_frame: bool = False
+    by_frame: str = ""
 
 
 def family_of(diffusion_model: Any) -> Family | None:
@@ -353,7 +354,7 @@ FAMILIES = (
         _animate2_spans,
         lambda model: (len(model.blocks), 0, model.dim, model.num_heads),
         _cross_attention_lengths,
-        by_frame=True,
+        by_frame="pose_latents",
     ),
     Family(
         "Wan",

@@ -359,7 +359,8 @@ class SparseAttentionPatch:
             percent = self._steps.percent_at(sigma, position.step, to_sigma)
             position = replace(position, percent=percent, course=self._steps.course(to_sigma))
         family = family_of(model.diffusion_model)
-        plan = run.plan(layout, position, by_frame=family is not None and family.by_frame)
+        by_frame = family is not None and conds.get(family.by_frame) is not None
+        plan = run.plan(layout, position, by_frame)
 
         def call(forward: Forward) -> Any:
             override = make_override(forward, options.get(OVERRIDE), others)

@@ -262,7 +262,7 @@ class SparseRun:
         Args:
             layout: its tokens, or why they are not known.
             position: where in the sampling it is.
-            by_frame: whether the model may ask for its attention frame by frame.
+            by_frame: whether the model asks for its attention frame by frame.
         """
         settings = self.settings
         if isinstance(layout, DenseReason):
@@ -409,7 +409,7 @@ class Forward:
         self.tally = ForwardTally(device, plan.position.step)
         self.density_sums: dict[Block, float] = {}
         self.frames: FrameCalls | None = None
-        if plan.by_frame and plan.layout is not None:
+        if plan.by_frame and plan.layout is not None and plan.layout.grid[0] > 1:
             self.frames = FrameCalls(plan.layout, self.tally, run.attempt)
         self._mask: Tensor | None = None
         self._groups: tuple[Group, ...] | DenseReason | None = None
@@ -432,14 +432,17 @@ class Forward:
         if q != k or q != v:
             self.tally.other_lengths.add(lengths)
             return False
-        if layout is None or lengths[0] == layout.length:
+        if layout is None:
+            return True
+        expected = layout.length if self.frames is None else self.frames.pose_length
+        if lengths[0] == expected and self.frames is None:
             return True
         self.tally.other_lengths.add(lengths)
-        if self.frames is not None and self.frames.is_pose(q):
+        if lengths[0] == expected:
             self.count_dense(block, why(Reason.POSE_BRANCH))
         elif in_model and lengths[0] >= layout.video_length:
             # A transformer block over a sequence that was not foreseen: a new model variant.
-            self.count_dense(block, why(Reason.OTHER_LENGTH, lengths[0], layout.length))
+            self.count_dense(block, why(Reason.OTHER_LENGTH, lengths[0], expected))
         return False
 
     def is_part_of_video(self, q: torch.Size, k: torch.Size, v: torch.Size) -> bool:

@@ -53,7 +53,7 @@ class _Parts:
 
 
 class FrameCalls:
-    """The calls of one forward whose video has `layout.grid` and no other tokens.
+    """The calls of one forward whose video has `layout.grid`, of two frames or more, alone.
 
     Args:
         layout: of the whole video.
@@ -77,13 +77,12 @@ class FrameCalls:
     def is_call(self, q: torch.Size, k: torch.Size, v: torch.Size) -> bool:
         """Whether a call of these shapes, `[..., N, C]`, is one of these."""
         lengths = self._layout.length, self._layout.length + self._frame.length
-        return self._layout.grid[0] > 1 and (
-            q[-2] == self._frame.length and k == v and k[-2] in lengths
-        )
+        return q[-2] == self._frame.length and k == v and k[-2] in lengths
 
-    def is_pose(self, q: torch.Size) -> bool:
-        """Whether self-attention of this shape is that of the pose: a frame less than the video."""
-        return q[-2] == self._layout.length - self._frame.length
+    @property
+    def pose_length(self) -> int:
+        """Tokens of the pose's own self-attention: a frame less than the video."""
+        return self._layout.length - self._frame.length
 
     def is_first(self, k: torch.Size) -> bool:
         """Whether a call over so many keys is that of the first frame."""

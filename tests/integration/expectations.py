@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+
+import pytest
 import torch
 
 from rectified_spaattn.rspa_core import SparseConfig, block_neighbours
@@ -10,6 +13,13 @@ from .graphs import STEPS, Scene
 
 EXACT = 1e-4
 """Largest relative difference of latents when sparse attention keeps every block (fp32)."""
+COMPILED = 1e-3
+"""Largest relative difference between compiled and eager latents (fp32, fused kernels)."""
+
+has_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile on the CPU needs a C++ compiler",
+)
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ import torch
 
 from rectified_spaattn.rspa_core import SparseConfig
 
-from .expectations import EXACT, expected_density, relative_error
+from .expectations import COMPILED, EXACT, expected_density, has_compiler, relative_error
 from .graphs import STEPS, WAN_IMAGE, WAN_LATENT, Scene, chain, model_node, rectified, sampled
 
 POSE = "the pose's own attention, which may serve all steps"
@@ -83,6 +83,33 @@ def test_pose_is_computed_once_with_the_core_cache(comfy):
     assert run.report["reasons"] == {POSE: len(block_list())}
     assert run.report["sparse"] == STEPS * len(block_list())
     assert relative_error(run.samples, comfy.dense(SCENE)) < EXACT
+
+
+@has_compiler
+def test_torch_compile(comfy):
+    compiled = model_node("TorchCompileModel", backend="inductor")
+    ours = rectified(start_percent=0.2)
+    eager = comfy.run(sampled(SCENE, ours))
+    run = comfy.run(sampled(SCENE, chain(ours, compiled)))
+
+    assert run.report["calls"] == eager.report["calls"]
+    assert run.report["reasons"] == eager.report["reasons"]
+    assert run.report["sparse"] == (STEPS - 1) * len(block_list())
+    assert relative_error(run.samples, eager.samples) < COMPILED
+
+
+def test_a_subclass_with_an_added_stream_of_tokens(comfy):
+    """Video and pose have a frame more than is known; the pose is then as long as the video."""
+    unknown = model_node("RSPATestAddedStream")
+    dense = comfy.dense(SCENE, patch=unknown)
+    run = comfy.run(sampled(SCENE, chain(rectified(), unknown)))
+
+    assert torch.equal(run.samples, dense)
+    assert run.report["sparse"] == 0
+    (reason,) = run.report["reasons"]
+    found, expected = (int(word) for word in reason.split() if word.isdigit())
+    assert reason == f"{found} tokens where {expected} were expected"
+    assert found == expected + 143
 
 
 def test_strengths_and_guidance(comfy):

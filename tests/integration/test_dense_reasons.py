@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 
+from .expectations import has_compiler
 from .graphs import SCENES, STEPS, Scene, chain, model_node, rectified, sampled
-
-has_compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")),
-    reason="torch.compile on the CPU needs a C++ compiler",
-)
 
 
 @pytest.mark.parametrize("name", ["wan21_t2v", "wan22_i2v_a14b", "hunyuan_t2v", "hunyuan15_i2v"])
@@ -28,7 +22,9 @@ def test_too_few_tokens(comfy, name):
         assert report["reasons"] == {"715 video tokens, below min_tokens 716": calls}
 
 
-@pytest.mark.parametrize("name", ["wan21_t2v", "hunyuan_t2v", "minimax_h3_t2v"])
+@pytest.mark.parametrize(
+    "name", ["wan21_t2v", "hunyuan_t2v", "minimax_h3_t2v", "ltx_video", "ltx_av"]
+)
 def test_a_subclass_with_an_added_stream_of_tokens(comfy, name):
     """It has all parts of a known model, and 143 tokens that nothing here knows about."""
     scene = SCENES[name]

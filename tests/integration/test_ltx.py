@@ -8,7 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from .expectations import EXACT, check_wholly_sparse, expected_calls, relative_error
+from .expectations import (
+    COMPILED,
+    EXACT,
+    check_wholly_sparse,
+    expected_calls,
+    has_compiler,
+    relative_error,
+)
 from .graphs import (
     LTX_LATENT,
     SCENES,
@@ -162,6 +169,15 @@ def test_guides_with_a_strength(comfy, scene, strengths):
     none = comfy.run(sampled(scene, rectified(sparsity=0.0), start=strengths))
     assert torch.equal(none.samples, dense)
     assert none.report["reasons"] == {"schedule: sparsity 0": BLOCKS * STEPS}
+
+
+@has_compiler
+def test_guides_with_a_strength_in_a_compiled_model(comfy):
+    compiled = model_node("TorchCompileModel", backend="inductor")
+    eager = comfy.run(sampled(VIDEO, rectified(), start=guide(0.7)))
+    run = comfy.run(sampled(VIDEO, chain(rectified(), compiled), start=guide(0.7)))
+    check_wholly_sparse(run.report, VIDEO)
+    assert relative_error(run.samples, eager.samples) < COMPILED
 
 
 @each_scene

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,13 +41,14 @@ def run(
     executor: Executor,
     sigma: float = 1.0,
     latent: tuple[int, ...] = LATENT,
+    conds: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> torch.Tensor:
     """One model call of a sampler at `sigma`."""
     options = {"sigmas": torch.tensor([sigma]), "sample_sigmas": SAMPLE_SIGMAS, **options}
     x, text = torch.zeros(latent), torch.zeros(1, 77, 64)
     with torch.no_grad():
-        return patch(executor, x, torch.tensor([sigma]), None, text, None, options)
+        return patch(executor, x, torch.tensor([sigma]), None, text, None, options, **(conds or {}))
 
 
 def rows(patch: SparseAttentionPatch) -> dict[int | None, tuple[int, int]]:

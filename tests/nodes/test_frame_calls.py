@@ -34,6 +34,7 @@ FRAMES, PER_FRAME = GRID[0], GRID[1] * GRID[2]
 PLAN = ForwardPlan(LAYOUT, CONFIG, by_frame=True)
 SHAPE = (2, TOKENS, HEADS, HEAD_DIM)
 POSE = (2, TOKENS - PER_FRAME, HEADS, HEAD_DIM)
+WITH_POSE = {"pose_latents": torch.zeros(1, 16, FRAMES - 1, 24, 32)}
 
 
 def animate2_block(call: Any, join: Any, skipped: int | None = None) -> Tensor:
@@ -132,6 +133,15 @@ def test_own_attention_of_the_pose_is_counted_and_left_alone() -> None:
     assert rig.dense_reasons == {Reason.POSE_BRANCH.value: 1}
 
 
+def test_a_pose_as_long_as_the_video_is_not_taken_for_it() -> None:
+    """Of a model with a frame more than is known, where the pose has one more, too."""
+    rig = Rig(PLAN)
+    qkv = [x.flatten(2) for x in tensors(*SHAPE)]
+    assert torch.equal(rig.wan(*qkv), dense(*qkv, HEADS))
+    reason = why(Reason.OTHER_LENGTH, TOKENS, TOKENS - PER_FRAME)
+    assert rig.dense_reasons == {reason.text: 1}
+
+
 def test_forward_with_the_pose_is_not_timed() -> None:
     """With a cache only the first has it, which would make the others seem fast."""
     rig = Rig(ForwardPlan(LAYOUT, None, why(Reason.ZERO_SPARSITY), by_frame=True))
@@ -209,7 +219,7 @@ def test_patch_joins_before_the_functions_of_other_nodes() -> None:
         return args["x"]
 
     patch = make_patch()
-    out = run(patch, animate2_executor(), patches={"attn1_patch": [other]})
+    out = run(patch, animate2_executor(), conds=WITH_POSE, patches={"attn1_patch": [other]})
     expected = through(Rig(PLAN))
     assert torch.equal(out, expected)
     assert torch.equal(seen[0], expected)
@@ -218,7 +228,7 @@ def test_patch_joins_before_the_functions_of_other_nodes() -> None:
 
 def test_model_that_never_joins_is_run_again_dense() -> None:
     patch = make_patch()
-    out = run(patch, animate2_executor(joins=False))
+    out = run(patch, animate2_executor(joins=False), conds=WITH_POSE)
     assert torch.equal(out, full())
     record = patch.run.report.record().as_dict()
     assert record["sparse"] == 0

@@ -270,6 +270,8 @@ class RSPATestAddedStream:
                 video, *rest = x if isinstance(x, list) else [x]
                 longer = torch.cat([video, video[:, :, :1]], dim=2)
                 given = [longer, *rest] if rest else longer
+                if (pose := kwargs.get("pose_latents")) is not None:  # a frame for each other one
+                    kwargs["pose_latents"] = torch.cat([pose, pose[:, :, :1]], dim=2)
                 out = super()._forward(given, *args, **kwargs)
                 if not rest:
                     return out[:, :, :-1]
