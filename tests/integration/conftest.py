@@ -13,6 +13,7 @@ from . import graphs, tiny_models
 from .comfy_server import (
     Checkout,
     ComfyServer,
+    Run,
     all_checkouts,
     checkout_folder,
     find_checkout,
@@ -34,7 +35,7 @@ class Comfy:
     def __init__(self, server: ComfyServer):
         self.server = server
         self.run = server.run
-        self._dense: dict[str, torch.Tensor] = {}
+        self._dense: dict[str, Run] = {}
 
     def object_info(self, class_type: str) -> dict:
         """The server's description of a node, {} if it does not know it."""
@@ -47,10 +48,14 @@ class Comfy:
 
     def dense(self, scene: graphs.Scene, **options) -> torch.Tensor:
         """Latents of the unpatched model for the same graph, sampled once per session."""
+        return self.dense_run(scene, **options).samples
+
+    def dense_run(self, scene: graphs.Scene, **options) -> Run:
+        """The same with all that the model has sampled along."""
         nodes = graphs.sampled(scene, **options)
         key = repr(nodes)
         if key not in self._dense:
-            self._dense[key] = self.run(nodes).samples
+            self._dense[key] = self.run(nodes)
         return self._dense[key]
 
 
