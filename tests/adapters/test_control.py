@@ -330,8 +330,11 @@ def test_attention_backends_still_reach_the_dense_calls() -> None:
     model.reset_attention_backend()
 
 
-@pytest.mark.parametrize("way", ["around", "in place", "blocks"])
-@pytest.mark.parametrize("is_late", [False, True], ids=["compiled after", "compiled before"])
+@pytest.mark.parametrize(
+    ("way", "is_late"),
+    [("around", False), ("around", True), ("in place", True), ("blocks", True)],
+    ids=["around, after", "around, before", "in place, before", "blocks, before"],
+)
 def test_compiled_models(way: str, is_late: bool) -> None:
     torch.compiler.reset()
     model, inputs = wan(), wan_inputs()

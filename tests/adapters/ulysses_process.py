@@ -1,12 +1,13 @@
-"""One of the processes of test_ulysses.py: `python -m ... RANK NUMBER FOLDER`.
+"""The processes of test_ulysses.py: `python -m ... NUMBER FOLDER`.
 
-Runs every model of `MODELS` under context parallelism and writes what came out, and what was
+Each runs every model of `MODELS` under context parallelism and writes what came out, and what was
 counted, to FOLDER.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import re
 import runpy
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from diffusers import ContextParallelConfig
 from torch import Tensor
 
@@ -149,4 +151,7 @@ def main(rank: int, number: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    number, folder = int(sys.argv[1]), Path(sys.argv[2])
+    # Forked, where a system can, they share what has been imported, which takes longest.
+    way = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    torch.multiprocessing.start_processes(main, (number, folder), number, start_method=way)

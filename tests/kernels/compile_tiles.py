@@ -1,6 +1,6 @@
 """Compiles the tile table of one architecture without a GPU; run by test_compile.py.
 
-    python compile_tiles.py 90 [--first] [--save DIR]
+    python compile_tiles.py 90 [--first 128] [--save DIR]
 
 prints one JSON line per (tile, blocks, rectification): the release of Triton, shared memory in
 bytes, registers per thread, bytes of memory that a thread parks others in, how many instructions
@@ -35,23 +35,20 @@ BLOCKS = ((128, 128), (128, 64), (64, 64))
 RECTIFICATIONS = ("paper", "precise")
 
 
-def entries(arch: int, only_first: bool = False) -> Iterator[tuple[Tile, tuple[int, int], str]]:
+def entries(arch: int, first: int | None = None) -> Iterator[tuple[Tile, tuple[int, int], str]]:
     """Every (tile, blocks, rectification) that a GPU of `arch` may be given for bf16 heads.
 
-    With `only_first` those that a GPU gets with the node's other inputs at their defaults, unless
-    a check fails: of each pair of blocks the first tile of its precision, for "precise".
+    With `first`, a block size, only the one that a GPU gets for it with the node's other inputs at
+    their defaults, unless a check fails: the first tile of its precision, for "precise".
     """
-    precision = resolved_precision("auto", divmod(arch, 10))
+    if first is not None:
+        blocks = (first, first)
+        is_int8 = resolved_precision("auto", divmod(arch, 10)) == "int8"
+        tile = next(tile for tile in tiles(arch, blocks) if tile.int8 == is_int8)
+        yield tile, blocks, "precise"
+        return
     for blocks in BLOCKS:
-        found = tiles(arch, blocks)
-        if only_first:
-            yield (
-                next(tile for tile in found if tile.int8 == (precision == "int8")),
-                blocks,
-                "precise",
-            )
-            continue
-        for tile in found:
+        for tile in tiles(arch, blocks):
             for rectification in RECTIFICATIONS:
                 yield tile, blocks, rectification
 
@@ -72,8 +69,8 @@ def copies_in(loop: Loop) -> int:
     return sum(each.kind == "R2UR" for each in loop)
 
 
-def main(arch: int, only_first: bool, folder: Path | None) -> None:
-    for tile, blocks, rectification in entries(arch, only_first):
+def main(arch: int, first: int | None, folder: Path | None) -> None:
+    for tile, blocks, rectification in entries(arch, first):
         kernel = compile_entry(arch, tile, blocks, rectification)
         registers, parked = registers_and_spills(kernel.asm["cubin"])
         loops = loops_of(kernel.asm["cubin"])
@@ -103,7 +100,7 @@ def main(arch: int, only_first: bool, folder: Path | None) -> None:
 if __name__ == "__main__":
     options = argparse.ArgumentParser()
     options.add_argument("arch", type=int)
-    options.add_argument("--first", action="store_true")
+    options.add_argument("--first", type=int)
     options.add_argument("--save", type=Path)
     given = options.parse_args()
     main(given.arch, given.first, given.save)

@@ -1,7 +1,8 @@
 """Entries of the tile table compile for their architecture, fit, and their loops do not spill.
 
-By default the tiles that a GPU gets when no check fails, for the two kinds of code there are: that
-of Hopper, and that of all others, which differ in shared memory (checked in test_tiles.py, too).
+By default one tile that a GPU gets when no check fails for each of the two kinds of code there are:
+that of Hopper, and that of all others, which differ in shared memory (checked in test_tiles.py,
+too; benchmarks/test_cards.py compiles another one of the latter).
 `make test-all` compiles every tile for every architecture, and the other kernels of a call, with
 the installed Triton and with the releases that it puts into folders of their own: the lowest that
 the kernels run with, and the newest.
@@ -24,7 +25,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-USUAL = (89, 90)
+USUAL = {89: 64, 90: 128}
+"""Architectures that are always tried, and the size of the blocks."""
 LOWEST, NEWEST = "3.3.1", "3.9.0"
 RELEASES = (None, LOWEST, NEWEST)
 """Of Triton; None for the installed one."""
@@ -97,9 +99,10 @@ def test_tile_table(release: str | None, arch: int, pytestconfig: pytest.Config)
     is_whole = pytestconfig.getoption("--all-tiles")
     if not is_whole and (arch not in USUAL or release is not None):
         pytest.skip("compiles for minutes: make test-all")
-    options = [] if is_whole else ["--first"]
+    options = [] if is_whole else ["--first", str(USUAL[arch])]
     records = records_of("compile_tiles.py", str(arch), *options, release=release)
-    assert {tuple(record["blocks"]) for record in records} == {(128, 128), (128, 64), (64, 64)}
+    blocks = {(128, 128), (128, 64), (64, 64)} if is_whole else {(USUAL[arch], USUAL[arch])}
+    assert {tuple(record["blocks"]) for record in records} == blocks
     most = MOST_SPILLS.get((release, arch), USUAL_SPILLS)
     wrong = [
         record

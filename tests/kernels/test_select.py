@@ -70,8 +70,9 @@ def run_select(logits: Tensor, forced: Tensor, top_k: int, top_p: float) -> tupl
     return mask.bool(), kv_indices
 
 
-@pytest.mark.parametrize("force", [False, True], ids=["free", "forced"])
-@pytest.mark.parametrize("top_p", [0.0, 0.45, 1.0])
+@pytest.mark.parametrize(
+    ("top_p", "force"), [(0.0, False), (0.0, True), (0.45, False), (0.45, True), (1.0, False)]
+)
 @pytest.mark.parametrize("name", ROWS)
 def test_selects_what_the_reference_selects(
     name: str, top_p: float, force: bool, device: torch.device

@@ -34,8 +34,13 @@ def assert_has_a_margin(picture: Image.Image) -> None:
     assert all((edge == np.array(BACKGROUND)).all() for edge in edges)
 
 
-@pytest.mark.parametrize("steps", [1, 4, 8, 20, 50, 200])
-@pytest.mark.parametrize(("double", "single"), [(6, 0), (30, 0), (40, 0), (20, 40)])
+@pytest.mark.parametrize(
+    ("steps", "double", "single"),
+    [
+        (1, 6, 0), (1, 20, 40), (4, 30, 0), (8, 40, 0), (20, 20, 40), (50, 6, 0), (50, 20, 40),
+        (200, 40, 0), (200, 20, 40),
+    ],
+)  # fmt: skip
 def test_nothing_is_cut_off(steps: int, double: int, single: int) -> None:
     picture = draw_report(run_record(steps, double, single, forwards=2, unknown_step=True))
     assert picture.width == 960

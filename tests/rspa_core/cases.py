@@ -115,7 +115,7 @@ def store_one(x: Tensor, storage: str) -> Tensor:
     return x.contiguous()
 
 
-def make_cases(per_combination: int = 10) -> list[Case]:
+def make_cases(per_combination: int = 6) -> list[Case]:
     """Every rectification x order x block pair, `per_combination` times, the rest at random."""
     cases: list[Case] = []
     combinations = [(r, o, b) for r in RECTIFICATIONS for o in ORDERS for b in BLOCKS]

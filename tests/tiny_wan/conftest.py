@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import runpy
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -20,3 +23,20 @@ def tiny() -> Iterator[SimpleNamespace]:
         patch.syspath_prepend(str(TOOLS))
         modules = {name: importlib.import_module(f"tiny_wan.{name}") for name in names}
         yield SimpleNamespace(**modules)
+
+
+@pytest.fixture
+def run_tool(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., None]]:
+    """Runs a program of `tools/` in this process, which has imported what it needs."""
+    precision, is_searching = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+
+    def run(name: str, *words: object) -> None:
+        program = str(TOOLS / name)
+        monkeypatch.setattr(sys, "argv", [program, *map(str, words)])
+        runpy.run_path(program, run_name="__main__")
+
+    yield run
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.benchmark = is_searching

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from rectified_spaattn.benchmarks.clips.picture_metrics import psnr
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("calm", "rough")
 
 
@@ -154,17 +152,19 @@ def test_the_model_needs_an_autoencoder_first(
 
 
 def test_commands_train_on_footage_in_pieces(
-    tiny: SimpleNamespace, file: Path, tmp_path: Path
+    tiny: SimpleNamespace,
+    file: Path,
+    tmp_path: Path,
+    run_tool: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    on_cpu = ["--device", "cpu", "--small"]
+    on_cpu = ["--device", "cpu", "--small", "--steps", "2"]
     for command in (
-        ["tools/train_autoencoder.py", tmp_path, file, *on_cpu, "--steps", "2"],
-        ["tools/train_tiny_wan.py", tmp_path, "--footage", file, *on_cpu, "--steps", "2"],
+        ["train_autoencoder.py", tmp_path, file, *on_cpu],
+        ["train_tiny_wan.py", tmp_path, "--footage", file, *on_cpu],
     ):
-        words = [sys.executable, *map(str, command)]
-        result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        assert "2 steps" in result.stdout
+        run_tool(*command)
+        assert "2 steps" in capsys.readouterr().out
     assert (tmp_path / "autoencoder.png").is_file()
     lines = (tmp_path / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
     assert {"s=0.4", "s=0.4 in 8 bits"} <= set(json.loads(lines[-1])["validation"])
