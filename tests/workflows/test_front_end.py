@@ -35,6 +35,11 @@ MODEL_NODES = LOADERS | {
     "LoraLoaderModelOnly",
     "LatentUpscaleModelLoader",
 }
+SPARE = {
+    "bernini_r_video_editing": {"100", "104"},
+    "minimax_h3_image_to_video_4_steps": {"119", "120"},
+}
+"""Ids of the nodes that ComfyUI's own template, too, holds ready without a way to an output."""
 CHECK_SECONDS = 600
 
 pytestmark = pytest.mark.timeout(CHECK_SECONDS + 60)
@@ -171,4 +176,6 @@ def test_comfy_cli_finds_the_api_file_valid(report: Json, stem: str) -> None:
     )
     assert result.returncode == 0, result.stdout
     data = json.loads(result.stdout)["data"]
-    assert (data["valid"], data["error_count"], data["warning_count"]) == (True, 0, 0)
+    assert (data["valid"], data["error_count"]) == (True, 0)
+    spare = {("node_not_reachable_from_output", node) for node in SPARE.get(stem, ())}
+    assert {(each["code"], each["node_id"]) for each in data["warnings"]} == spare

@@ -61,8 +61,10 @@ MESSAGES = """() => [...document.querySelectorAll(
   .map(e => e.innerText.trim()).filter(Boolean)"""
 
 CARD = '[data-testid="template-workflow-{}"]'
-CARDS = """dialog => [...dialog.querySelectorAll('[data-testid^=template-workflow-]')].map(
-  card => ({title: card.innerText.trim(), width: card.querySelector('img')?.naturalWidth ?? 0})
+ANY_CARD = "[data-testid^=template-workflow-]"
+PICTURED_CARD = "card => Boolean(card.querySelector('img')?.naturalWidth)"
+SHOWN_CARD = """card => (
+  {title: card.innerText.trim(), width: card.querySelector('img')?.naturalWidth ?? 0}
 )"""
 
 # All of them, or the first of many: the others get theirs once they come into view.
@@ -213,7 +215,18 @@ class FrontEnd:
     def template_cards(self, pack: str, stem: str) -> list[dict[str, Any]]:
         """Open the template browser on `pack`; title and picture width of each card it shows."""
         self.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-        return self.choose_pack(pack, stem).evaluate(CARDS)
+        dialog = self.choose_pack(pack, stem)
+        cards = dialog.locator(ANY_CARD)
+        shown: list[dict[str, Any]] = []
+        # Only cards in view have their picture, and more may come while scrolling.
+        while len(shown) < cards.count():
+            card = cards.nth(len(shown))
+            card.scroll_into_view_if_needed(timeout=PATIENCE_MS)
+            with contextlib.suppress(TimeoutError):
+                handle = card.element_handle()
+                self.page.wait_for_function(PICTURED_CARD, arg=handle, timeout=PATIENCE_MS)
+            shown.append(card.evaluate(SHOWN_CARD))
+        return shown
 
 
 def overlaps(nodes: list[dict[str, Any]]) -> list[list[str]]:
