@@ -34,6 +34,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # Small tensors and two test processes: more threads per process only make them wait.
 export OMP_NUM_THREADS ?= 2
+# Where the shell forbids bytecode, each of the many programs that tests start compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
