@@ -29,6 +29,7 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
     root = workflow.root
     graphs = list(dict.fromkeys(_graph_with(workflow, item.source) for item in spec.insertions))
     root.remove(spec.without)
+    workflow.drop_unused_subgraphs()
     inside = spec.inside
     for graph in graphs:
         if inside is not None:

@@ -208,6 +208,11 @@ PICTURE_PROMPT = (
 )
 
 
+ANIMATE2_PROMPT = (
+    "Character appearance description: The character in the picture.\n"
+    "Background description: Plain light gray studio background, soft even lighting.\n"
+)
+
 # Our node inside a subgraph, and what stands below it there.
 NARROW = 400
 BELOW = OURS["RectifiedSpaAttn"].size[1] + 60
@@ -529,6 +534,39 @@ SPECS: tuple[Spec, ...] = (
         widgets={(30, 0): "example.png"},
         lower={183: 60, 240: 60},
         picture=Picture("SCAIL-2", "Character replacement", "896 x 512, 81 frames", 0, 14),
+    ),
+    Spec(
+        stem="wan_animate2_character_animation",
+        template="video_wan_animate2",
+        insertions=(Insertion(224, (95, 18), (2580, 2660), width=NARROW),),
+        options=Options(LAYERS, (2580, 2660 + BELOW), NARROW),
+        inside=_inside(2580, 2660, 450, 830),
+        # A second segment, which is switched off, and how to switch it on.
+        without=(477, 539, 540),
+        folds=(
+            Fold("segments", "Number of segments", (288, 537, 536), {}, height=110),
+            Fold("join", "Segments as a video", (289, 245), {}, height=90),
+        ),
+        columns=(
+            Column("Source", 308, (189, 240, "segments", 538)),
+            Column(
+                "Motion transfer",
+                445,
+                (261, "join", Band("Guides", 990, 1535), ("note", 574, 575)),
+            ),
+            Column(RESULT, 330, (246, "report")),
+            Column("Beside the driving video", 640, (292, 291)),
+        ),
+        heights={
+            **{189: 330, 240: 330, 538: 122, 261: 730, 291: 140, 292: 677},
+            **{"note": 260, 574: 260, 575: 260},
+        },
+        clip=(482, 854),
+        reports=(Report(19, name="report"),),
+        note=notes.ANIMATE2,
+        steps=6,
+        widgets={(189, 0): "example.png", (261, 1): ANIMATE2_PROMPT, (19, 2): FIXED},
+        picture=Picture("Wan Animate2", "Character animation", "482 x 854, 81 frames", 1, 14),
     ),
     Spec(
         stem="wan2.2_5B_text_to_video",

@@ -47,6 +47,13 @@ class Workflow:
         self.subgraphs.append(Graph(data, self, is_root=False))
         return self.subgraphs[-1]
 
+    def drop_unused_subgraphs(self) -> None:
+        """Take out those that no node stands for."""
+        used = {node["type"] for graph in self.graphs for node in graph.nodes}
+        self.subgraphs = [each for each in self.subgraphs if each.data["id"] in used]
+        if "definitions" in self.data:
+            self.data["definitions"]["subgraphs"] = [each.data for each in self.subgraphs]
+
     def next_node_id(self) -> int:
         """A node id that no graph of this file uses; ids are unique across subgraphs."""
         return 1 + max(node["id"] for graph in self.graphs for node in graph.nodes)

@@ -174,6 +174,24 @@ of each. A double click opens the whole.
 """,
 )
 
+ANIMATE2 = text(
+    f"""
+The node sits inside the subgraph, behind *WanAnimate2Cache*. {PRESET}\
+{LAYERS}
+
+Each frame also reads one frame of the driving video, exactly. What that reads of itself runs \
+with full attention, once, since the cache keeps it for all steps.
+
+81 frames at 482x854 and the picture = 34,980 tokens. Load your own picture and driving video, and \
+describe the character in the prompt.
+""",
+    compare="""### Compare
+The seed is fixed. Run once with **sparse_attention** off, once with it on, and compare time and \
+picture. The report shows what really ran: which steps were sparse, and the time of each. A double \
+click opens the whole.
+""",
+)
+
 WAN22_5B = text(f"""
 The node sits between the model loader and the sampler. {PRESET}{LAYERS}
 

@@ -35,6 +35,7 @@ STAND_INS = {
     "wan2.2_bernini_r_high": "wan22_t2v_high",
     "wan2.2_bernini_r_low": "wan22_t2v_low",
     "wan2.1_14B_SCAIL_2": "wan_scail2",
+    "wan_animate_2": "wan_animate2",
     "wan2.2_i2v_high": "wan22_i2v_high",
     "wan2.2_i2v_low": "wan22_i2v_low",
     "wan2.2_ti2v_5B": "wan22_5b",
