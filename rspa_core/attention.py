@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal, overload
@@ -164,14 +165,27 @@ def weighted_attention_lse(q: Tensor, k: Tensor, v: Tensor, added: Tensor) -> tu
     return out, lse[..., :length]
 
 
+FLASH_WITH_LSE = {
+    "cuda": "_scaled_dot_product_flash_attention",
+    "cpu": "_scaled_dot_product_flash_attention_for_cpu",
+}
+"""What `scaled_dot_product_attention` calls: it has the logarithms, and does not return them."""
+
+
 def dense_attention_lse(
     q: Tensor, k: Tensor, v: Tensor, added: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`dense_attention` and the logarithms of the sums of weights `[B, H, N]` fp32, slowly.
+    """`dense_attention` and the logarithms of the sums of weights `[B, H, N]` fp32.
 
-    In plain torch and fp32, some rows of one head at a time, so that it needs hardly any memory.
-    `added [1 or B, M]`: to the scores of each key.
+    By torch's flash attention where it can. Elsewhere slowly: in plain torch and fp32, some rows of
+    one head at a time, so that it needs hardly any memory. `added [1 or B, M]`: to the scores of
+    each key.
     """
+    if added is None and (flash := FLASH_WITH_LSE.get(q.device.type)) is not None:
+        with suppress(RuntimeError):  # a dtype or head size it does not know
+            out, lse, *_ = getattr(torch.ops.aten, flash)(q, k, v)
+            if lse.shape == q.shape[:-1]:
+                return out, lse.float()
     batch, heads, length, _ = q.shape
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, length), dtype=torch.float32)

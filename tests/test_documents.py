@@ -188,10 +188,12 @@ def test_figures_of_the_first_table() -> None:
         assert per_render == pytest.approx(render, abs=0.0051)
 
 
-def test_readme_says_whether_results_have_come() -> None:
+def test_readme_says_how_many_results_have_come() -> None:
     table = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     sent = table[table.index("## Graphics cards, measured") : table.index("### Captured")]
-    rows = re.findall(r"^\|[^-\n].*\|$", sent, re.M)
-    assert [row.split(" | ")[0] for row in rows[:1]] == ["| card"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert ("both empty so far" in readme) == (len(rows) == 2)  # the heads of the two tables
+    tables = [re.findall(r"^\|[^-\n].*\|$", part, re.M) for part in sent.split("\n## ")]
+    assert [rows[0].split(" | ")[0] for rows in tables] == ["| card", "| card"]
+    words = {0: "no", 1: "one", 2: "two", 3: "three"}
+    cards, comparisons = (words.get(len(rows) - 1, str(len(rows) - 1)) for rows in tables)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert re.search(rf"So far: {cards} cards?, {comparisons} comparisons?\.", readme)

@@ -50,6 +50,7 @@ KNOWN = {
     ),
     "raw.githubusercontent.com": ("/Comfy-Org/",),
     "www.minimax.io": ("/blog/",),
+    "www.modelscope.cn": ("/models/Comfy-Org/",),
 }
 """Sites that may be linked to, and with what the path begins there."""
 

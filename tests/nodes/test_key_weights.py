@@ -169,7 +169,7 @@ def test_other_calls_of_some_rows_are_dense_with_a_reason(rows: int, mask: Tenso
 
 def test_the_probe_says_that_it_does_not_measure_them() -> None:
     plan = replace(PLAN, position=Position(0, 1))
-    rig = Rig(plan, probe=ProbeSettings(parse_probe_steps("0")))
+    rig = Rig(plan, probe=ProbeSettings(parse_probe_steps("1")))
     assert torch.equal(through(rig), full())
     assert rig.dense_reasons == {Reason.WEIGHTS_NOT_PROBED.value: 1}
     assert rig.run.recorder is not None
