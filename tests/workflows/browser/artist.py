@@ -32,17 +32,20 @@ NODES = """() => app.canvas.graph.nodes.map(n => ({
     name: w.name, label: w.label ?? w.name, value: w.value, type: w.type, hidden: Boolean(w.hidden),
     disabled: Boolean(w.computedDisabled ?? w.disabled)})),
 }))"""
-LOOK = """([id, scale, panel]) => {
+LOOK = """([id, scale, panel, part]) => {
   const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds;
   const {width, height} = app.canvas.canvas.getBoundingClientRect();
+  const middle = part === 'all' ? node.size[1] / 2 : part === 'title' ? 0
+    : node.widgets.find(w => w.name === part).y;
   ds.scale = scale;
   ds.offset = [(width + panel) / 2 / scale - node.pos[0] - node.size[0] / 2,
-               (height + panel) / 2 / scale - node.pos[1] - node.size[1] / 2];
+               (height + panel) / 2 / scale - node.pos[1] - middle];
   app.canvas.setDirty(true, true);
   return app.canvas.frame;
 }"""
 # Widgets and buttons get their place when the canvas is drawn.
 IS_DRAWN = "frame => app.canvas.frame > frame"
+FIELD = ".graphdialog input, .graphdialog textarea"
 GRAPH = "() => String(app.canvas.graph.id)"
 WIDGET_AT = """([id, name]) => {
   const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds;
@@ -51,6 +54,9 @@ WIDGET_AT = """([id, name]) => {
   return [canvas.x + (node.pos[0] + node.size[0] / 2 + ds.offset[0]) * ds.scale,
           canvas.y + (node.pos[1] + widget.y + 10 + ds.offset[1]) * ds.scale];
 }"""
+# Whether a node is too high for the window.
+IS_HIGHER = """id => app.canvas.graph.getNodeById(id).size[1] * app.canvas.ds.scale
+  > app.canvas.canvas.getBoundingClientRect().height"""
 VALUE = """([id, name]) =>
   app.canvas.graph.getNodeById(id).widgets.find(w => w.name === name).value"""
 CORNER = """id => {
@@ -200,9 +206,17 @@ class Artist(FrontEnd):
         """The nodes of the graph on show with their widgets."""
         return self.page.evaluate(NODES)
 
-    def look_at(self, node: str, scale: float = 1.0) -> None:
-        """Bring a node to the middle of the window."""
-        frame = self.page.evaluate(LOOK, [node, scale, PANEL])
+    def look_at(self, node: str, scale: float = 1.0, part: str = "all") -> None:
+        """Bring a node to the middle of the window.
+
+        Args:
+            node, scale: which, and its size on the screen.
+            part: "title" or a widget that has been drawn, for the middle of the window if the node
+                is too high for it.
+        """
+        frame = self.page.evaluate(LOOK, [node, scale, PANEL, "all"])
+        if part != "all" and self.page.evaluate(IS_HIGHER, node):
+            frame = self.page.evaluate(LOOK, [node, scale, PANEL, part])
         self.page.wait_for_function(IS_DRAWN, arg=frame, timeout=PATIENCE_MS)
         self.page.wait_for_timeout(400)
 
@@ -223,7 +237,8 @@ class Artist(FrontEnd):
         self.page.wait_for_timeout(200)
 
     def place_of(self, node: str, widget: str, tag: str = "CANVAS") -> list[float]:
-        """Where to click a widget, once the page shows it there; `tag` of what takes the click."""
+        """Show a widget; where to click it, once it is there. `tag` is of what takes the click."""
+        self.look_at(node, part=widget)
         place = self.page.evaluate(WIDGET_AT, [node, widget])
         # On a busy machine text fields follow the canvas late and may still lie over the widget.
         shows = "([x, y, tag]) => document.elementFromPoint(x, y)?.tagName === tag"
@@ -241,9 +256,7 @@ class Artist(FrontEnd):
 
     def type_value(self, node: str, widget: str, text: str) -> None:
         """Double-click a number or text widget, replace its value, confirm with Enter."""
-        self.look_at(node)
-        self.page.mouse.dblclick(*self.place_of(node, widget))
-        field = self.page.locator(".graphdialog input, .graphdialog textarea")
+        field = self.open_field(node, widget)
         for _ in range(TRIES):
             field.click(timeout=5_000)
             self.page.keyboard.press("Control+a")
@@ -256,9 +269,22 @@ class Artist(FrontEnd):
         field.wait_for(state="hidden", timeout=5_000)
         self.page.wait_for_timeout(150)
 
+    def open_field(self, node: str, widget: str) -> Locator:
+        """Double-click a number or text widget; the field that opens."""
+        field, graph = self.page.locator(FIELD), self.page.evaluate(GRAPH)
+        for _ in range(TRIES):
+            self.page.mouse.dblclick(*self.place_of(node, widget))
+            with contextlib.suppress(TimeoutError):
+                field.wait_for(timeout=5_000)
+                break
+            # On a busy machine a node may still be laid out: beside a widget, a double-click opens
+            # the subgraph.
+            if self.page.evaluate(GRAPH) != graph:
+                self.leave_subgraph()
+        return field
+
     def open_list(self, node: str, widget: str) -> list[str]:
         """Click a combo; the choices that its menu shows."""
-        self.look_at(node)
         self.page.mouse.click(*self.place_of(node, widget))
         entries = self.page.locator(".litecontextmenu .litemenu-entry")
         entries.first.wait_for(timeout=5_000)
@@ -281,7 +307,6 @@ class Artist(FrontEnd):
         before = self.value(node, widget)
         has_turned = f"([id, name, before]) => ({VALUE})([id, name]) !== before"
         for _ in range(TRIES):
-            self.look_at(node)
             self.page.mouse.click(*self.place_of(node, widget))
             with contextlib.suppress(TimeoutError):
                 self.page.wait_for_function(has_turned, arg=[node, widget, before], timeout=5_000)
@@ -337,7 +362,6 @@ class Artist(FrontEnd):
 
     def write_prompt(self, node: str, widget: str, text: str) -> None:
         """Replace the text of a prompt."""
-        self.look_at(node)
         x, y = self.place_of(node, widget, "TEXTAREA")
         self.page.mouse.click(x, y)
         self.page.wait_for_timeout(200)
@@ -349,7 +373,7 @@ class Artist(FrontEnd):
 
     def enter_subgraph(self, node: str) -> None:
         """Open the inside of a subgraph by the button in its title."""
-        self.look_at(node)
+        self.look_at(node, part="title")
         x, y = self.page.evaluate(CORNER, node)
         with self.another_graph():
             self.page.mouse.click(x - 17, y)
@@ -364,7 +388,8 @@ class Artist(FrontEnd):
         """Returns once what is done meanwhile has put another graph on show."""
         before = self.page.evaluate(GRAPH)
         yield
-        self.page.wait_for_function(f"before => ({GRAPH})() !== before", arg=before)
+        is_other = f"before => ({GRAPH})() !== before"
+        self.page.wait_for_function(is_other, arg=before, timeout=PATIENCE_MS)
         self.page.wait_for_timeout(1000)
 
     def press_run(self, by_key: bool) -> None:

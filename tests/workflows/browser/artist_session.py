@@ -72,6 +72,7 @@ class Visit:
             artist.enter_subgraph(hosts[0])
         watched = self.find(PROBE) or self.find(NODE)
         assert watched is not None, "no node of ours in the graph on show"
+        report["watched"] = [n["id"] for n in artist.on_show() if n["type"] == NODE]
         artist.look_at(watched)
         artist.press_run(by_key)
         artist.wait_for_texts(3)

@@ -46,6 +46,7 @@ class Plan:
         min_tokens: typed into the options of our node; None leaves its default, for videos that are
             large enough.
         duration: seconds, where the workflow asks for those instead of frames.
+        megapixels: where it asks for those instead of width and height.
     """
 
     width: int = 256
@@ -57,6 +58,7 @@ class Plan:
     shift: str | None = None
     min_tokens: str | None = "0"
     duration: str = "1"
+    megapixels: str = "0.1"
     toggles: dict[str, bool] = field(
         default_factory=lambda: {"enable_turbo_mode": True, "turbo_mode": True}
     )
@@ -77,7 +79,7 @@ class Plan:
             values = {"dense_blocks": "", "backend": "reference"}  # on a CPU it would stay dense
             return values | _given("min_tokens", self.min_tokens)
         if node["type"] == "ResolutionSelector":
-            return {"megapixels": "0.1"}
+            return {"megapixels": self.megapixels}
         if node["type"] == "ModelSamplingSD3":
             return _given("shift", self.shift)
         if node["type"] in ("KSampler", "BasicScheduler", "CFGGuider"):
@@ -94,6 +96,8 @@ TRAINED = Plan(320, 192, 33, steps=8, cfg="3", prompt="hill pan", shift="3")
 SHORT = Plan(320, 192, steps=6, prompt="hill pan", shift="3")
 LARGE = Plan(512, 320, 49, steps=4, prompt="hill pan", shift="3", min_tokens=None)
 """8,320 tokens: above the node's default limit for sparse attention."""
+LTX = Plan(megapixels="0.4", duration="2", toggles={"prompt_enhance": False})
+"""A token of LTX is 32 pixels wide: smaller videos have too few blocks to leave any out."""
 
 SHORT_STEM = "wan2.1_text_to_video"
 PLANS = {
@@ -106,8 +110,9 @@ PLANS = {
     "wan2.2_5B_text_to_video": Plan(768, 416),
     "hunyuan_video_text_to_video": Plan(320, 192),
     "hunyuan_video_1.5_text_to_video": Plan(384, 224),
-    "ltx2.5_text_to_video": Plan(toggles={"prompt_enhance": False}),
-    "ltx2.5_image_to_video": Plan(toggles={"prompt_enhance": False}),
+    "scail2_character_replacement": Plan(448, 256),
+    "ltx2.5_text_to_video": LTX,
+    "ltx2.5_image_to_video": LTX,
 }
 
 

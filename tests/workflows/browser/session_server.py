@@ -73,13 +73,13 @@ def running(checkout: Checkout, base: Path, workflows: list[Json]) -> Iterator[C
 
 
 def write_video(path: Path) -> None:
-    """A second of grey, 17 frames of 256 x 256 pixels."""
+    """A second of grey, 17 frames of 448 x 256 pixels: as wide as the templates' videos."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=16)
-        stream.width = stream.height = 256
+        stream.width, stream.height = 448, 256
         stream.pix_fmt = "yuv420p"
         for shade in range(0, 255, 15):
-            frame = av.VideoFrame.from_ndarray(np.full((256, 256, 3), shade, dtype=np.uint8))
+            frame = av.VideoFrame.from_ndarray(np.full((256, 448, 3), shade, dtype=np.uint8))
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
 
