@@ -105,7 +105,6 @@ PLANS = {
     "compare_dense_and_sparse": TRAINED,
     "tune_with_the_probe": TRAINED,
     "wan2.2_14B_text_to_video": Plan(duration="2", prompt="hill pan"),
-    "scail2_character_replacement": Plan(320, 192),
     "wan_animate2_character_animation": Plan(192, 320),
     "wan2.2_5B_text_to_video": Plan(768, 416),
     "hunyuan_video_text_to_video": Plan(320, 192),
