@@ -72,6 +72,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--footage", type=Path, help="what tools/fetch_footage.py wrote")
     parser.add_argument("--piece", type=float, help="stop after so many minutes, to be resumed")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUT")
+    parser.add_argument("--start", type=Path, help="weights to begin with, of the same widths")
     parser.add_argument("--small", action="store_true", help="a small model on small clips")
     parser.add_argument("--preset", choices=PRESETS, help="widths of the model (default: wan)")
     for name in WIDTHS:
@@ -105,7 +106,7 @@ def main() -> None:
     config = configure(options)
     torch.set_float32_matmul_precision("high")
     source = Footage.load(options.footage, options.device) if options.footage else None
-    trainer = Trainer(config, options.out, options.device, options.resume, source)
+    trainer = Trainer(config, options.out, options.device, options.resume, source, options.start)
     sys.stdout.write(f"{config.model}, {config.model.parameters / 1e6:.2f} million weights\n")
     trainer.run(piece=options.piece)
     sys.stdout.write(f"{trainer.step} steps in {trainer.seconds:.0f} s\n")

@@ -80,6 +80,36 @@ def test_a_run_to_continue_and_shares_of_one_are_needed(
         replace(tiny.train.SMALL, shares=(0.5, 0.6))
 
 
+def test_a_run_begins_with_the_weights_of_another(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    config = replace(tiny.train.SMALL, steps=1)
+    tiny.train.Trainer(config, tmp_path / "one", "cpu").run()
+    start = tmp_path / "one" / "tiny_wan.safetensors"
+    other = tiny.train.Trainer(config, tmp_path / "other", "cpu", start=start)
+    for name, value in tiny.model_files.load_model(start).state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], value), name
+        assert torch.equal(other.average[name], value), name
+
+
+def test_a_pause_is_no_time_of_the_run(
+    tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = iter(range(0, 36_000, 3_600))
+    trainer = tiny.train.Trainer(replace(tiny.train.SMALL, minutes=1.0), tmp_path, "cpu")
+    now = [0.0]
+    step = trainer.take_step
+
+    def long_step() -> Any:
+        now[0] += next(hours) or 30.5  # as long as half the run, and hours
+        return step()
+
+    monkeypatch.setattr(trainer, "take_step", long_step)
+    monkeypatch.setattr(f"{type(trainer).__mro__[1].__module__}.PAUSE_S", 31.0)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    trainer.run(until=4)
+    assert trainer.step == 4
+    assert trainer.seconds == pytest.approx(30.5)
+
+
 def test_pool_renews_clips_and_keeps_scenes_balanced(tiny: SimpleNamespace) -> None:
     size = (1, 8, 8)
     clips = tiny.clips.clips_of_every_scene(2, (5, 16, 16), torch.Generator(), "cpu")

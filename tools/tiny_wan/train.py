@@ -20,7 +20,17 @@ from .clips import Painted
 from .codes import load_code
 from .latents import LinearCode, SmoothDecoder, latent_shape
 from .model import LATENT_CHANNELS, PRESETS, WanConfig, WanModel
-from .model_files import CODE, DECODER, PROMPTS, VAE, WEIGHTS, Prompts, save_model, stored
+from .model_files import (
+    CODE,
+    DECODER,
+    PROMPTS,
+    VAE,
+    WEIGHTS,
+    Prompts,
+    load_model,
+    save_model,
+    stored,
+)
 from .model_flow import FLOW_SHIFT, VIDEO_SIZE, flow_loss, shift_levels
 from .pool import ClipPool, ClipSource
 from .run import Run, RunConfig
@@ -118,6 +128,7 @@ class Trainer(Run):
         device: str | torch.device,
         resume: bool = False,
         source: ClipSource | None = None,
+        start: Path | None = None,
     ) -> None:
         """Start a run, or continue the one in `folder`; `FileNotFoundError` if there is none.
 
@@ -127,10 +138,13 @@ class Trainer(Run):
             device: to train on.
             resume: continue.
             source: of the clips, on `device`; painted scenes, and a linear code, by default.
+            start: weights of `config.model`'s shape to begin a new run with; random ones if None.
         """
         torch.manual_seed(config.seed)
         self.config = config
         self.model = WanModel(config.model)
+        if start is not None:
+            self.model.load_state_dict(load_model(start).state_dict())
         super().__init__(config, folder, device, self.model)
         self.source = source or Painted(self.device)
         # Grids are chosen on the CPU, which must know them; the rest never waits for the device.
