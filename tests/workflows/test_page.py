@@ -8,6 +8,7 @@ server is in `test_front_end.py`.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from rectified_spaattn.nodes.host import schema_of, send_status
 from rectified_spaattn.nodes.inputs import MAIN, NO_PROFILE, NODES, REPORT
@@ -115,8 +117,27 @@ def test_page_finds_nothing_wrong_and_shows_the_file(artist: Any, path: Path) ->
         if node["type"] == MAIN.node_id:
             replaced = [OVERRIDDEN.get(name, ()) for name in node["linked"]]
             assert set(node["off"]) == set().union(*replaced)
+    app = workflow["extra"].get("linearData", {"inputs": [], "outputs": []})
+    on_show = {node["id"]: node for node in artist.on_show()}
+    for node_id, name in app["inputs"]:
+        assert name in [widget["name"] for widget in on_show[node_id]["widgets"]]
+    assert {on_show[node_id]["type"] for node_id in app["outputs"]} <= {"SaveVideo"}
     if path.parent == FOLDER:
         assert artist.prompt() == read_api(path.stem)
+
+
+@pytest.mark.parametrize("stem", [SIMPLE, NESTED])
+def test_app_view_has_what_the_workflow_names(artist: Any, stem: str) -> None:
+    artist.open_as_template(stem, read(stem))
+    named = {name for _, name in read(stem)["extra"]["linearData"]["inputs"]}
+    assert named
+    toggle = "app.extensionManager.command.execute('Comfy.ToggleLinear')"
+    text = "document.body.innerText.split('\\n')"
+    artist.page.evaluate(toggle)
+    labels = {name.replace("enabled", "sparse_attention") for name in named}
+    assert wait_until(artist, lambda: labels <= {*artist.page.evaluate(text)})
+    artist.page.evaluate(toggle)
+    assert wait_until(artist, lambda: not labels <= {*artist.page.evaluate(text)})
 
 
 def test_page_validates_against_its_schema(artist: Any) -> None:
@@ -305,23 +326,52 @@ def test_a_long_line_is_whole_and_broken_between_words(artist: Any, host: None) 
     assert cut <= 0
 
 
-def test_report_is_legible_and_a_double_click_opens_the_whole(artist: Any, opened: Any) -> None:
+def test_report_grows_to_its_picture_and_a_double_click_opens_the_whole(
+    artist: Any, opened: Any
+) -> None:
     artist.load(EMPTY_GRAPH)
     node = artist.page.evaluate(NEW, REPORT.node_id)
     artist.look_at(node)
-    width = artist.page.evaluate("id => app.canvas.graph.getNodeById(id).size[0]", node)
+    width, height = artist.page.evaluate(SIZE, node)
     assert compact.SIZE * width / compact.WIDTH >= 11
     whole = {"filename": "whole.png", "subfolder": "", "type": "temp"}
-    output = {"images": [whole | {"filename": "compact.png"}], "rspa_whole": [whole]}
-    artist.page.evaluate("window.open = address => { window.openedAddress = address; }")
-    opened[1].send_event("executed", node=node, display_node=node, output=output, prompt_id="1")
+
+    def show(high: int) -> None:
+        file = io.BytesIO()
+        Image.new("RGB", (compact.WIDTH, high)).save(file, "png")
+        opened[1].pictures |= {f"{high}.png": file.getvalue(), "whole.png": file.getvalue()}
+        output = {"images": [whole | {"filename": f"{high}.png"}], "rspa_whole": [whole]}
+        opened[1].send_event("executed", node=node, display_node=node, output=output, prompt_id="1")
+
+    show(900)
+    assert wait_until(artist, lambda: artist.page.evaluate(SIZE, node)[1] > height + 400)
+    assert wait_until(artist, lambda: artist.page.evaluate(PICTURE_SCALE, node) is not None)
+    # As wide as the node, so that its text is as large as it can be, and nothing left over.
+    assert artist.page.evaluate(PICTURE_SCALE, node) == pytest.approx(
+        width / compact.WIDTH, rel=0.05
+    )
+    high = artist.page.evaluate(SIZE, node)[1]
+    show(300)
     artist.page.wait_for_timeout(400)
+    assert artist.page.evaluate(SIZE, node)[1] == high
+    artist.page.evaluate("window.open = address => { window.openedAddress = address; }")
     artist.page.evaluate(
         "id => app.canvas.graph.getNodeById(id).onDblClick({}, [50, 50], app.canvas)", node
     )
     address = artist.page.evaluate("window.openedAddress")
     assert address is not None
     assert "/view?filename=whole.png" in address
+
+
+SIZE = "id => [...app.canvas.graph.getNodeById(id).size]"
+# How large the page shows a picture: as wide and as high as there is room for.
+PICTURE_SCALE = """id => {
+  const node = app.canvas.graph.getNodeById(id), [image] = node.imgs ?? [];
+  const preview = node.widgets?.find(each => each.name === '$$canvas-image-preview');
+  if (!image?.naturalWidth || !preview) return null;
+  const room = node.size[1] - preview.y - 15;
+  return Math.min(node.size[0] / image.naturalWidth, room / image.naturalHeight);
+}"""
 
 
 @pytest.mark.parametrize("mode", [MUTED, BYPASSED])

@@ -208,6 +208,18 @@ def test_seeds_are_fixed(stem: str) -> None:
 
 
 @each_stem
+def test_app_view_has_prompt_and_video(stem: str) -> None:
+    """Of the two left out, one is followed in the graph; the other's prompt has no name."""
+    app = read(stem)["extra"].get("linearData")
+    if stem in (TUNING, "bernini_r_video_editing"):
+        assert app is None
+        return
+    assert {"prompt", "text", "value"} & {name for _, name in app["inputs"]}
+    kinds = {str(node["id"]): node["type"] for node in read(stem)["nodes"]}
+    assert "SaveVideo" in {kinds[node_id] for node_id in app["outputs"]}
+
+
+@each_stem
 def test_thumbnail(stem: str) -> None:
     path = FOLDER / f"{stem}.jpg"
     assert path.stat().st_size < MAX_THUMBNAIL_BYTES

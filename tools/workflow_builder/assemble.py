@@ -70,11 +70,20 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
     named["note"] = nodes.note_node(_filled(spec), (0, 0), (450, 560), NOTE_TITLE)
     root.add_node(named["note"])
     arrange(root, spec.columns, named, spec.heights, spec.clip)
+    if spec.app:
+        workflow.data["extra"]["linearData"] = _app_view(root, spec, named)
     workflow.rename(spec.stem)
     workflow.data["extra"]["built_from"] = f"{spec.template}, {origin}"
     for subgraph in holding:
         subgraph.data["name"] += " + Rectified SpaAttn"
     return workflow.finish()
+
+
+def _app_view(root: Graph, spec: Spec, named: Mapping[Ref, Json]) -> Json:
+    """What the page's app view shows: the widgets of `spec.app`, and every video."""
+    inputs = [[str(named[ref]["id"] if ref in named else ref), name] for ref, name in spec.app]
+    videos = [str(node["id"]) for node in root.nodes if node["type"] == "SaveVideo"]
+    return {"inputs": inputs, "outputs": videos}
 
 
 def _call(named: dict[Ref, Json], name: str, node: Json) -> None:

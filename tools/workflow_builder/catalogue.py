@@ -99,7 +99,8 @@ class Spec:
     """One example workflow: `stem` names its files, `template` the official workflow.
 
     Nodes are put into the root graph or into subgraphs; where into several, `inside` and `options`
-    are each one's. `columns` place the root graph's nodes, whose own height is not `heights`' only
+    are each one's. `app` are the widgets that the page's app view shows beside the video, as (node,
+    widget). `columns` place the root graph's nodes, whose own height is not `heights`' only
     where it is not given there; `clip` is the size of the finished video, pixels. Added nodes are
     called `attention`, `options`, `schedule`, `preview`, `report`, the second of a kind
     `attention2` and so on, and `note`. `widgets` replaces values: (node id, position) to value;
@@ -120,6 +121,7 @@ class Spec:
     clip: tuple[int, int]
     inside: Inside | None = None
     folds: tuple[Fold, ...] = ()
+    app: tuple[tuple[Ref, str], ...] = ()
     options: Options | None = None
     reports: tuple[Report, ...] = ()
     preset: str = "balanced"
@@ -280,6 +282,7 @@ def _columns(
 def _ltx(
     stem: str,
     template: str,
+    app: tuple[tuple[Ref, str], ...],
     columns: tuple[Column, ...],
     heights: Mapping[Ref, float],
     note: str,
@@ -302,6 +305,7 @@ def _ltx(
         template=template,
         insertions=(Insertion(384, (391,), (3700, 6020)),),
         inside=Inside(Shift(3670, 500), (3680, 5950, 480, 500)),
+        app=app,
         columns=columns,
         heights=heights,
         clip=(1920, 1088),
@@ -323,6 +327,13 @@ def _ltx(
     )
 
 
+APP: tuple[tuple[Ref, str], ...] = (
+    ("models", "prompt"),
+    ("attention", "preset"),
+    ("attention", "sparsity"),
+)
+"""What the app view shows of a workflow with one node of ours."""
+
 WAN_MODELS = _models((37, 38, 39, 6, 7, 40), 6, 7, 40)
 
 SPECS: tuple[Spec, ...] = (
@@ -332,6 +343,7 @@ SPECS: tuple[Spec, ...] = (
         insertions=(Insertion(37, (48,)),),
         options=Options(LAYERS),
         folds=(WAN_MODELS, _sampling(48, 3, 8, 49)),
+        app=(*APP, ("sampling", "seed")),
         columns=_columns(video=50),
         clip=(832, 480),
         note=notes.WAN21_T2V,
@@ -346,6 +358,7 @@ SPECS: tuple[Spec, ...] = (
         insertions=(Insertion(37, (54,)),),
         options=Options(LAYERS),
         folds=(_models((37, 38, 39, 49, 6, 7, 51, 50), 6, 7, 50), _sampling(54, 3, 8, 55)),
+        app=((52, "image"), *APP, ("sampling", "seed")),
         columns=_columns(52, video=56, width=700, below=(57,)),
         heights={52: 360, 57: 560, "note": 370},
         clip=(640, 640),
@@ -368,6 +381,14 @@ SPECS: tuple[Spec, ...] = (
         preset="4-step",
         **_experts(1900, -250, (116, 104), (117, 103)),
         inside=_inside(1890, -250, 440, 1260),
+        app=(
+            (97, "image"),
+            (129, "text"),
+            ("schedule", "steps"),
+            ("schedule2", "steps"),
+            (129, "noise_seed"),
+            (129, "enabled"),
+        ),
         columns=(
             Column("Models", 340, (66, 105)),
             Column("Picture, sparsity of each step", NARROW, (97, "schedule", "schedule2")),
@@ -407,6 +428,7 @@ SPECS: tuple[Spec, ...] = (
         template="video_wan2_2_14B_t2v",
         **_experts(2315, -140, (120, 82), (121, 86)),
         inside=_inside(2490, -140, 270, 1260),
+        app=((128, "text"), ("schedule", "end_sparsity"), (128, "enabled")),
         columns=(
             Column("Models", 340, (62, 64)),
             Column("Sparsity over the steps", NARROW, ("schedule", "preview")),
@@ -458,13 +480,21 @@ SPECS: tuple[Spec, ...] = (
                 260,
             ),
         ),
-        columns=(
-            Column(MODELS, 506, ((80, 89), "models", "note")),
-            Column(SPARSE, NARROW, ("attention", "attention2", "options")),
-            Column(SAMPLING, 270, ("sampling", 94, 93)),
-            Column(RESULT, 720, (83, ("report", "report2"))),
+        app=(
+            (80, "image"),
+            (89, "image"),
+            ("models", "prompt"),
+            ("attention", "preset"),
+            ("attention2", "preset"),
+            ("sampling", "seed"),
         ),
-        heights={80: 270, 89: 270, "models": 480, "note": 360, 94: 460, 93: 300},
+        columns=(
+            Column(MODELS, 530, ((80, 89), "models", "note")),
+            Column(SPARSE, NARROW, ("attention", "attention2", "options")),
+            Column(SAMPLING, 268, ("sampling", 94, 93)),
+            Column(RESULT, 700, (83, ("report", "report2"))),
+        ),
+        heights={80: 324, 89: 324, "models": 480, "note": 316, 94: 460, 93: 300},
         clip=(640, 640),
         reports=_reports(84, 87),
         note=notes.WAN22_FLF,
@@ -485,14 +515,14 @@ SPECS: tuple[Spec, ...] = (
         folds=(Fold("slice", "Part of the video", (109, 110, 111), {}, height=90),),
         columns=(
             Column("Models, guide", 320, (79, 78)),
-            Column("Source video, references", 320, (47, "slice", 104, 100, 101)),
-            Column("Generation", 410, (298, "note")),
-            Column(RESULT, 460, (46,)),
+            Column("Source video", 320, (47, "slice", 101)),
+            Column("Generation, reference pictures", 410, (298, 104, 100)),
+            Column(RESULT, 460, (46, "note")),
             Column("What really ran", 320, ("report", Band("What really ran", 600), "report2")),
         ),
         # It only shows the number of frames.
         without=(112,),
-        heights={79: 560, 78: 620, 47: 310, 104: 300, 101: 180, "note": 450},
+        heights={79: 560, 78: 620, 47: 660, 101: 280, 104: 300, 100: 70, "note": 270},
         clip=(480, 832),
         reports=_reports(275, 277),
         note=notes.BERNINI,
@@ -513,6 +543,14 @@ SPECS: tuple[Spec, ...] = (
             Fold("segments", "Number of segments", (215, 263, 264), {}, height=110),
             Fold("first", "First segment as a video", (201,), {}, height=90),
             Fold("join", "Both segments as a video", (269, 270), {}, height=110),
+        ),
+        app=(
+            (155, "file"),
+            (30, "image"),
+            (213, "text"),
+            (262, "text"),
+            (213, "enabled"),
+            (262, "enabled"),
         ),
         columns=(
             Column("Source", 308, (155, 30, "segments", 265)),
@@ -574,6 +612,7 @@ SPECS: tuple[Spec, ...] = (
         insertions=(Insertion(37, (48,)),),
         options=Options(LAYERS),
         folds=(_models((37, 38, 39, 6, 7, 55), 6, 7, 55), _sampling(48, 3, 8, 57)),
+        app=(*APP, ("sampling", "seed")),
         columns=_columns(56, video=58, below=(59,)),
         heights={56: 360, 59: 400},
         clip=(1280, 704),
@@ -601,6 +640,7 @@ SPECS: tuple[Spec, ...] = (
                 },
             ),
         ),
+        app=(*APP, ("sampling", "seed")),
         columns=_columns(video=80, options=False),
         clip=(848, 480),
         without=(8, 74, 77, 78),
@@ -629,6 +669,7 @@ SPECS: tuple[Spec, ...] = (
                 },
             ),
         ),
+        app=(*APP, ("sampling", "seed")),
         columns=_columns(video=102, options=False, below=(104,)),
         heights={104: 560},
         clip=(1280, 720),
@@ -645,6 +686,7 @@ SPECS: tuple[Spec, ...] = (
     _ltx(
         "ltx2.5_text_to_video",
         "video_ltx2_5_t2v",
+        ((405, "text"), ("schedule", "steps"), (405, "noise_seed"), (405, "enabled")),
         (
             Column("Models, guide", 340, (412, 408, 407)),
             Column("Size, sparsity of each step", 360, (409, "schedule", 411)),
@@ -662,12 +704,19 @@ SPECS: tuple[Spec, ...] = (
         "ltx2.5_image_to_video",
         "video_ltx2_5_i2v",
         (
+            (395, "image"),
+            (398, "value"),
+            ("schedule", "steps"),
+            (398, "noise_seed"),
+            (398, "enabled"),
+        ),
+        (
             Column("Models, guide", 340, (404, 401, 399)),
             Column("Picture, size, sparsity of each step", 360, (395, 403, "schedule", 402)),
             Column("Generation", 440, (398, "note")),
             Column(RESULT, 758, (75, "report")),
         ),
-        {401: 460, 399: 560, 395: 290, 402: 220, "note": 510},
+        {401: 460, 399: 560, 395: 324, 402: 190, "note": 510},
         notes.LTX_I2V,
         widgets={
             (403, 1): 2.0,
@@ -684,6 +733,7 @@ SPECS: tuple[Spec, ...] = (
         preset="4-step",
         insertions=(Insertion(135, (124, 126), (-30, 4640), width=430),),
         inside=Inside(Shift(-40, 490), (-50, 4560, 470, 480)),
+        app=((140, "prompt"), (140, "noise_seed"), (140, "enabled")),
         columns=(
             Column("Models, guide", 340, (117, 116)),
             Column("Size", 300, (115, 118)),
@@ -705,6 +755,7 @@ SPECS: tuple[Spec, ...] = (
         preset="4-step",
         insertions=(Insertion(122, (9, 16), (-30, 4640), width=430),),
         inside=Inside(Shift(-40, 490), (-50, 4560, 470, 480)),
+        app=((114, "image"), (105, "prompt"), (105, "noise_seed"), (105, "enabled")),
         columns=(
             Column("Models, guide", 340, (117, 116)),
             Column("Picture, size", 360, (114, 115, 118)),
@@ -735,6 +786,7 @@ SPECS: tuple[Spec, ...] = (
         insertions=(Insertion(37, (48,)),),
         options=Options(LAYERS),
         folds=(WAN_MODELS, second_sampling.BOTH),
+        app=(*APP, ("both", "seed")),
         columns=(
             Column(
                 MODELS,

@@ -1,5 +1,5 @@
-// Report and Probe Result show a compact picture. A double click on it, or the node's menu, opens
-// the whole one in a tab of its own.
+// Report and Probe Result show a compact picture, and grow as high as it. A double click on them, or
+// the node's menu, opens the whole one in a tab of its own.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
@@ -12,11 +12,36 @@ const WHOLE = "rspa_whole";
 // At this width, in pixels, the text of the compact picture is as large as a node's.
 const WIDTH = 330;
 
+// Above and below the picture, with the line in which the page says its size.
+const AROUND = 30;
+
 const pictures = new WeakMap();
 
+function address({ filename, subfolder, type }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+}
+
 function open(node) {
-  const { filename, subfolder, type } = pictures.get(node);
-  window.open(api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`), "_blank");
+  window.open(address(pictures.get(node)), "_blank");
+}
+
+// Where sockets and widgets end. The page's preview is a widget, too, by a name with two dollars.
+function head(node) {
+  const sockets = LiteGraph.NODE_SLOT_HEIGHT * Math.max(node.inputs.length, node.outputs.length);
+  const widgets = (node.widgets ?? []).filter((widget) => !widget.name.startsWith("$$"));
+  const height = LiteGraph.NODE_WIDGET_HEIGHT;
+  return Math.max(sockets, ...widgets.map((each) => each.y + (each.computedHeight ?? height)));
+}
+
+// The page itself makes room for a low picture only. What somebody has made higher stays.
+function grow(node, picture) {
+  const image = new Image();
+  image.onload = () => {
+    const height = head(node) + AROUND + (node.size[0] * image.height) / image.width;
+    if (node.size[1] < height) node.setSize([node.size[0], height]);
+    node.setDirtyCanvas(true, true);
+  };
+  image.src = address(picture);
 }
 
 app.registerExtension({
@@ -28,6 +53,7 @@ app.registerExtension({
       onExecuted?.apply(this, arguments);
       const picture = output?.[WHOLE]?.[0];
       if (picture) pictures.set(this, picture);
+      if (output?.images?.length) grow(this, output.images[0]);
     };
     nodeType.prototype.onDblClick = function () {
       onDblClick?.apply(this, arguments);

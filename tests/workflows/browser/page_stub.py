@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from artist import Artist
 from front_end import MESSAGES, OPENING_MS, USER_SETTINGS, opened
@@ -60,6 +60,8 @@ class PageStub:
             "/api/global_subgraphs": {},
         }
         self.socket: WebSocketRoute | None = None
+        self.pictures: dict[str, bytes] = {}
+        """What `/view` answers, PNG files by name."""
 
     def serve(self, page: Page) -> None:
         """Answer the requests and the websocket of `page`."""
@@ -90,6 +92,12 @@ class PageStub:
         path = unquote(url.path)
         if path in self.answers:
             route.fulfill(json=self.answers[path])
+            return
+        if path == "/api/view":
+            name = parse_qs(url.query)["filename"][0]
+            known = name in self.pictures
+            body = self.pictures.get(name, b"")
+            route.fulfill(status=200 if known else 404, content_type="image/png", body=body)
             return
         start = next(start for start in self.folders if path.startswith(start))
         file = self.folders[start] / (path[len(start) :] or "index.html")
