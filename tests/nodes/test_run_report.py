@@ -215,6 +215,7 @@ def test_counts_by_step_and_block() -> None:
         [10, "double", 1, 0, 1],
     ]
     assert data["densities"] == [0.25, 0.25, 0.25, None]
+    assert data["first_step"] == 0
     assert data["node"] == "7"
     assert data["reasons"] == {"dense_blocks": 1}
     assert (data["forwards"], data["sparse"], data["dense"], data["density"]) == (3, 3, 1, 0.25)

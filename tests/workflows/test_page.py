@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from rectified_spaattn.nodes.host import schema_of, send_status
-from rectified_spaattn.nodes.inputs import MAIN, NO_PROFILE, NODES, REPORT
+from rectified_spaattn.nodes.inputs import MAIN, NO_PROFILE, NODES, PROBE_RESULT, REPORT
 from rectified_spaattn.nodes.pictures import compact
 from rectified_spaattn.tests.nodes import comfy_api_stub
 
@@ -326,11 +326,12 @@ def test_a_long_line_is_whole_and_broken_between_words(artist: Any, host: None) 
     assert cut <= 0
 
 
-def test_report_grows_to_its_picture_and_a_double_click_opens_the_whole(
-    artist: Any, opened: Any
+@pytest.mark.parametrize("kind", [REPORT.node_id, PROBE_RESULT.node_id])
+def test_node_grows_to_its_picture_and_a_double_click_opens_the_whole(
+    artist: Any, opened: Any, kind: str
 ) -> None:
     artist.load(EMPTY_GRAPH)
-    node = artist.page.evaluate(NEW, REPORT.node_id)
+    node = artist.page.evaluate(NEW, kind)
     artist.look_at(node)
     width, height = artist.page.evaluate(SIZE, node)
     assert compact.SIZE * width / compact.WIDTH >= 11

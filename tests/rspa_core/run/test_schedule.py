@@ -18,6 +18,8 @@ from rectified_spaattn.rspa_core.run.schedule import (
     parse_dense_steps,
     parse_steps,
     percent_of_sigma,
+    step_index,
+    step_name,
     step_of_sigma,
 )
 
@@ -116,6 +118,15 @@ def test_dense_steps_count_from_both_ends() -> None:
 )
 def test_parse_steps(text: str, expected: tuple) -> None:
     assert parse_steps(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("1", 0), ("20", 19), ("-1", -1), ("?", None), ("0", None), ("1.0", None)]
+)
+def test_steps_are_named_from_1(name: str, index: int | None) -> None:
+    assert step_index(name) == index
+    if name in ("1", "20", "-1", "?"):
+        assert step_name(index) == name
 
 
 @pytest.mark.parametrize(
