@@ -595,6 +595,7 @@ SPECS: tuple[Spec, ...] = (
             Column(RESULT, 330, (246, "report")),
             Column("Beside the driving video", 640, (292, 291)),
         ),
+        app=((189, "image"), (240, "file"), (261, "text")),
         heights={
             **{189: 330, 240: 330, 538: 122, 261: 730, 291: 140, 292: 677},
             **{"note": 260, 574: 260, 575: 260},
