@@ -23,14 +23,12 @@ Box = tuple[float, float, float, float]
 WINDOW = (1600, 1000)
 USED, PADDING = 0.75, 10
 """The part of the window that the nodes fill, and what the page adds around them, canvas pixels."""
-ZOOM = 0.45
 READABLE_ZOOM = 8 / 14
 """Below it the page draws nodes without their text."""
 TITLE, SLOT = 30, 20
 MOST_CONTROL = 20
 """Distance of a reroute's control point, the page's setting "Reroute spline offset"."""
 MARKDOWN = ("MarkdownNote", "Note")
-TUNING = "tune_with_the_probe"
 
 
 def box_of(node: Json) -> Box:
@@ -47,7 +45,7 @@ def zoom_of(graph: Json) -> float:
 
 @each_stem
 def test_opens_at_a_zoom_at_which_nodes_can_be_read(stem: str) -> None:
-    assert zoom_of(read(stem)) >= (ZOOM if stem == TUNING else READABLE_ZOOM)
+    assert zoom_of(read(stem)) >= READABLE_ZOOM
 
 
 @each_stem

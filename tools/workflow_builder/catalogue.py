@@ -585,6 +585,7 @@ SPECS: tuple[Spec, ...] = (
             Fold("segments", "Number of segments", (288, 537, 536), {}, height=110),
             Fold("join", "Segments as a video", (289, 245), {}, height=90),
         ),
+        app=((189, "image"), (240, "file"), (261, "text"), (261, "noise_seed"), (261, "enabled")),
         columns=(
             Column("Source", 308, (189, 240, "segments", 538)),
             Column(
@@ -595,7 +596,6 @@ SPECS: tuple[Spec, ...] = (
             Column(RESULT, 330, (246, "report")),
             Column("Beside the driving video", 640, (292, 291)),
         ),
-        app=((189, "image"), (240, "file"), (261, "text")),
         heights={
             **{189: 330, 240: 330, 538: 122, 261: 730, 291: 140, 292: 677},
             **{"note": 260, 574: 260, 575: 260},
@@ -822,24 +822,22 @@ SPECS: tuple[Spec, ...] = (
             *second_sampling.TUNING,
         ),
         columns=(
-            Column(MODELS, 440, ("models", "note", Band("Later: the saved file", 1260), "later")),
+            Column(MODELS, 440, ("models", "note", Band("Later: the saved file", 1014), "later")),
             Column(
                 "1 - Measure while rendering",
                 NARROW,
-                ("attention", "probe", Band("3 - Render with the profile", 810), "patched", "load"),
+                ("attention", "probe", Band("3 - Render with the profile", 690), "patched", "load"),
             ),
-            Column("1 - Sampling", 330, ("measured", 50, Band("3 - Sampling", 810), "tuned")),
+            Column(
+                "1 - Sampling", 330, ("measured", 50, Band("3 - Sampling", 780), "tuned", "report")
+            ),
             Column(
                 "2 - Choose and save",
-                1200,
-                (
-                    ("result", "save"),
-                    Band("3 - What comes of it", 810),
-                    ("saver", "report"),
-                ),
+                728,
+                (("result", "save"), Band("3 - Video with the profile", 650), "saver"),
             ),
         ),
-        heights={"result": 640, "save": 160, "load": 90, "note": 480, "later": 340},
+        heights={"save": 160, "load": 90, "note": 240, "later": 240},
         clip=(832, 480),
         note=notes.TUNING,
         steps=30,

@@ -31,7 +31,8 @@ LEG = 4
 """Half of what the upright part of a link needs."""
 WIDTHS = {
     "RectifiedSpaAttnReport": nodes.REPORT_SIZE[0],
-    "RectifiedSpaAttnSaveProfile": 340,
+    "RectifiedSpaAttnProbeResult": nodes.RESULT_SIZE[0],
+    "RectifiedSpaAttnSaveProfile": 338,
     "RectifiedSpaAttnLoadProfile": 300,
 }
 """Of nodes that are not as wide as their column."""

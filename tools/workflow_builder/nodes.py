@@ -25,8 +25,9 @@ NODE_COLORS = {"color": "#233", "bgcolor": "#355"}
 NOTE_COLORS = {"color": "#222", "bgcolor": "#000"}
 GROUP_COLOR = "#8AA"
 
-# A report without its picture: the node grows when there is something to show.
+# Without their pictures: the nodes grow when there is something to show.
 REPORT_SIZE: Point = (320, 90)
+RESULT_SIZE: Point = (330, 150)
 
 MUTED = 2
 """Mode of a node that the front end leaves out of what it sends."""
@@ -53,7 +54,7 @@ SIZES: Mapping[str, Point] = {
     "RectifiedSpaAttnSchedule": (400, 366),
     "RectifiedSpaAttnReport": REPORT_SIZE,
     "RectifiedSpaAttnProbe": (460, 150),
-    "RectifiedSpaAttnProbeResult": (1240, 960),
+    "RectifiedSpaAttnProbeResult": RESULT_SIZE,
     "RectifiedSpaAttnSaveProfile": (480, 160),
     "RectifiedSpaAttnLoadProfile": (340, 90),
     "RectifiedSpaAttnBenchmark": (1000, 720),
