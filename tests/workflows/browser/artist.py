@@ -76,22 +76,6 @@ EMPTY = """panel => {
     }
   throw new Error('no empty place in the window');
 }"""
-HAS_PICTURE = """id => {
-  const node = app.canvas.graph.getNodeById(id);
-  return node.imgs?.[0]?.naturalHeight
-    && node.widgets.some(w => w.name === '$$canvas-image-preview');
-}"""
-# The lower right corner of a node in the window, and how much higher the node would have to be to
-# show its picture at full size without empty room above and below.
-RESIZE = """id => {
-  const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds;
-  const canvas = app.canvas.canvas.getBoundingClientRect();
-  const preview = node.widgets.find(w => w.name === '$$canvas-image-preview');
-  const caption = 15, wanted = preview.y + node.imgs[0].naturalHeight + caption;
-  return [canvas.x + (node.pos[0] + node.size[0] + ds.offset[0]) * ds.scale,
-          canvas.y + (node.pos[1] + node.size[1] + ds.offset[1]) * ds.scale,
-          (wanted - node.size[1]) * ds.scale];
-}"""
 SLOT = """([id, side, name]) => {
   const node = app.canvas.graph.getNodeById(id), ds = app.canvas.ds;
   const canvas = app.canvas.canvas.getBoundingClientRect();
@@ -224,17 +208,6 @@ class Artist(FrontEnd):
         """Make the window high enough for the largest nodes, or as it was."""
         self.page.set_viewport_size(VIEWPORT | ({"height": LARGE_HEIGHT} if is_large else {}))
         self.page.wait_for_timeout(400)
-
-    def fit_to_picture(self, node: str) -> None:
-        """Drag the corner of a node on show until it is as high as its picture needs."""
-        self.page.wait_for_function(HAS_PICTURE, arg=node, timeout=PATIENCE_MS)
-        x, y, distance = self.page.evaluate(RESIZE, node)
-        self.page.mouse.move(x - 4, y - 4)
-        self.page.mouse.down()
-        self.page.mouse.move(x - 4, y - 4 + distance / 2)
-        self.page.mouse.move(x - 4, y - 4 + distance)
-        self.page.mouse.up()
-        self.page.wait_for_timeout(200)
 
     def place_of(self, node: str, widget: str, tag: str = "CANVAS") -> list[float]:
         """Show a widget; where to click it, once it is there. `tag` is of what takes the click."""

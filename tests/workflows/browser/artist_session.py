@@ -111,9 +111,6 @@ class Visit:
             if is_large:
                 self.artist.make_room(True)
             self.artist.look_at(node["id"])
-            if node["type"] == REPORT:  # tiny models have few blocks and so a low picture
-                self.artist.fit_to_picture(node["id"])
-                self.artist.look_at(node["id"])
             if node["type"] == "SaveVideo":  # its node grows once the video has been loaded
                 self.artist.page.wait_for_timeout(front_end.SETTLE_MS)
                 self.artist.look_at(node["id"])
