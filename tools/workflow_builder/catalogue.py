@@ -491,7 +491,7 @@ SPECS: tuple[Spec, ...] = (
         columns=(
             Column(MODELS, 530, ((80, 89), "models", "note")),
             Column(SPARSE, NARROW, ("attention", "attention2", "options")),
-            Column(SAMPLING, 268, ("sampling", 94, 93)),
+            Column(SAMPLING, 268, ("sampling", 93, 94)),
             Column(RESULT, 700, (83, ("report", "report2"))),
         ),
         heights={80: 324, 89: 324, "models": 480, "note": 316, 94: 460, 93: 300},
