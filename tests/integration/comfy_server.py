@@ -146,6 +146,7 @@ class ComfyServer:
         self.base = base
         self.on_gpu = on_gpu
         self.log_path = base / "server.log"
+        self.triton_cache = base / "triton"
         self.url = ""
         self._process: subprocess.Popen | None = None
         self._runs = 0
@@ -164,6 +165,7 @@ class ComfyServer:
         environment = clean_environment()
         # Both versions compile much the same kernels: one cache beside the servers' folders.
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(self.base.parent / "inductor")
+        environment["TRITON_CACHE_DIR"] = str(self.triton_cache)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=self.checkout.folder, env=environment, stdout=log, stderr=log

@@ -43,19 +43,19 @@ WAN_FFN = 256
 WAN_PATCH = (1, 2, 2)
 
 
-def _wan_block(name: str, image_attention: bool) -> Shapes:
-    shapes: Shapes = {f"{name}.modulation": (1, 6, WIDTH)}
+def _wan_block(name: str, image_attention: bool, width: int, ffn: int) -> Shapes:
+    shapes: Shapes = {f"{name}.modulation": (1, 6, width)}
     for attention in ("self_attn", "cross_attn"):
         for part in ("q", "k", "v", "o"):
-            shapes |= _linear(f"{name}.{attention}.{part}", WIDTH, WIDTH)
-        shapes |= {f"{name}.{attention}.norm_{part}.weight": (WIDTH,) for part in ("q", "k")}
+            shapes |= _linear(f"{name}.{attention}.{part}", width, width)
+        shapes |= {f"{name}.{attention}.norm_{part}.weight": (width,) for part in ("q", "k")}
     if image_attention:
-        shapes |= _linear(f"{name}.cross_attn.k_img", WIDTH, WIDTH)
-        shapes |= _linear(f"{name}.cross_attn.v_img", WIDTH, WIDTH)
-        shapes |= {f"{name}.cross_attn.norm_k_img.weight": (WIDTH,)}
-    shapes |= _affine(f"{name}.norm3", WIDTH)
-    shapes |= _linear(f"{name}.ffn.0", WAN_FFN, WIDTH)
-    shapes |= _linear(f"{name}.ffn.2", WIDTH, WAN_FFN)
+        shapes |= _linear(f"{name}.cross_attn.k_img", width, width)
+        shapes |= _linear(f"{name}.cross_attn.v_img", width, width)
+        shapes |= {f"{name}.cross_attn.norm_k_img.weight": (width,)}
+    shapes |= _affine(f"{name}.norm3", width)
+    shapes |= _linear(f"{name}.ffn.0", ffn, width)
+    shapes |= _linear(f"{name}.ffn.2", width, ffn)
     return shapes
 
 
@@ -68,34 +68,37 @@ def _wan(
     vace_channels: int = 0,
     reference_channels: int = 0,
     mask_channels: int = 0,
+    width: int = WIDTH,
+    depth: int = DEPTH,
+    ffn: int = WAN_FFN,
 ) -> Shapes:
-    shapes = _conv("patch_embedding", WIDTH, in_channels, WAN_PATCH)
-    shapes |= _linear("text_embedding.0", WIDTH, WAN_TEXT_WIDTH)
-    shapes |= _linear("text_embedding.2", WIDTH, WIDTH)
-    shapes |= _linear("time_embedding.0", WIDTH, 256)
-    shapes |= _linear("time_embedding.2", WIDTH, WIDTH)
-    shapes |= _linear("time_projection.1", 6 * WIDTH, WIDTH)
-    for index in range(DEPTH):
-        shapes |= _wan_block(f"blocks.{index}", clip_image)
-    shapes |= {"head.modulation": (1, 2, WIDTH)}
-    shapes |= _linear("head.head", out_channels * 4, WIDTH)
+    shapes = _conv("patch_embedding", width, in_channels, WAN_PATCH)
+    shapes |= _linear("text_embedding.0", width, WAN_TEXT_WIDTH)
+    shapes |= _linear("text_embedding.2", width, width)
+    shapes |= _linear("time_embedding.0", width, 256)
+    shapes |= _linear("time_embedding.2", width, width)
+    shapes |= _linear("time_projection.1", 6 * width, width)
+    for index in range(depth):
+        shapes |= _wan_block(f"blocks.{index}", clip_image, width, ffn)
+    shapes |= {"head.modulation": (1, 2, width)}
+    shapes |= _linear("head.head", out_channels * 4, width)
     if clip_image:
         shapes |= _affine("img_emb.proj.0", WAN_CLIP_WIDTH)
         shapes |= _linear("img_emb.proj.1", WAN_CLIP_WIDTH, WAN_CLIP_WIDTH)
-        shapes |= _linear("img_emb.proj.3", WIDTH, WAN_CLIP_WIDTH)
-        shapes |= _affine("img_emb.proj.4", WIDTH)
+        shapes |= _linear("img_emb.proj.3", width, WAN_CLIP_WIDTH)
+        shapes |= _affine("img_emb.proj.4", width)
     if last_image:
         shapes |= {"img_emb.emb_pos": (1, 2 * WAN_CLIP_TOKENS, WAN_CLIP_WIDTH)}
     if vace_channels:
-        shapes |= _conv("vace_patch_embedding", WIDTH, vace_channels, WAN_PATCH)
-        shapes |= _wan_block("vace_blocks.0", False)
-        shapes |= _linear("vace_blocks.0.before_proj", WIDTH, WIDTH)
-        shapes |= _linear("vace_blocks.0.after_proj", WIDTH, WIDTH)
+        shapes |= _conv("vace_patch_embedding", width, vace_channels, WAN_PATCH)
+        shapes |= _wan_block("vace_blocks.0", False, width, ffn)
+        shapes |= _linear("vace_blocks.0.before_proj", width, width)
+        shapes |= _linear("vace_blocks.0.after_proj", width, width)
     if reference_channels:
-        shapes |= _conv("ref_conv", WIDTH, reference_channels, WAN_PATCH[1:])
+        shapes |= _conv("ref_conv", width, reference_channels, WAN_PATCH[1:])
     if mask_channels:  # SCAIL-2
-        shapes |= _conv("patch_embedding_pose", WIDTH, in_channels, WAN_PATCH)
-        shapes |= _conv("patch_embedding_mask", WIDTH, mask_channels, WAN_PATCH)
+        shapes |= _conv("patch_embedding_pose", width, in_channels, WAN_PATCH)
+        shapes |= _conv("patch_embedding_mask", width, mask_channels, WAN_PATCH)
     return shapes
 
 
@@ -414,3 +417,11 @@ def write_checkpoints(folder: Path) -> None:
         if not path.exists():
             metadata = {"config": model.config} if model.config else None
             save_file(random_parameters(model.shapes, model.seed), path, metadata)
+
+
+def write_wide_wan(folder: Path) -> None:
+    """Write "wan21_t2v" with 12 heads and six blocks in fp16, large enough for times on a GPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes = _wan(16, width=1536, depth=6, ffn=4096)
+    weights = {name: each.half() for name, each in random_parameters(shapes, 1).items()}
+    save_file(weights, folder / "wan21_t2v.safetensors")
