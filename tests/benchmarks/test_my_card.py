@@ -7,7 +7,6 @@ import re
 import sys
 from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +24,9 @@ from rectified_spaattn.nodes.pictures.benchmark import draw_benchmark
 from rectified_spaattn.rspa_core import ConfigError
 from rectified_spaattn.rspa_core.run.presets import PRESETS
 
+from .small_card import GIB, small_card
+
 CPU = torch.device("cpu")
-GIB = 1 << 30
 FAST, SLOW = 2e-12, 3e-11
 """Seconds for a query and a key of one head: a data centre's GPU, a small graphics card."""
 
@@ -173,30 +173,7 @@ def test_without_triton_the_reason_is_plain(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_record_of_a_small_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it but the GPU: tensors stay on the CPU and sizes are those of a test."""
-    build, interleaved = measure.make_problem, measure.measure_interleaved
-    asked: list[Shape] = []
-
-    def small(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
-        asked.append(shape)
-        assert (dtype, device.type) == (torch.bfloat16, "cuda")
-        return build(Shape((2, 9, 9), 5), torch.float32, CPU)
-
-    cuda: dict[str, Any] = {
-        "get_device_name": "NVIDIA GeForce RTX 3060\u2122",
-        "get_device_capability": (8, 6),
-        "get_device_properties": SimpleNamespace(total_memory=6 * GIB),
-        "mem_get_info": (5 * GIB, 6 * GIB),
-        "empty_cache": None,
-    }
-    for name, value in cuda.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    monkeypatch.setattr(measure, "_dense_pair_s", lambda device, dtype: 10 * FAST)
-    monkeypatch.setattr(measure, "make_problem", small)
-    monkeypatch.setattr(measure, "EVEN_GRIDS", ((2, 9, 9), (21, 45, 80)))
-    monkeypatch.setattr(
-        measure, "measure_interleaved", lambda calls, device, **more: interleaved(calls, CPU)
-    )
+    asked = small_card(monkeypatch)
     shares: list[float] = []
     made = record.check(measure.measure(torch.device("cuda"), quiet, shares.append))
     assert made["device"]["name"] == "NVIDIA GeForce RTX 3060"

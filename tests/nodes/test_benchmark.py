@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from rectified_spaattn.benchmarks.calls import ours
 from rectified_spaattn.benchmarks.calls.problem import Shape
 from rectified_spaattn.benchmarks.my_card import measure
 from rectified_spaattn.benchmarks.my_card.record import check
 from rectified_spaattn.nodes import benchmark, host
 from rectified_spaattn.nodes.benchmark import RectifiedSpaAttnBenchmark
 from rectified_spaattn.rspa_core import ConfigError
+
+from ..benchmarks.small_card import FREE, small_card
 
 
 class Interrupted(BaseException):
@@ -110,6 +114,45 @@ def test_refusal_is_shown(core: Core, said: list[str], monkeypatch: pytest.Monke
     assert result.ui.image is image
     assert summary == said[-1] == "0.5 GiB of GPU memory are free, 1.8 are needed"
     assert json.loads(text) is None
+
+
+@pytest.mark.parametrize("has_triton", [True, False])
+def test_a_small_card_without_the_libraries(
+    has_triton: bool, core: Core, said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """6 GB, no SageAttention, no comfy-kitchen, and then no Triton either: each says so."""
+    small_card(monkeypatch)
+    core.free = FREE
+    core.modules["comfy.model_management"].get_torch_device = lambda: torch.device("cuda")  # type: ignore[attr-defined]
+    for name in ("sageattention", "comfy_kitchen"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(measure, "compare", partial(measure.compare, rivals=True))
+    if not has_triton:
+        monkeypatch.setitem(sys.modules, "triton", None)
+        sparse = partial(ours.rectified_attention, backend="triton")  # as "auto" on a GPU
+        monkeypatch.setattr(ours, "rectified_attention", sparse)
+
+    image, summary, text = RectifiedSpaAttnBenchmark.execute(call="auto").values
+    assert image.shape[2:] == (960, 3)
+    record = check(json.loads(text))
+    assert record["call"]["heads"] < record["call"]["model_heads"]
+    rows = {row["name"]: row for row in record["rows"]}
+    assert rows["dense PyTorch"]["ms"] > 0
+    for name in ("dense SageAttention", "dense comfy-kitchen INT8", "Sol-Attn top-k 0.25"):
+        assert rows[name]["reason"].startswith("not installed: pip install ")
+        assert f"{name}: not installed: pip install " in summary
+    for name in ("ours quality", "ours balanced", "ours fast"):
+        assert (rows[name]["ms"] is not None) == has_triton
+    if has_triton:
+        assert "Not installed, so not compared: dense SageAttention, dense comfy-kitchen" in summary
+        assert said[-1].startswith(("Preset ", "It does not pay on this card"))
+    else:
+        words = "Sparse attention does not run here: Triton is not installed: 'pip install triton'"
+        assert words in summary
+        assert said[-1].startswith(words)
+    saved = tmp_path / "rectified_spaattn" / "card_nvidia_geforce_rtx_3060.json"
+    assert json.loads(saved.read_text()) == record
+    assert core.shares[-1] == 100
 
 
 def test_wrong_call_is_named(core: Core) -> None:
