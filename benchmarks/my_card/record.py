@@ -24,6 +24,7 @@ MAX_BYTES = 64 << 10
 PACKAGES = ("triton", "triton-windows", "sageattention", "comfy-kitchen")
 OURS = "ours "
 SMALL = "small"
+PORTABLE = "python_embeded\\python.exe -m pip"
 BREAK_EVEN_PRESET = "balanced"
 WORTH, CLOSE_ENOUGH = 1.1, 1.5
 """Times faster than the fastest dense back end: from the first on a preset pays, from the second on
@@ -82,7 +83,9 @@ def _driver() -> str | None:
 
 def plain(text: str) -> str:
     """A reason without places of this machine, in one line."""
-    text = re.sub(r"\b[A-Za-z]:[\\/][^'\"]*|\S*[\\/]\S*", "...", text)
+    # What to type in a portable ComfyUI is no place of this machine.
+    parts = text.split(PORTABLE)
+    text = PORTABLE.join(re.sub(r"\b[A-Za-z]:[\\/][^'\"]*|\S*[\\/]\S*", "...", s) for s in parts)
     return "".join(each if each.isprintable() else " " for each in text)[:300]
 
 

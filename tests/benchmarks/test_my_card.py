@@ -272,6 +272,8 @@ def test_picture_shows_times_and_reasons() -> None:
         r"RuntimeError: cannot open C:\Users\Jane Doe\x.dll",
         "RuntimeError: cannot open /srv/jane doe/x.so",
         "RuntimeError: cannot open '/srv/jane/x y.so'",
+        r"RuntimeError: cannot open D:\Jane Doe\python_embeded\python.exe -m pip",
+        r"RuntimeError: cannot open 'D:\Jane Doe\python_embeded\python.exe\jane\x.dll'",
     ],
 )
 def test_reasons_name_no_folder(text: str) -> None:

@@ -149,6 +149,7 @@ def test_a_small_card_without_the_libraries(
     else:
         words = "Sparse attention does not run here: Triton is not installed: 'pip install triton'"
         assert words in summary
+        assert r"portable: python_embeded\python.exe -m pip install triton-windows" in summary
         assert said[-1].startswith(words)
     saved = tmp_path / "rectified_spaattn" / "card_nvidia_geforce_rtx_3060.json"
     assert json.loads(saved.read_text()) == record
