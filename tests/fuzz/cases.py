@@ -28,16 +28,16 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Case:
-    """One attention call. What is compiled is decided by the fields up to `int8`.
+    """One attention call. The fields up to `storage` decide what is compiled.
 
     Attributes:
         dtype, head_dim: of q, k and v.
         q_block, kv_block, rectification, tail_keys: as in `SparseConfig`.
         tile: numbers and switches of the kernels' `Tile`, in its order, joined by commas.
+        storage: how q, k and v lie in memory, see `stored`.
         grid: of the video, T, H, W joined by x.
         before, after: context tokens.
         batch, heads: of the call; chunk: heads at a time.
-        storage: how q, k and v lie in memory, see `stored`.
         values: what they hold, see `drawn`.
         sparsity, top_p, order, neighbours, min_blocks: as in `SparseConfig`.
         seed: of the numbers.
@@ -50,13 +50,13 @@ class Case:
     rectification: str
     tail_keys: int
     tile: str
+    storage: str
     grid: str
     before: int
     after: int
     batch: int
     heads: int
     chunk: int
-    storage: str
     values: str
     sparsity: float
     top_p: float
@@ -196,18 +196,20 @@ def _stored(x: Tensor, storage: str) -> Tensor:
     return x.contiguous()
 
 
-def draw_cases(number: int, per_variant: int, seed: int, device: torch.device) -> Iterator[Case]:
-    """`number` cases, `per_variant` of them in a row with one set of compiled kernels."""
+def draw_cases(
+    number: int, per_variant: int, seed: int, device: torch.device
+) -> Iterator[list[Case]]:
+    """`number` cases, in lists of `per_variant` that share their compiled kernels."""
     draw = random.Random(seed)
     while number > 0:
         variant = draw_variant(draw, device)
-        for _ in range(min(per_variant, number)):
-            yield draw_case(draw, variant, device)
+        yield [draw_case(draw, variant, device) for _ in range(min(per_variant, number))]
         number -= per_variant
 
 
 def draw_variant(draw: random.Random, device: torch.device) -> dict[str, object]:
-    """What decides the compiled kernels: types, blocks, mode, tile."""
+    """What decides the compiled kernels: types, blocks, mode, tile, and strides, whose alignment is
+    compiled in."""
     # bf16 is silently wrong in Triton's interpreter.
     names = list(DTYPES) if device.type == "cuda" else ["float32", "float16"]
     dtype = draw.choice(names)
@@ -223,6 +225,7 @@ def draw_variant(draw: random.Random, device: torch.device) -> dict[str, object]
         "rectification": rectification,
         "tail_keys": tail_keys,
         "tile": ",".join(str(int(value)) for value in tile),
+        "storage": draw.choice(STORAGES),
     }
 
 
@@ -262,7 +265,6 @@ def draw_case(draw: random.Random, variant: dict[str, object], device: torch.dev
         batch=draw.choice((1, 1, 1, 2) if is_gpu else (1, 1, 1, 1, 1, 2)),
         heads=heads,
         chunk=draw.choice((1, heads, 2 * heads)),
-        storage=draw.choice(STORAGES),
         values=draw.choice(VALUES),
         sparsity=draw.choice((0.0, 0.3, 0.5, 0.6, 0.75, 0.75, 0.9, 0.98)),
         top_p=draw.choice((0.0, 0.0, 0.0, 0.3, 0.7, 0.95, 1.0)),

@@ -12,12 +12,16 @@ A ranking in other digits may decide a near tie otherwise. Then the other choice
 reference runs again with the kernels' critical set. If that is within the budget, and if the two
 sets are as good as each other by the ranking's own probabilities, the case is a tie. Other
 decisions (the gain test of "paper", groups of keys, the factor of the tail, a step of int8) leave
-no record: the reference runs with inputs changed in the ranking's last digits, and where its own
-output changes by as much as the difference, that is a tie as well.
+no record: the reference runs with its inputs, and those of the factor's fit, changed in the last
+digits of the ranking, and where its own output changes by as much as the difference, that is a tie
+as well.
 """
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,10 +29,12 @@ import torch
 from torch import Tensor
 
 from rectified_spaattn.kernels.launch import launch
+from rectified_spaattn.rspa_core import reference
 from rectified_spaattn.rspa_core.attention import dense_attention
 from rectified_spaattn.rspa_core.order import split_sequence
 from rectified_spaattn.rspa_core.quantisation import rotated, smoothing_shift
 from rectified_spaattn.rspa_core.ranking import block_probs
+from rectified_spaattn.rspa_core.rectification import TAIL_VARIANCE_CAP
 from rectified_spaattn.rspa_core.reference import reference_attention
 
 from .cases import Case
@@ -71,16 +77,33 @@ class Outcome:
     note: str = ""
 
 
+def judge_all(
+    cases: Iterable[Case], device: torch.device, end: float
+) -> list[tuple[Case, Outcome, float]]:
+    """Each case with its outcome and the seconds it took; none begins at `time.time() >= end`."""
+    judged = []
+    for case in cases:
+        start = time.time()
+        if start >= end:
+            break
+        judged.append((case, judge(case, device), time.time() - start))
+    return judged
+
+
 def judge(case: Case, device: torch.device) -> Outcome:
-    """Run one case and say what its output is worth."""
-    q, k, v = case.tensors(device)
+    """Run one case on the device and say, on the CPU, what its output is worth."""
     layout, config = case.layout, case.config
-    copies = [x.clone() for x in (q, k, v)]
     try:
+        q, k, v = case.tensors(device)
+        copies = [x.clone() for x in (q, k, v)]
         with poisoned():
             out, counts, mask, _ = launch(
                 q, k, v, layout, config, case.kernel_tile, True, chunk_heads=case.chunk
             )
+        is_unchanged = all(map(torch.equal, (q, k, v), copies))
+        dense = dense_error(*copies)
+        # Thousands of small operations follow: a CPU does each sooner than it is launched.
+        q, k, v, out, counts, mask = (x.cpu() for x in (*copies, out, counts, mask))
     except Exception as error:
         return Outcome("FAULT", float("inf"), f"{type(error).__name__}: {error}".splitlines()[0])
     for problem, is_wrong in (
@@ -89,12 +112,12 @@ def judge(case: Case, device: torch.device) -> Outcome:
             "counts are not those of the mask",
             not torch.equal(counts, mask.sum(-1, dtype=torch.int32)),
         ),
-        ("inputs were written", not all(map(same, (q, k, v), copies))),
+        ("inputs were written", not is_unchanged),
         ("values that are not finite", not bool(out.isfinite().all())),
     ):
         if is_wrong:
             return Outcome("FAULT", float("inf"), problem)
-    budget = budget_of(case, q, k, v)
+    budget = budget_of(case, q, k, v, dense)
     expected, critical = reference_attention(q, k, v, layout, config)
     error = error_of(out, expected, v)
     chosen = mask.bool()
@@ -130,11 +153,6 @@ class poisoned:
         torch.use_deterministic_algorithms(self._before)
 
 
-def same(x: Tensor, copy: Tensor) -> bool:
-    """Whether two tensors hold the same."""
-    return torch.equal(x, copy)
-
-
 def error_of(out: Tensor, expected: Tensor, v: Tensor) -> Error:
     """The errors of an output, all `[B, H, N, D]`."""
     largest = v.double().abs().amax(-2, keepdim=True).clamp(min=1e-30)
@@ -142,20 +160,29 @@ def error_of(out: Tensor, expected: Tensor, v: Tensor) -> Error:
     return Error(float(difference.abs().max()), float(difference.square().mean().sqrt()))
 
 
-def budget_of(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Error:
-    """What the errors of this case may be."""
+def dense_error(q: Tensor, k: Tensor, v: Tensor) -> Error:
+    """The errors of dense attention; on a GPU torch makes fp32 of three products of tf32, too."""
+    exact = dense_attention(q.double(), k.double(), v.double())
+    return error_of(dense_attention(q, k, v), exact, v)
+
+
+def budget_of(case: Case, q: Tensor, k: Tensor, v: Tensor, dense: Error) -> Error:
+    """What the errors of this case may be, with those of dense attention.
+
+    The kernels multiply fp32 as fp32, or as three products of tf32. What remains is the order of
+    sums, 2^x by an approximation of two units in the last place, and the rounding of a logit, which
+    grows with it; one of the tail holds more than a score. What all this makes of the factor of the
+    tail is left to `spread_of`.
+    """
     dtype, tile = q.dtype, case.kernel_tile
-    dense = error_of(
-        dense_attention(q, k, v), dense_attention(q.double(), k.double(), v.double()), v
-    )
     rounding = torch.finfo(dtype).eps
     # Rounding of the output and of weights, where dense attention happens to have next to none.
     peak, mean = max(dense.peak, rounding), max(dense.mean, rounding / 8)
-    if dtype == torch.float32:  # the order of sums, and 2^x in place of e^x
-        peak, mean = (
-            max(peak, 4e-6 + 2e-7 * scores_of(q, k)),
-            max(mean, 1e-6 + 5e-8 * scores_of(q, k)),
-        )
+    if dtype == torch.float32:
+        logit = scores_of(q, k)
+        if case.rectification == "precise":
+            logit += math.log(case.kv_block) + TAIL_VARIANCE_CAP
+        peak, mean = max(peak, 4e-6 + 2e-7 * logit), max(mean, 1e-6 + 5e-8 * logit)
     if case.rectification == "precise":
         # Pooled keys in the dtype of the inputs: each rounding moves a logit, at random.
         moved = rounding * noise_of(q, k)
@@ -218,19 +245,25 @@ def gap_of(q: Tensor, k: Tensor, chosen: Tensor, critical: Tensor, case: Case) -
 def spread_of(
     case: Case, q: Tensor, k: Tensor, v: Tensor, expected: Tensor, chosen: Tensor
 ) -> Tensor:
-    """By how much the reference's own output changes with the last digits of its inputs, fp32."""
-    generator = torch.Generator(q.device).manual_seed(case.seed)
-    layout, config = case.layout, case.config
+    """By how much the reference's own output changes with the last digits of its inputs, fp32.
+
+    Those of the fit of the tail's factor are changed, too: where the sampled queries attend next to
+    nothing of the tail, rounding of their sums in fp32 moves the factor by 1e-4 and more, the same
+    way for all inputs that are alike, and with it the rows that attend more of the tail.
+    """
+    digit, generator = LAST_DIGIT[q.dtype], torch.Generator().manual_seed(case.seed)
+
+    def moved(x: Tensor) -> Tensor:
+        return x * (1.0 + digit * torch.randn(x.shape, generator=generator))
+
+    layout, config, fit = case.layout, case.config, reference.fitted_weight
     spread = torch.zeros_like(expected, dtype=torch.float32)
-    for _ in range(TRIALS):
-        moved = [
-            x.float()
-            * (
-                1.0
-                + LAST_DIGIT[x.dtype] * torch.randn(x.shape, generator=generator, device=x.device)
-            )
-            for x in (q, k)
-        ]
-        other, _ = reference_attention(*moved, v.float(), layout, config, chosen)
-        spread = torch.maximum(spread, (other - expected.float()).abs())
+    reference.fitted_weight = lambda *sums: fit(*map(moved, sums))
+    try:
+        for _ in range(TRIALS):
+            inputs = moved(q.float()), moved(k.float()), v.float()
+            other, _ = reference_attention(*inputs, layout, config, chosen)
+            spread = torch.maximum(spread, (other - expected.float()).abs())
+    finally:
+        reference.fitted_weight = fit
     return spread

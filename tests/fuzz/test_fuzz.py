@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -30,6 +32,7 @@ CASE = Case.parse(
 def test_some_cases(capsys: pytest.CaptureFixture[str], device: torch.device) -> None:
     """None is a fault. On a GPU, where kernels are compiled, of one variant in four."""
     words = ["--cases", "4", "--per-variant", "4" if device.type == "cuda" else "1", "--seed", "7"]
+    words += ["--jobs", "1"]
     status = program.main([*words, "--device", device.type])
     printed = capsys.readouterr().out
     assert status == 0, printed
@@ -37,7 +40,7 @@ def test_some_cases(capsys: pytest.CaptureFixture[str], device: torch.device) ->
 
 
 def test_a_case_is_one_line(device: torch.device) -> None:
-    for case in draw_cases(40, 2, 3, device):
+    for case in chain(*draw_cases(40, 2, 3, device)):
         line = case.text()
         assert "\n" not in line
         assert '"' not in line
@@ -58,7 +61,25 @@ def test_cases_of_a_variant_share_what_is_compiled() -> None:
 def test_the_same_seed_draws_the_same_cases() -> None:
     first, second = (list(draw_cases(12, 3, 11, CPU)) for _ in range(2))
     assert first == second
-    assert len({case.tile + case.dtype + case.mode for case in first}) > 1
+    assert [len(cases) for cases in first] == [3, 3, 3, 3]
+    assert len({case.tile + case.dtype + case.mode for case in chain(*first)}) > 1
+
+
+def test_processes_share_the_variants(
+    capsys: pytest.CaptureFixture[str], device: torch.device
+) -> None:
+    """Each case is judged once, by one of them; after the last minute none is begun."""
+    small = dataclasses.replace(CASE, rectification="none", tail_keys=1, grid="1x2x33")
+    variants = [[dataclasses.replace(small, seed=seed)] for seed in range(3)]
+    in_one, in_two = (list(program.judged(variants, device, jobs, math.inf)) for jobs in (1, 2))
+    assert [case for case, _, _ in in_one] == [case for cases in variants for case in cases]
+    assert {case: outcome for case, outcome, _ in in_two} == {case: out for case, out, _ in in_one}
+    assert list(program.judged(variants, device, 1, 0.0)) == []
+
+    rows = program.tabulated(in_two)
+    assert rows["float32", "none"].cases == 3
+    program.print_table(rows, 0.5)
+    assert "3 cases in 0.5 minutes, 6 a minute" in capsys.readouterr().out
 
 
 def launched(change: Callable[[Tensor, Tensor, Tensor], Any]) -> Callable[..., Any]:
