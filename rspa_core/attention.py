@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .reference import attend_with_lse
 
 BACKENDS = ("auto", "reference", "triton")
 SCORE_BYTES = 1 << 26
-"""Of the scores that `dense_attention_lse` holds at a time."""
+"""Of the scores that `plain_attention_lse` holds at a time."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -150,42 +151,60 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
-def weighted_attention_lse(q: Tensor, k: Tensor, v: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-    """`dense_attention_lse` with `added [1 or B, M]` to the scores of each key; fast on a GPU."""
-    if q.device.type != "cuda" or q.dtype == torch.float32:
-        return dense_attention_lse(q, k, v, added)
-    (batch, heads, length, _), keys = q.shape, k.shape[-2]
-    added = added.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
-    # The kernel reads rows of a mask that begin at multiples of 16 numbers; here all are one.
-    row = torch.nn.functional.pad(added, (0, -keys % 16))
-    mask = row[:, None, None, :keys].expand(batch, heads, length, keys)
-    # What SDPA runs with a mask; by its public name it keeps the logarithms to itself.
-    attend = torch.ops.aten._scaled_dot_product_efficient_attention
-    out, lse, *_ = attend(q, k, v, mask, compute_log_sumexp=True)
-    return out, lse[..., :length]
-
-
-FLASH_WITH_LSE = {
-    "cuda": "_scaled_dot_product_flash_attention",
-    "cpu": "_scaled_dot_product_flash_attention_for_cpu",
-}
-"""What `scaled_dot_product_attention` calls: it has the logarithms, and does not return them."""
-
-
 def dense_attention_lse(
     q: Tensor, k: Tensor, v: Tensor, added: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`dense_attention` and the logarithms of the sums of weights `[B, H, N]` fp32.
 
-    By torch's flash attention where it can. Elsewhere slowly: in plain torch and fp32, some rows of
-    one head at a time, so that it needs hardly any memory. `added [1 or B, M]`: to the scores of
-    each key.
+    By a fused kernel of torch where one can, else by `plain_attention_lse`. `added [1 or B, M]`: to
+    the scores of each key; where it is -inf for all of them, the output is not a number.
     """
-    if added is None and (flash := FLASH_WITH_LSE.get(q.device.type)) is not None:
-        with suppress(RuntimeError):  # a dtype or head size it does not know
-            out, lse, *_ = getattr(torch.ops.aten, flash)(q, k, v)
+    # The kernel of the CPU takes this for granted, and reads other memory where it is not so.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    for attend in _fused_with_lse(q, k, v, added):
+        with suppress(RuntimeError):  # a build, GPU, dtype or head size that it does not know
+            out, lse, *_ = attend()
+            lse = lse[..., : q.shape[-2]]  # one of them fills it up to a multiple of 32
             if lse.shape == q.shape[:-1]:
                 return out, lse.float()
+    return plain_attention_lse(q, k, v, added)
+
+
+def _fused_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, added: Tensor | None
+) -> Iterator[Callable[[], tuple[Any, ...]]]:
+    """What `scaled_dot_product_attention` calls, the fastest first.
+
+    They have the logarithms, which it keeps to itself.
+    """
+    aten, kind = torch.ops.aten, q.device.type
+    if added is None and kind == "cpu":
+        yield partial(aten._scaled_dot_product_flash_attention_for_cpu, q, k, v)
+    if added is None and kind == "cuda":
+        yield partial(aten._scaled_dot_product_flash_attention, q, k, v)
+    # Where flash attention is not built, as on Windows, or takes no mask.
+    if kind == "cuda" and q.dtype != torch.float32:
+        mask = None if added is None else _expanded(added, q, k.shape[-2])
+        attend = aten._scaled_dot_product_efficient_attention
+        yield partial(attend, q, k, v, mask, compute_log_sumexp=True)
+
+
+def _expanded(added: Tensor, q: Tensor, keys: int) -> Tensor:
+    """A mask `[B, H, N, M]` of one row for each sample.
+
+    The kernel reads rows that begin at multiples of 16 numbers; here all are one.
+    """
+    row = torch.nn.functional.pad(added.to(q.dtype), (0, -keys % 16))
+    return row[:, None, None, :keys].expand(*q.shape[:-1], keys)
+
+
+def plain_attention_lse(
+    q: Tensor, k: Tensor, v: Tensor, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`dense_attention_lse` in plain torch and fp32, anywhere but slowly.
+
+    Some rows of one head at a time, so that it needs hardly any memory.
+    """
     batch, heads, length, _ = q.shape
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, length), dtype=torch.float32)

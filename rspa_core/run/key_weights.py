@@ -14,10 +14,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..attention import AttentionStats, merge_attention, weighted_attention_lse
+from ..attention import AttentionStats, dense_attention_lse, merge_attention
 from ..config import SparseConfig
 from ..layout import TokenLayout
-from .key_masks import over_keys
+from .key_masks import NEVER, over_keys
 from .reasons import DenseReason, Reason, why
 
 
@@ -31,8 +31,9 @@ def read_weights(mask: Tensor, batch: int, rows: int, layout: TokenLayout) -> Te
         layout: of all keys.
 
     Returns:
-        `[1 or B, N - T*H*W]`; or why such a call cannot be sparse: its rows are not those of a
-        video that comes first, or the mask is no sum over keys, or over the video's too.
+        `[1 or B, N - T*H*W]`, `NEVER` or more; or why such a call cannot be sparse: its rows are
+        not those of a video that comes first, or the mask is no sum over keys, or over the video's
+        too.
     """
     added = over_keys(mask, batch, layout.length)
     is_video = layout.video_start == 0 and rows == layout.video_length
@@ -40,7 +41,8 @@ def read_weights(mask: Tensor, batch: int, rows: int, layout: TokenLayout) -> Te
         return why(Reason.SPLIT_ROWS, rows, layout.length)
     if bool((added[:, :rows] != 0).any()):
         return why(Reason.SPLIT_ROWS, rows, layout.length)
-    return added[:, rows:]
+    # Without any weight, as without much: with -inf for all keys no sum could be divided by.
+    return added[:, rows:].clamp(min=NEVER)
 
 
 def attend_weighted(
@@ -69,7 +71,7 @@ def attend_weighted(
     own = replace(layout, length=layout.video_length)
     operands = q, k[:, :, video], v[:, :, video]
     out, stats = attention(*operands, own, config, return_lse=True)
-    other, other_lse = weighted_attention_lse(q, k[:, :, context], v[:, :, context], added)
+    other, other_lse = dense_attention_lse(q, k[:, :, context], v[:, :, context], added)
     assert stats.lse is not None
     joined, _ = merge_attention(out, stats.lse, other, other_lse)
     return joined, stats.density

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rectified_spaattn.nodes.override import make_join, make_override
-from rectified_spaattn.rspa_core import metrics, rectified_attention
+from rectified_spaattn.rspa_core import attention, metrics, rectified_attention
 from rectified_spaattn.rspa_core.attention import (
     dense_attention,
     dense_attention_lse,
     merge_attention,
+    plain_attention_lse,
 )
 from rectified_spaattn.rspa_core.run.calls import ForwardPlan
 from rectified_spaattn.rspa_core.run.probe import ProbeSettings, parse_probe_steps
@@ -27,7 +29,7 @@ from rectified_spaattn.rspa_core.run.reasons import Reason, why
 from rectified_spaattn.rspa_core.run.schedule import Position
 
 from .patch_rig import make_executor, make_patch, run
-from .rig import BLOCK, CONFIG, LAYOUT, OPTIONS, Rig
+from .rig import BLOCK, CONFIG, LAYOUT, OPTIONS, Rig, raising
 from .stand_ins import GRID, HEAD_DIM, HEADS, TOKENS, dense, tensors, wan_model
 
 FRAMES, PER_FRAME = GRID[0], GRID[1] * GRID[2]
@@ -252,8 +254,41 @@ def test_logarithms_of_dense_attention() -> None:
     assert metrics.relative_l2(out, dense_attention(q[:, :, :50], k, v)) < 1e-6
     scores = HEAD_DIM**-0.5 * (q[:, :, :50] @ k.mT)
     assert torch.allclose(lse, scores.logsumexp(-1), atol=1e-5)
-    slowly = dense_attention_lse(q[:, :, :50], k, v, torch.zeros(1, 70))
-    torch.testing.assert_close((out, lse), slowly)
+    torch.testing.assert_close((out, lse), plain_attention_lse(q[:, :, :50], k, v))
+
+
+@pytest.mark.parametrize("turned", range(3), ids="qkv")
+def test_logarithms_of_operands_whose_channels_are_apart(turned: int) -> None:
+    qkv = [x.transpose(1, 2) for x in tensors(1, 70, HEADS, HEAD_DIM)]
+    expected = dense_attention_lse(*qkv)
+    qkv[turned] = qkv[turned].mT.contiguous().mT
+    torch.testing.assert_close(dense_attention_lse(*qkv), expected)
+
+
+def test_logarithms_where_flash_attention_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: torch has another fused kernel, which fills the logarithms up."""
+    qkv = tuple(x.transpose(1, 2) for x in tensors(1, 70, HEADS, HEAD_DIM))
+    out, lse = plain_attention_lse(*qkv)
+    fused = [
+        raising(RuntimeError("USE_FLASH_ATTENTION was not enabled for build.")),
+        lambda: (out, torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32)), None, None),
+    ]
+    monkeypatch.setattr(attention, "_fused_with_lse", lambda *args: iter(fused))
+    assert dense_attention_lse(*qkv)[0] is out
+    assert torch.equal(dense_attention_lse(*qkv)[1], lse)
+    del fused[1]
+    torch.testing.assert_close(dense_attention_lse(*qkv), (out, lse))
+
+
+def test_fused_attention_of_a_gpu_is_called_as_torch_has_it() -> None:
+    with FakeTensorMode():
+        q, k, v = (torch.empty(2, HEADS, 64, 128, device="cuda", dtype=torch.half) for _ in "qkv")
+        found = [attend() for attend in attention._fused_with_lse(q, k, v, None)]
+    assert len(found) == 2
+    for out, lse, *_ in found:
+        assert out.shape == q.shape
+        assert lse.shape == q.shape[:-1]
+        assert lse.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -262,6 +297,9 @@ def test_logarithms_of_dense_attention_on_a_gpu(dtype: torch.dtype) -> None:
         pytest.skip("needs a CUDA GPU")
     q, k, v = (x.transpose(1, 2).cuda().to(dtype) for x in tensors(2, 333, 3, 128))
     out, lse = dense_attention_lse(q[:, :, :77], k, v)
-    expected, logs = dense_attention_lse(q[:, :, :77], k, v, torch.zeros(1, 333, device="cuda"))
+    expected, logs = plain_attention_lse(q[:, :, :77], k, v)
     assert metrics.relative_l2(out.float(), expected.float()) < 1e-2
     torch.testing.assert_close(lse, logs, atol=1e-2, rtol=1e-3)
+    other, other_lse = dense_attention_lse(q[:, :, :77], k, v, torch.zeros(1, 333, device="cuda"))
+    assert metrics.relative_l2(other.float(), expected.float()) < 1e-2
+    torch.testing.assert_close(other_lse, logs, atol=1e-2, rtol=1e-3)

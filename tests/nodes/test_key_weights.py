@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,11 @@ from torch import Tensor
 
 from rectified_spaattn.nodes.override import split_heads
 from rectified_spaattn.rspa_core import TokenLayout, metrics, rectified_attention
-from rectified_spaattn.rspa_core.attention import dense_attention_lse, merge_attention
+from rectified_spaattn.rspa_core.attention import (
+    dense_attention_lse,
+    merge_attention,
+    plain_attention_lse,
+)
 from rectified_spaattn.rspa_core.run import calls
 from rectified_spaattn.rspa_core.run.calls import ForwardPlan
 from rectified_spaattn.rspa_core.run.probe import ProbeSettings, parse_probe_steps
@@ -81,6 +86,21 @@ def test_exact_when_every_block_is_kept(strengths: Tensor) -> None:
     assert dict(rig.tally.sparse) == {BLOCK: 1}
     assert not rig.dense_reasons, "the guides' rows are exact, and no call over the video"
     assert not torch.allclose(out, full(torch.ones(GUIDES), batch=2), atol=1e-4)
+
+
+@pytest.mark.parametrize("least", [-math.inf, torch.finfo(torch.float32).min, -3e4])
+def test_keys_without_any_weight(least: float) -> None:
+    """Of another node than ComfyUI's own, too: 0/0 would make the frame black."""
+    rig = Rig(KEEP_ALL)
+    q, k, v = operands(1)
+    mask = torch.zeros(1, 1, 1, LENGTH)
+    mask[..., TOKENS:] = least
+    out = rig.override(
+        dense, q[:, :TOKENS], k, v, HEADS, mask=mask, transformer_options=OPTIONS, **REST
+    )
+    video = dense(q[:, :TOKENS], k[:, :TOKENS], v[:, :TOKENS], HEADS)
+    torch.testing.assert_close(out, video)
+    assert dict(rig.tally.sparse) == {BLOCK: 1}
 
 
 def test_rows_are_the_sparse_video_and_the_exact_guides() -> None:
@@ -181,13 +201,11 @@ def test_logarithms_on_a_gpu(dtype: torch.dtype) -> None:
     """What the GPU computes at once, for odd numbers of keys and weights of nothing."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")
-    from rectified_spaattn.rspa_core.attention import weighted_attention_lse
-
     q, k, v = (x.cuda() for x in tensors(2, 3, 300, 128, dtype=dtype))
     k, v = k[:, :, :77], v[:, :, :77]
     added = torch.randn(2, 77, device="cuda", dtype=dtype)
     added[:, 5] = torch.finfo(dtype).min
-    out, lse = weighted_attention_lse(q, k, v, added)
-    expected, expected_lse = dense_attention_lse(q, k, v, added)
+    out, lse = dense_attention_lse(q, k, v, added)
+    expected, expected_lse = plain_attention_lse(q, k, v, added)
     assert metrics.relative_l2(out.float(), expected.float()) < 1e-2
     torch.testing.assert_close(lse, expected_lse, atol=1e-2, rtol=1e-3)
