@@ -172,8 +172,10 @@ def propose(table: ProbeTable, wanted_error: float) -> dict[Block, float]:
 def error_at_share(table: ProbeTable, share: float) -> float:
     """The smallest wanted error, of 4 digits, whose proposals compute at most `share`.
 
-    They compute it where it does the most good. 1.0 where no error up to that is enough.
+    They compute it where it does the most good. Where those of no error up to 1 compute as little,
+    it is the smallest whose proposals compute the least.
     """
+    share = max(share, computed_share(table, propose(table, 1.0)))
     low, high = 0, ERROR_STEPS
     while high - low > 1:
         middle = (low + high) // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from statistics import fmean, median
@@ -145,6 +146,18 @@ def test_the_slider_goes_from_the_closest_to_the_fastest(
         # Between dense and the lowest measured sparsity a block has nothing.
         assert same - 0.5 / len(table.blocks) < share <= same + 1e-5
     assert min(propose(table, errors[10]).values()) == pytest.approx(0.92, abs=1e-3)
+
+
+def test_no_error_is_named_that_no_block_comes_to() -> None:
+    """A block without finite values at any sparsity stays dense: no profile is as fast as asked."""
+    table = make_table(WAN)
+    broken = tuple(((math.inf,) * len(table.sparsities), *blocks[1:]) for blocks in table.errors)
+    table = replace(table, errors=broken)
+    fastest = error_at_place(table, CONFIG.sparsity, 1.0)
+    highest = propose(table, 1.0)
+    worst = max(table.worst_error_at(block, highest[block]) or 0.0 for block in table.blocks[1:])
+    assert fastest == pytest.approx(worst, abs=1e-4)
+    assert propose(table, fastest) == pytest.approx(highest, abs=1e-4)
 
 
 def test_the_profile_lies_on_its_course_below_the_same_sparsity_everywhere() -> None:
