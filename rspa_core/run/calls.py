@@ -51,7 +51,7 @@ from .report import ForwardTally, RunReport
 from .schedule import DenseBlocks, Position, SparsitySchedule
 
 FAILURE_LIMIT = 3
-"""After this many failed calls the rest of the run is dense; a missing backend counts as all."""
+"""After this many failed calls the rest of the run is dense."""
 NO_COURSE = "the sampler does not say its steps: without a ramp, each keeps the same"
 MESSAGE_LENGTH = 160
 """Longest part of an error message that becomes a reason, in characters."""
@@ -302,30 +302,44 @@ class SparseRun:
         return self._preparations.get(device)
 
     def attempt(
-        self, compute: Callable[[Callable[..., Any]], Any], device: torch.device
+        self, compute: Callable[[Callable[..., Any]], Any], q: Tensor
     ) -> tuple[Any, DenseReason | None]:
         """What `compute` makes of the run's sparse attention, or None and why it failed.
 
         Args:
             compute: gets `rectified_attention` with the run's back end, which returns statistics.
-            device: of the call.
+            q: of the call.
         """
         attention = partial(self.attention, backend=self.settings.backend, return_stats=True)
         try:
-            with self.guard(), self.report.compiling(self.preparation(device)):
+            with self.guard(), self.report.compiling(self.preparation(q.device)):
                 return compute(attention), None
-        except BackendUnavailable as error:
-            reason, is_final = why(Reason.NO_BACKEND, str(error)), True
         except Exception as error:  # out of memory, a kernel that fails: the run goes on, dense
-            reason, is_final = failure(error), False
+            reason = failure(error)
         # Outside the except clause: there the traceback would keep the failed call's tensors alive
         # while the dense path needs the memory.
-        self.fail(reason, is_final)
+        self.fail(reason, q)
         return None, reason
 
-    def fail(self, reason: DenseReason, is_final: bool) -> None:
-        """Count an attention call that has failed; if final, the rest of the run is dense."""
-        self.failures.add(reason, is_final)
+    def fail(self, reason: DenseReason, q: Tensor) -> None:
+        """Note that an attention call has failed: later ones of its kind, or all, are dense."""
+        if reason.reason is Reason.NO_BACKEND:
+            self.lack((q.device, q.dtype, q.shape[-1]), reason)
+            return
+        self.failures.add(reason)
+        self._warn_of_failure(reason)
+
+    def lack(self, kind: tuple[torch.device, torch.dtype, int], reason: DenseReason) -> None:
+        """No back end computes calls of this kind."""
+        self.unavailable[kind] = reason
+        self.report.warn_once(f"attention calls on {kind[0]} take the dense path: {reason.text}")
+
+    def give_up(self, reason: DenseReason) -> None:
+        """The rest of the run is dense."""
+        self.failures.add(reason, is_final=True)
+        self._warn_of_failure(reason)
+
+    def _warn_of_failure(self, reason: DenseReason) -> None:
         rest = ", and so does the rest of this run" if self.failures.final_reason else ""
         self.report.warn_once(f"an attention call takes the dense path{rest}: {reason.text}")
 
@@ -587,7 +601,7 @@ class Forward:
             self.tally.add_sparse(decision.block, out, density)
             return out
 
-        out, reason = self.run.attempt(sparse, q.device)
+        out, reason = self.run.attempt(sparse, q)
         if reason is not None:
             self.count_dense(decision.block, reason)
         return out
@@ -633,14 +647,12 @@ class Forward:
             try:
                 status = run.backend_status(*kind, run.settings.backend)
             except Exception as error:  # a broken Triton install fails when it is imported
-                run.fail(failure(error), is_final=True)
+                run.give_up(failure(error))
                 return run.failures.final_reason
-            missing = status.name is None
-            run.unavailable[kind] = why(Reason.NO_BACKEND, status.reason) if missing else None
-        reason = run.unavailable[kind]
-        if reason is not None:
-            run.report.warn_once(f"attention calls on {device} take the dense path: {reason.text}")
-        return reason
+            run.unavailable[kind] = None
+            if status.name is None:
+                run.lack(kind, why(Reason.NO_BACKEND, status.reason))
+        return run.unavailable[kind]
 
     def _is_probed(self, block: Block, total: int | None) -> bool:
         recorder, position = self.run.recorder, self.plan.position
@@ -683,7 +695,7 @@ class Forward:
         else:
             return dense
         # Outside the except clause, as in `attend`.
-        self.run.fail(reason, is_final=False)
+        self.run.fail(reason, q)
         return dense
 
     def _sparse(
@@ -725,7 +737,9 @@ def _is_recording(device: torch.device) -> bool:
 
 
 def failure(error: Exception) -> DenseReason:
-    """An exception as a reason: its type and first line."""
+    """An exception as a reason: its type and first line; of a missing back end all it says."""
+    if isinstance(error, BackendUnavailable):
+        return why(Reason.NO_BACKEND, str(error))
     lines = str(error).strip().splitlines() or [""]
     kind = type(error).__name__
     return why(Reason.FAILED, kind, lines[0][: MESSAGE_LENGTH - len(kind) - 2])

@@ -28,9 +28,7 @@ from .reasons import DenseReason
 from .record import Block
 from .report import ForwardTally
 
-Attempt = Callable[
-    [Callable[[Callable[..., Any]], Any], torch.device], tuple[Any, DenseReason | None]
-]
+Attempt = Callable[[Callable[[Callable[..., Any]], Any], Tensor], tuple[Any, DenseReason | None]]
 """As `SparseRun.attempt`."""
 
 
@@ -154,7 +152,7 @@ class FrameCalls:
             out, stats = attention(*operands, layout, config, return_lse=True)
             return out, stats.lse, stats.density
 
-        result, problem = self._attempt(compute, operands[0].device)
+        result, problem = self._attempt(compute, operands[0])
         if result is not None:
             return *result, None
         return *dense_attention_lse(*operands), None, problem

@@ -293,6 +293,24 @@ def test_missing_backend_is_not_tried_again() -> None:
     assert len(attempts) == 1
 
 
+def test_calls_whose_kernels_fail_their_check_leave_the_others_sparse() -> None:
+    """As of one GPU of several; said once."""
+
+    def attend(q: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if q.dtype == torch.float16:
+            raise BackendUnavailable("no tile passed its check")
+        return rectified_attention(q, *args, **kwargs)
+
+    rig = Rig(attend=attend)
+    for _ in range(2):
+        for dtype in (torch.float16, torch.float32):
+            rig.wan(*(each.to(dtype) for each in wan_tensors()))
+    assert rig.dense_reasons == {"no tile passed its check": 2}
+    assert rig.tally.sparse.total() == 2
+    (said,) = rig.warnings
+    assert said == "attention calls on cpu take the dense path: no tile passed its check"
+
+
 @pytest.mark.parametrize(
     "reason",
     [
