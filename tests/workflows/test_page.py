@@ -197,6 +197,8 @@ def test_load_profile_without_files_says_so(artist: Any) -> None:
         ("RectifiedSpaAttnOptions", {"rectification": "paper"}, {"tail_keys"}),
         ("RectifiedSpaAttnSchedule", {}, {"preview_shift"}),
         ("RectifiedSpaAttnSchedule", {"ramp": 0.5, "curve": "constant"}, {"end_sparsity"}),
+        ("RectifiedSpaAttnSchedule", {"ramp": 0.5, "steps": " ,"}, set()),
+        ("RectifiedSpaAttnSchedule", {"ramp": 0.5, "steps": "None "}, set()),
         (
             "RectifiedSpaAttnSchedule",
             {"steps": "off, 0.6"},

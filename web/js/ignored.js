@@ -7,9 +7,11 @@ const SETTINGS = ["preset", "sparsity", "block_size", "start_percent", "end_perc
 const BY_SCHEDULE = ["sparsity", "start_percent", "end_percent", "ramp"];
 const CURVE = ["start_sparsity", "end_sparsity", "curve", "start_percent", "end_percent", "ramp"];
 const WITHOUT_AVERAGES = ["paper", "none"];
+// As the server reads a list without an entry.
+const NO_ENTRY = /^[\s,]*$|^\s*none\s*$/i;
 
-// By type of node: the widgets without an effect. `is` compares a widget's value with some; of one
-// that comes through a link, nothing is known.
+// By type of node: the widgets without an effect. `is` compares a widget's value with some, or with
+// an expression; of one that comes through a link, nothing is known.
 const IGNORED = {
   RectifiedSpaAttn: (is, isLinked) => [
     ...(is("enabled", false) ? SETTINGS : []),
@@ -18,7 +20,7 @@ const IGNORED = {
   ],
   RectifiedSpaAttnOptions: (is) => (is("rectification", ...WITHOUT_AVERAGES) ? ["tail_keys"] : []),
   RectifiedSpaAttnSchedule: (is, isLinked) => {
-    if (!isLinked("steps") && !is("steps", "", "none")) return [...CURVE, "preview_shift"];
+    if (!isLinked("steps") && !is("steps", NO_ENTRY)) return [...CURVE, "preview_shift"];
     return [
       ...(is("curve", "constant") ? ["end_sparsity"] : []),
       ...(is("ramp", 0) ? ["preview_shift"] : []),
@@ -29,7 +31,11 @@ const IGNORED = {
 function show(node, ignored) {
   const widgetOf = (name) => node.widgets?.find((widget) => widget.name === name);
   const isLinked = (name) => node.inputs?.find((each) => each.name === name)?.link != null;
-  const is = (name, ...values) => !isLinked(name) && values.includes(widgetOf(name)?.value);
+  const is = (name, ...values) => {
+    const own = widgetOf(name)?.value;
+    const isLike = (value) => (value instanceof RegExp ? value.test(own) : value === own);
+    return !isLinked(name) && values.some(isLike);
+  };
   const names = new Set(ignored(is, isLinked));
   for (const widget of node.widgets ?? []) widget.disabled = names.has(widget.name);
   node.setDirtyCanvas?.(true, true);
