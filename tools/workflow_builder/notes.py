@@ -29,15 +29,17 @@ picture. The report shows what really ran: which steps were sparse, and the time
 click opens the whole.
 """
 
-TRY = """### Then try
+TRY_UNPROBED = """### Then try
 | You see | Change |
 |---|---|
 | Soft detail, flicker, odd hands | **preset** `quality` |
 | The scene itself changed | **start_percent** higher: more exact steps at the beginning |
 | No visible difference | **preset** `fast` |
 | Not faster | More frames or pixels: short or small videos stay exact |
-| Only some layers matter | the workflow *tune_with_the_probe* |
 """
+TRY = TRY_UNPROBED + "| Only some layers matter | the workflow *tune_with_the_probe* |\n"
+# In 4 and in 8 steps `fast` is what `4-step` is.
+TRY_FEW_STEPS = TRY.replace("**preset** `fast`", "**sparsity** 0.9")
 
 TRY_STEPS = """### Then try
 | You see | Change |
@@ -190,6 +192,7 @@ The seed is fixed. Run once with **sparse_attention** off, once with it on, and 
 picture. The report shows what really ran: which steps were sparse, and the time of each. A double \
 click opens the whole.
 """,
+    advice=TRY_UNPROBED,
 )
 
 WAN22_5B = text(f"""
@@ -228,6 +231,7 @@ with the LoRA for {steps} steps. For {other} choose the LoRA for those and set *
 without it (20 steps) choose the **preset** `balanced`, inside the subgraph.
 """,
         compare=COMPARE_TURBO,
+        advice=TRY_FEW_STEPS,
     )
 
 
@@ -271,8 +275,7 @@ take the preset `quality`.
 kinds stand beside one another in one picture. The first sparse step after a start is slower: \
 its kernels are compiled once.
 
-Differences are expected, as between two seeds that are close; what counts is whether the right \
-side is worse.
+Small differences are expected; what counts is whether the right side is worse.
 
 ### Then try
 | You want | Do |
