@@ -8,7 +8,7 @@ from typing import Any
 
 from rectified_spaattn.nodes.inputs import SCHEDULE
 
-from . import nodes
+from . import nodes, notes
 from .catalogue import Options, Report, Schedule, Spec
 from .graph import Graph, Workflow, WorkflowError
 from .layout import Fold, Ref, arrange, arrange_inside, lead
@@ -35,6 +35,7 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
         if inside is not None:
             graph.shift_right(inside.shift.from_x, inside.shift.distance)
     _set_widgets(workflow, spec)
+    _adapt_notes(workflow, spec)
     for node_id, distance in spec.lower.items():
         _graph_with(workflow, node_id).node(node_id)["pos"][1] += distance
 
@@ -165,6 +166,24 @@ def _set_widgets(workflow: Workflow, spec: Spec) -> None:
         loader = _graph_with(workflow, node_id).node(node_id)
         loader["widgets_values"][0] = name
         loader["properties"]["models"] = [{"name": name, "url": address, "directory": folder}]
+
+
+def _adapt_notes(workflow: Workflow, spec: Spec) -> None:
+    """In the template's notes: without what `spec.cut` names, and faults are reported to us."""
+    missing = set(spec.cut)
+    for graph in (workflow.root, *workflow.subgraphs):
+        for node in graph.nodes:
+            if node["type"] not in ("MarkdownNote", "Note"):
+                continue
+            text = node["widgets_values"][0]
+            missing -= {each for each in missing if each in text}
+            lines = text.split("\n")
+            text = "\n".join(line for line in lines if not any(each in line for each in spec.cut))
+            link = f"({notes.OFFICIAL_ISSUES})"
+            text = text.replace(f"[workflow_templates/issues]{link}", f"[Rectified SpaAttn]{link}")
+            node["widgets_values"][0] = text.replace(notes.OFFICIAL_ISSUES, notes.ISSUES)
+    if missing:
+        raise WorkflowError(f"no note holds {', '.join(sorted(missing))}")
 
 
 def _add_options(graph: Graph, options: Options, attention: list[Json], version: str) -> Json:

@@ -100,15 +100,16 @@ class Spec:
 
     Nodes are put into the root graph or into subgraphs; where into several, `inside` and `options`
     are each one's. `app` are the widgets that the page's app view shows beside the video, as (node,
-    widget). `columns` place the root graph's nodes, whose own height is not `heights`' only
-    where it is not given there; `clip` is the size of the finished video, pixels. Added nodes are
-    called `attention`, `options`, `schedule`, `preview`, `report`, the second of a kind
-    `attention2` and so on, and `note`. `widgets` replaces values: (node id, position) to value;
-    `files` model files: loader to folder, name and address. `lower` moves nodes in subgraphs down
-    by pixels, where a node above them has grown since the template was drawn. `without` takes
-    nodes out. `extend` adds what only this workflow has; it gets the workflow, the attention nodes
-    and the pack's version, and returns its nodes by name. `steps` is what the sampler is set to,
-    over both experts; `steps_before` are those of a first sampler that stays without our node.
+    widget). `columns` place the root graph's nodes, whose own height is not `heights`' only where
+    it is not given there; `clip` is the size of the finished video, pixels. Added nodes are called
+    `attention`, `options`, `schedule`, `preview`, `report`, the second of a kind `attention2` and
+    so on, and `note`. `widgets` replaces values: (node id, position) to value; `files` model files:
+    loader to folder, name and address. `lower` moves nodes in subgraphs down by pixels, where a
+    node above them has grown since the template was drawn. `without` takes nodes out, `cut` the
+    lines of the template's notes that hold one of these texts. `extend` adds what only this
+    workflow has; it gets the workflow, the attention nodes and the pack's version, and returns its
+    nodes by name. `steps` is what the sampler is set to, over both experts; `steps_before` are
+    those of a first sampler that stays without our node.
     """
 
     stem: str
@@ -131,6 +132,7 @@ class Spec:
     files: Mapping[int, tuple[str, str, str]] = field(default_factory=dict)
     lower: Mapping[int, float] = field(default_factory=dict)
     without: tuple[int, ...] = ()
+    cut: tuple[str, ...] = ()
     extend: Callable[[Workflow, list[Json], str], dict[Ref, Json]] | None = None
     steps_before: int = 0
 
@@ -504,6 +506,7 @@ SPECS: tuple[Spec, ...] = (
             *(37, 38, 39, 68, 62, 56, 91, 92, 6, 7, 67, 54, 55, 70, 57, 58, 8, 60, 61, 95, 96),
             88,
         ),
+        cut=("wan2.2_i2v_lightx2v_4steps", "**loras**", "📂 loras/"),
         widgets={(84, 2): FIXED, (80, 0): "example.png", (89, 0): "example.png"},
         picture=Picture("Wan 2.2 14B", "First and last frame", "two experts", 0, 16, split=10),
     ),
@@ -679,6 +682,7 @@ SPECS: tuple[Spec, ...] = (
             *(108, 109, 111, 112, 113, 114, 116, 117, 118, 133, 134, 135, 136, 137, 138, 139),
             *(140, 141, 142, 143, 120, 121, 122, 125, 126),
         ),
+        cut=("hunyuanvideo1.5_1080p_sr_distilled",),
         note=notes.HUNYUAN15,
         steps=20,
         reports=(Report(127),),

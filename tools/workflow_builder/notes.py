@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+OFFICIAL_ISSUES = "https://github.com/Comfy-Org/workflow_templates/issues"
+ISSUES = "https://github.com/rectified-spaattn/comfyui-rectified-spaattn/issues"
+
 COMPARE = """### Compare
 The seed is fixed. Run once with **enabled** off, once with it on, and compare time and picture; \
 or open the workflow *compare_dense_and_sparse*. The report shows what really ran: which steps \
