@@ -139,11 +139,9 @@ class ProbeTable:
         """
         if sparsity <= 0.0:
             return 1.0
-        at = self.blocks.index(block)
-        rows = [row[at] for row in self.densities if None not in row[at]]
-        if not rows:
+        means = self._mean_densities[block]
+        if means is None:
             return None
-        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
         points = [(0.0, 1.0), *zip(self.sparsities, means, strict=True)]
         for (low, first), (high, second) in pairwise(points):
             if sparsity <= high:
@@ -152,9 +150,25 @@ class ProbeTable:
 
     def worst_errors(self, block: Block) -> list[float | None]:
         """The largest error over the measured steps, by sparsity."""
-        at = self.blocks.index(block)
-        columns = zip(*(row[at] for row in self.errors), strict=True)
-        return [max((e for e in column if e is not None), default=None) for column in columns]
+        return self._worst_errors[block]
+
+    # Kept, for whoever looks for a profile asks for them hundreds of times.
+    @cached_property
+    def _mean_densities(self) -> dict[Block, list[float] | None]:
+        means: dict[Block, list[float] | None] = {}
+        for at, block in enumerate(self.blocks):
+            rows = [row[at] for row in self.densities if None not in row[at]]
+            columns = zip(*rows, strict=True)
+            means[block] = [sum(column) / len(rows) for column in columns] if rows else None
+        return means
+
+    @cached_property
+    def _worst_errors(self) -> dict[Block, list[float | None]]:
+        worst: dict[Block, list[float | None]] = {}
+        for at, block in enumerate(self.blocks):
+            columns = zip(*(row[at] for row in self.errors), strict=True)
+            worst[block] = [max((e for e in col if e is not None), default=None) for col in columns]
+        return worst
 
 
 def propose(table: ProbeTable, wanted_error: float) -> dict[Block, float]:
