@@ -471,6 +471,7 @@ SPECS: tuple[Spec, ...] = (
                 {
                     "seed": ((84, "noise_seed"),),
                     "steps": ((84, "steps"), (87, "steps")),
+                    "switch_at_step": ((84, "end_at_step"), (87, "start_at_step")),
                     "cfg": ((84, "cfg"), (87, "cfg")),
                 },
                 {
@@ -479,7 +480,7 @@ SPECS: tuple[Spec, ...] = (
                     (84, "LATENT"): "high_noise_latent",
                     (87, "LATENT"): "low_noise_latent",
                 },
-                260,
+                290,
             ),
         ),
         app=(
@@ -594,13 +595,13 @@ SPECS: tuple[Spec, ...] = (
             Column(
                 "Motion transfer",
                 445,
-                (261, "join", Band("Guides", 990, 1535), ("note", 574, 575)),
+                (261, "join", Band("Guides", 992, 1535), ("note", 574, 575)),
             ),
             Column(RESULT, 330, (246, "report")),
             Column("Beside the driving video", 640, (292, 291)),
         ),
         heights={
-            **{189: 330, 240: 330, 538: 122, 261: 730, 291: 140, 292: 677},
+            **{189: 330, 240: 330, 538: 122, 246: 480, 261: 730, 291: 140, 292: 677},
             **{"note": 260, 574: 260, 575: 260},
         },
         clip=(482, 854),

@@ -159,6 +159,10 @@ WIDGETS: Mapping[str, Mapping[str, str | None]] = {
         "control_after_generate": None,
         "steps": "INT",
         "cfg": "FLOAT",
+        "sampler_name": "COMBO",
+        "scheduler": "COMBO",
+        "start_at_step": "INT",
+        "end_at_step": "INT",
     },
     "PrimitiveInt": {"value": "INT"},
 }

@@ -70,6 +70,7 @@ class Plan:
             values = size | {"duration": self.duration}
             if node["title"].startswith(("Models", "Sampling", "Dense")):  # ours around others
                 values |= {"length": str(self.length), "steps": str(self.steps), "cfg": self.cfg}
+                values |= {"switch_at_step": str(self.steps // 2)}
                 values |= _given("shift", self.shift)
             return values
         if node["type"] in LATENTS:
@@ -107,7 +108,7 @@ PLANS = {
     "wan2.2_14B_text_to_video": Plan(duration="2", prompt="hill pan"),
     "wan_animate2_character_animation": Plan(192, 320),
     "wan2.2_5B_text_to_video": Plan(768, 416),
-    "hunyuan_video_text_to_video": Plan(320, 192),
+    "hunyuan_video_text_to_video": Plan(320, 192, steps=8),
     "hunyuan_video_1.5_text_to_video": Plan(384, 224),
     "scail2_character_replacement": Plan(448, 256),
     "ltx2.5_text_to_video": LTX,
