@@ -591,17 +591,17 @@ SPECS: tuple[Spec, ...] = (
         ),
         app=((189, "image"), (240, "file"), (261, "text"), (261, "noise_seed"), (261, "enabled")),
         columns=(
-            Column("Source", 308, (189, 240, "segments", 538)),
+            Column("Source", 320, (189, 240, "segments", "report")),
             Column(
                 "Motion transfer",
                 445,
-                (261, "join", Band("Guides", 992, 1535), ("note", 574, 575)),
+                (261, "join", Band("Guides", 990, 1535), ("note", 574, 575)),
             ),
-            Column(RESULT, 330, (246, "report")),
+            Column(RESULT, 330, (246, 538)),
             Column("Beside the driving video", 640, (292, 291)),
         ),
         heights={
-            **{189: 330, 240: 330, 538: 122, 246: 480, 261: 730, 291: 140, 292: 677},
+            **{189: 330, 240: 330, 538: 122, 261: 730, 291: 140, 292: 677},
             **{"note": 260, 574: 260, 575: 260},
         },
         clip=(482, 854),
