@@ -14,7 +14,8 @@ TYPES := $(VENV)/types
 # The lowest and the newest release of Triton, with which tests/kernels/test_compile.py compiles, too.
 TRITON_RELEASES := 3.3.1 3.9.0
 TRITON_STAMPS := $(TRITON_RELEASES:%=$(VENV)/triton-%/.installed)
-TEST_JOBS ?= 2
+# One more than the two cores of a small machine: some tests wait for a browser or another process.
+TEST_JOBS ?= 3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
@@ -32,7 +33,7 @@ COMFYUI_REFS_MORE ?=
 # Index of torch builds without CUDA; empty: those of pip's own indexes.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-# Small tensors and two test processes: more threads per process only make them wait.
+# Small tensors and several test processes: more threads per process only make them wait.
 export OMP_NUM_THREADS ?= 2
 # Where the shell forbids bytecode, each of the many programs that tests start compiles torch anew.
 unexport PYTHONDONTWRITEBYTECODE

@@ -312,10 +312,15 @@ class Artist(FrontEnd):
 
     def search(self, words: str) -> list[str]:
         """Titles that the node search lists for `words`, best first."""
-        self.page.mouse.dblclick(*self.page.evaluate(EMPTY, PANEL))
         dialog = self.page.get_by_role("dialog")
         entries = dialog.get_by_role("option")
-        dialog.get_by_role("combobox").first.fill(words, timeout=10_000)
+        field = dialog.get_by_role("combobox").first
+        for _ in range(TRIES):  # a click just after another dialog was closed may be lost
+            self.page.mouse.dblclick(*self.page.evaluate(EMPTY, PANEL))
+            with contextlib.suppress(TimeoutError):
+                field.wait_for(timeout=3_000)
+                break
+        field.fill(words, timeout=10_000)
         entries.first.wait_for(timeout=10_000)
         self.page.wait_for_timeout(600)
         found = entries.all_inner_texts()
