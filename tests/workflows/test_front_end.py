@@ -37,7 +37,6 @@ MODEL_NODES = LOADERS | {
 }
 SPARE = {
     "bernini_r_video_editing": {"100", "104"},
-    "minimax_h3_image_to_video_4_steps": {"119", "120"},
 }
 """Ids of the nodes that ComfyUI's own template, too, holds ready without a way to an output."""
 CHECK_SECONDS = 600
