@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..rspa_core.quantisation import TAIL_SCALE_GROUPS
 from ..rspa_core.rectification import SMALLEST_SHARE
-from .compile import run
+from . import run
 from .devices import Tile
 from .plan import Plan, Pooled, Result, Selection, Tail, strides
 

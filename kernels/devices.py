@@ -19,7 +19,7 @@ import triton
 MIN_CAPABILITY = (8, 0)
 MIN_TRITON = (3, 3)
 KNOWN_RELEASES = ((3, 3), (3, 4), (3, 5), (3, 6), (3, 7), (3, 8), (3, 9))
-"""Releases of Triton with which the other kernels are run without a trial (see trial.py)."""
+"""Releases of Triton with which the other kernels are run without a trial (see selfcheck.py)."""
 GLUON_RELEASES = ((3, 6), (3, 7), (3, 8), (3, 9))
 """Releases of Triton with which attend_hopper.py has been run."""
 WHOLE_INT8_BLOCK_STOPS = ((10, 0), (3, 9))
@@ -101,7 +101,7 @@ def has_gluon(version: str = triton.__version__) -> bool:
 
 
 def is_known(tile: Tile, version: str = triton.__version__) -> bool:
-    """Whether this Triton has run the kernel of `tile`; else it is tried first, see trial.py."""
+    """Whether this Triton has run the kernel of `tile`; else see `Trial` in selfcheck.py."""
     release = _release(version)
     return release in GLUON_RELEASES if tile.specialised else release <= max(KNOWN_RELEASES)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..rspa_core.key_groups import LARGEST_GAIN, ROUNDS, SAMPLED_QUERIES
 from ..rspa_core.quantisation import ROTATED_CHANNELS, TAIL_SCALE_GROUPS
-from .compile import run
+from . import run
 from .devices import label_registers
 from .plan import Plan, Statistic, Tail, strides
 from .pool import HALF_RANGE, load_block, rotate, round_half

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
-from .compile import NoKernelError
 from .devices import Tile
 from .launch import launch
-from .selfcheck import checked_config, trusted_tile
+from .selfcheck import NoKernelError, checked_config, trusted_tile
 
 __all__ = ["NoKernelError", "rectified_attention_op"]
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rspa_core.quantisation import ROTATED_CHANNELS
-from .compile import run
+from . import run
 from .devices import pool_warps
 from .plan import Plan, Pooled, Statistic, strides
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compile import run
+from . import run
 from .devices import group_rank_tile, pooled_rank_tile
 from .plan import Plan, Pooled, Scores, Statistic, Tail, strides
 

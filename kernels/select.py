@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .compile import run
+from . import run
 from .devices import select_warps
 from .plan import Plan, Pooled, Result, Scores, Selection, Tail
 

@@ -20,7 +20,7 @@ import triton.language as tl
 from ..rspa_core.key_groups import SAMPLED_QUERIES
 from ..rspa_core.quantisation import TAIL_SCALE_GROUPS
 from ..rspa_core.tail_weight import LARGEST, SMALLEST, STEPS, TINY, WORSE
-from .compile import run
+from . import run
 from .plan import WEIGH_SPLITS, Plan, Pooled, Selection, Tail
 
 LN2 = tl.constexpr(0.6931471805599453)

@@ -83,7 +83,7 @@ def compile_progress(listener: Callable[[int, int], None]) -> Iterator[None]:
     """While it is open, `listener` hears how many kernels of a first call are compiled, and of how
     many; called in the thread of the call.
     """
-    from ..kernels.compile import progress
+    from ..kernels import progress
 
     token = progress.set(listener)
     try:

@@ -199,7 +199,7 @@ def test_library_code_does_not_print_evaluate_or_start_programs() -> None:
         for each in all_imports(*LIBRARY)
         if each.top in {"subprocess", "pip", "requests"}
         # A kernel that may hang is tried in a process of its own.
-        and (each.file, each.top) != ("kernels/trial.py", "subprocess")
+        and (each.file, each.top) != ("kernels/selfcheck.py", "subprocess")
     ]
     assert not wrong, failures(wrong)
 

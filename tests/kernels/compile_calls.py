@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from rectified_spaattn.benchmarks.cards.compiled import HEAD_DIM, SHARED_MEMORY, tiles
-from rectified_spaattn.kernels.compile import Launch, recorded
+from rectified_spaattn.kernels import Launch, recorded
 from rectified_spaattn.kernels.launch import launch
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout
 

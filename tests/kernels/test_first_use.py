@@ -50,7 +50,7 @@ def any_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def launches_of(kernel: FakeKernel, *arguments: dict[str, object]) -> list[object]:
-    from rectified_spaattn.kernels.compile import recorded, run
+    from rectified_spaattn.kernels import recorded, run
 
     with recorded() as launches:
         for each in arguments:
@@ -59,7 +59,7 @@ def launches_of(kernel: FakeKernel, *arguments: dict[str, object]) -> list[objec
 
 
 def test_each_variant_is_compiled_once() -> None:
-    from rectified_spaattn.kernels.compile import compiling
+    from rectified_spaattn.kernels import compiling
 
     half, single = torch.zeros(4, dtype=torch.float16), torch.zeros(4)
     kernel = FakeKernel()
@@ -81,7 +81,7 @@ def test_each_variant_is_compiled_once() -> None:
 
 def test_compilers_run_side_by_side() -> None:
     """Each waits until all three are there: one after the other none would come back."""
-    from rectified_spaattn.kernels.compile import compiling
+    from rectified_spaattn.kernels import compiling
 
     kernel = FakeKernel(together=3)
     launches = launches_of(kernel, *({"SIZE": size} for size in (1, 2, 3)))
@@ -91,7 +91,7 @@ def test_compilers_run_side_by_side() -> None:
 
 
 def test_a_problem_is_left_to_the_launch() -> None:
-    from rectified_spaattn.kernels.compile import compiling
+    from rectified_spaattn.kernels import compiling
 
     kernel = FakeKernel(problem=RuntimeError("no such instruction"))
     launches = launches_of(kernel, {"SIZE": 1}, {"SIZE": 2})
@@ -104,7 +104,7 @@ def test_a_problem_is_left_to_the_launch() -> None:
 
 def test_other_work_is_done_meanwhile() -> None:
     """The kernel waits for what the caller does beside it."""
-    from rectified_spaattn.kernels.compile import compiling
+    from rectified_spaattn.kernels import compiling
 
     kernel = FakeKernel(together=2)
     with compiling(launches_of(kernel, {"SIZE": 1}), torch.device("cuda", 0)):
@@ -114,7 +114,7 @@ def test_other_work_is_done_meanwhile() -> None:
 
 @pytest.mark.parametrize("rectification", ["none", "paper", "precise"])
 def test_a_recorded_call_launches_nothing(rectification: str, device: torch.device) -> None:
-    from rectified_spaattn.kernels.compile import recorded
+    from rectified_spaattn.kernels import recorded
     from rectified_spaattn.kernels.devices import Tile
     from rectified_spaattn.kernels.launch import launch
 
@@ -136,7 +136,7 @@ def test_a_recorded_call_launches_nothing(rectification: str, device: torch.devi
 
 VARIANTS = """
 import torch
-from rectified_spaattn.kernels.compile import recorded
+from rectified_spaattn.kernels import recorded
 from rectified_spaattn.kernels.devices import Tile
 from rectified_spaattn.kernels.launch import launch
 from rectified_spaattn.rspa_core import SparseConfig, TokenLayout

@@ -162,7 +162,7 @@ def test_a_new_run_replaces_the_line_of_the_last_one() -> None:
 
 def test_a_first_call_shows_how_far_its_kernels_are() -> None:
     """What a call compiles is told to the node, which then shows the run again."""
-    from rectified_spaattn.kernels.compile import progress
+    from rectified_spaattn.kernels import progress
 
     def attend(q: Tensor, *args: object, **options: object) -> tuple[Tensor, SimpleNamespace]:
         for done in compiled:

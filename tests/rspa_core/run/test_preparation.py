@@ -47,7 +47,7 @@ class Rig:
         self.run.begin()
 
     def prepare(self, *asked: object) -> None:
-        from rectified_spaattn.kernels.compile import progress
+        from rectified_spaattn.kernels import progress
 
         listener = progress.get()
         assert listener is not None

@@ -23,11 +23,18 @@ from rectified_spaattn.rspa_core import SparseConfig
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from rectified_spaattn.kernels import devices, selfcheck
-from rectified_spaattn.kernels.compile import progress
+from rectified_spaattn.kernels import devices, progress, selfcheck
 from rectified_spaattn.kernels.devices import Tile, has_gluon, is_known
-from rectified_spaattn.kernels.selfcheck import NoKernelError, first_correct
-from rectified_spaattn.kernels.trial import FILE, LOAD, PROGRAM, Trial, TrialError, cache_folder
+from rectified_spaattn.kernels.selfcheck import (
+    FILE,
+    LOAD,
+    PROGRAM,
+    NoKernelError,
+    Trial,
+    TrialError,
+    cache_folder,
+    first_correct,
+)
 
 PACK = Path(selfcheck.__file__).parent.parent
 BAD, GOOD = Tile(64, 4, 1), Tile(64, 4, 2)
@@ -53,7 +60,7 @@ HANGS = "time.sleep(1e6)"
 
 def raises(error: str) -> str:
     """A child whose tile raises, said by the true `answer`."""
-    return f"{LOAD}\nimport torch\ndef error(): raise {error}\ntrial.answer(asked, error)"
+    return f"{LOAD}\nimport torch\ndef error(): raise {error}\nselfcheck.answer(asked, error)"
 
 
 @pytest.fixture
@@ -219,7 +226,7 @@ def test_a_missing_compiler_says_nothing_about_a_tile(make: Callable[..., Trial]
     [
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         (f"import time; {HANGS}", "hangs: no answer within"),
-        (LOAD + "asked['versions'][0] = '3.2.0'; trial.answer(asked)", "process finds Triton"),
+        (LOAD + "asked['versions'][0] = '3.2.0'; selfcheck.answer(asked)", "process finds Triton"),
     ],
 )
 def test_a_child_that_does_not_come_to_the_tile_says_nothing_about_it(
@@ -345,9 +352,7 @@ def test_a_strange_file_is_as_none(text: bytes, make: Callable[..., Trial]) -> N
 def test_the_file_stays_small_and_alone(
     make: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rectified_spaattn.kernels import trial as module
-
-    monkeypatch.setattr(module, "MAX_KEPT", 2)
+    monkeypatch.setattr(selfcheck, "MAX_KEPT", 2)
     for size in (16, 32, 64):
         make().error_of(GOOD._replace(tile_n=size))
     trial = make()
@@ -407,7 +412,9 @@ def test_a_listener_may_call_it_off(make: Callable[..., Trial]) -> None:
 
 
 def test_a_child_ends_by_itself_where_its_parent_is_gone() -> None:
-    hangs = "import time; trial.END_LIMIT = 0.5; trial.answer(asked, lambda: time.sleep(1e6))"
+    hangs = (
+        "import time; selfcheck.END_LIMIT = 0.5; selfcheck.answer(asked, lambda: time.sleep(1e6))"
+    )
     asked = json.dumps({"path": sys.path, "pack": str(PACK), "limit": 0.5})
     command = [sys.executable, "-P", "-c", LOAD + hangs, asked]
     run = subprocess.run(command, capture_output=True, timeout=60)
@@ -522,7 +529,7 @@ def test_a_gpu_survives_a_kernel_that_never_ends(
     note = "open(os.environ['TRITON_CACHE_DIR'] + '/starts', 'w').write(str(os.getpid()))"
     program = (
         f"{LOAD}import os; {note}; sys.path.append({str(Path(__file__).parent)!r})\n"
-        "import spinning; trial.answer(asked, lambda: spinning.spin(asked['device']))"
+        "import spinning; selfcheck.answer(asked, lambda: spinning.spin(asked['device']))"
     )
     limit = 60.0
     trial = make(program=program, device=device, tile_limit=limit)
