@@ -28,9 +28,9 @@ class RectifiedSpaAttnBenchmark(io.ComfyNode):
     @classmethod
     def execute(cls, **values: Any) -> io.NodeOutput:
         from ..benchmarks.my_card.measure import LEAST_BYTES, Refused, measure
+        from ..benchmarks.my_card.picture import draw_benchmark
         from ..benchmarks.my_card.record import advice, call_words, file_stem, text_lines
         from ..benchmarks.output import json_text, write_json
-        from .pictures.benchmark import draw_benchmark
         from .pictures.report import draw_no_run
 
         call = BENCHMARK.checked(values)["call"]

@@ -71,7 +71,7 @@ def test_benchmark_of_the_node_is_in(packed: list[zipfile.ZipInfo], tmp_path: Pa
         if entry.filename.endswith((".py", ".toml")):
             (pack / entry.filename).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / entry.filename, pack / entry.filename)
-    code = "import pack.benchmarks.my_card.__main__, pack.nodes.pictures.benchmark"
+    code = "import pack.benchmarks.my_card.__main__, pack.benchmarks.my_card.picture"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )

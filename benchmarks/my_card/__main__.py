@@ -71,7 +71,7 @@ def main(words: list[str] | None = None) -> None:
         )
     except (ConfigError, Refused, ValueError, OSError) as error:
         sys.exit(str(error))
-    from ...nodes.pictures.benchmark import draw_benchmark
+    from .picture import draw_benchmark
 
     path = arguments.out / f"{file_stem(record)}.json"
     write_json(record, path)

@@ -19,8 +19,8 @@ from rectified_spaattn.benchmarks.calls.rivals import DEFAULT
 from rectified_spaattn.benchmarks.my_card import __main__ as program
 from rectified_spaattn.benchmarks.my_card import measure, record, table
 from rectified_spaattn.benchmarks.my_card.measure import LEAST_BYTES, Refused, choose
+from rectified_spaattn.benchmarks.my_card.picture import draw_benchmark
 from rectified_spaattn.nodes.inputs import BENCHMARK
-from rectified_spaattn.nodes.pictures.benchmark import draw_benchmark
 from rectified_spaattn.rspa_core import ConfigError
 from rectified_spaattn.rspa_core.run.presets import PRESETS
 

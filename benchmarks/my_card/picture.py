@@ -1,4 +1,4 @@
-"""Picture of the benchmark of a card: a bar for every way to compute a call, and what it means."""
+"""Picture of a record: a bar for every way to compute a call, and what it means."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Any
 
 from PIL import Image
 
-from . import BAR_HIGH, DENSE, GRID, LINE_HEIGHT, MUTED, TEXT, Canvas, drawable, fitted
+from ...nodes.pictures import (
+    BAR_HIGH,
+    DENSE,
+    GRID,
+    LINE_HEIGHT,
+    MUTED,
+    TEXT,
+    Canvas,
+    drawable,
+    fitted,
+)
 
 WIDTH, MAX_HEIGHT = 960, 1600
 MARGIN, LEFT, BAR_END, RIGHT = 28, 268, 620, 932
@@ -21,7 +31,7 @@ def draw_benchmark(record: Mapping[str, Any], call: str, advice: Sequence[str]) 
     """The finished RGB picture of a record, 960 pixels wide and as high as its rows.
 
     Args:
-        record: as benchmarks/my_card makes it.
+        record: see `measure`.
         call: the call in words.
         advice: sentences below the rows.
     """
