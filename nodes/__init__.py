@@ -20,8 +20,11 @@ def make_extension() -> ComfyExtension:
         register_model_folder,
     )
     from .report import RectifiedSpaAttnReport
-    from .schedule import RectifiedSpaAttnSchedule
-    from .sparse_attention import RectifiedSpaAttn, RectifiedSpaAttnOptions
+    from .sparse_attention import (
+        RectifiedSpaAttn,
+        RectifiedSpaAttnOptions,
+        RectifiedSpaAttnSchedule,
+    )
 
     class RectifiedSpaAttnExtension(ComfyExtension):
         """Lists the nodes of this pack."""

@@ -1,4 +1,6 @@
-"""Nodes RectifiedSpaAttn and RectifiedSpaAttnOptions: sparse attention for a video model."""
+"""Node RectifiedSpaAttn, sparse attention for a video model, and the two that fill its sockets:
+RectifiedSpaAttnOptions, RectifiedSpaAttnSchedule.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..rspa_core.run.report_text import OFF, OFF_BUT_PATCHED
+from ..rspa_core.run.schedule import SparsitySchedule, parse_dense_steps, parse_steps
 from .host import schema_of, send_status
-from .inputs import MAIN, OPTIONS_NODE
+from .inputs import MAIN, OPTIONS_NODE, SCHEDULE_NODE
 from .models import fingerprint_of_patcher
 from .patching import Options, SparseAttentionPatch, find_patch, install, run_settings
+from .pictures.schedule import preview_image
 
 
 class RectifiedSpaAttn(io.ComfyNode):
@@ -60,3 +64,26 @@ class RectifiedSpaAttnOptions(io.ComfyNode):
     @classmethod
     def execute(cls, **values: Any) -> io.NodeOutput:
         return io.NodeOutput(Options.of(values))
+
+
+class RectifiedSpaAttnSchedule(io.ComfyNode):
+    """Builds a `SparsitySchedule` and a picture of it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema_of(SCHEDULE_NODE)
+
+    @classmethod
+    def validate_inputs(
+        cls, steps: str | None = None, dense_steps: str | None = None
+    ) -> bool | str:
+        return SCHEDULE_NODE.problem({"steps": steps, "dense_steps": dense_steps}) or True
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        given = SCHEDULE_NODE.checked({**SCHEDULE_NODE.defaults, **values})
+        num_steps, shift = given.pop("preview_steps"), given.pop("preview_shift")
+        given["steps"] = parse_steps(given["steps"])
+        given["dense_steps"] = parse_dense_steps(given["dense_steps"])
+        schedule = SparsitySchedule(**given)
+        return io.NodeOutput(schedule, preview_image(schedule, num_steps, shift))

@@ -11,7 +11,7 @@ import torch
 
 from rectified_spaattn.nodes.inputs import SCHEDULE_NODE
 from rectified_spaattn.nodes.patching import Options, run_settings
-from rectified_spaattn.nodes.schedule import RectifiedSpaAttnSchedule
+from rectified_spaattn.nodes.sparse_attention import RectifiedSpaAttnSchedule
 from rectified_spaattn.rspa_core import ConfigError, SparseConfig, TokenLayout, rectified_attention
 from rectified_spaattn.rspa_core.run.calls import RunSettings
 from rectified_spaattn.rspa_core.run.schedule import Position, SparsitySchedule
