@@ -13,9 +13,10 @@ def make_extension() -> ComfyExtension:
     from comfy_api.latest import ComfyExtension, io
 
     from .benchmark import RectifiedSpaAttnBenchmark
-    from .probe import RectifiedSpaAttnProbe, RectifiedSpaAttnProbeResult
     from .profiles import (
         RectifiedSpaAttnLoadProfile,
+        RectifiedSpaAttnProbe,
+        RectifiedSpaAttnProbeResult,
         RectifiedSpaAttnSaveProfile,
         register_model_folder,
     )

@@ -1,6 +1,9 @@
-"""Nodes RectifiedSpaAttnSaveProfile and RectifiedSpaAttnLoadProfile, and where profiles are kept.
+"""Nodes that measure sparsity profiles, RectifiedSpaAttnProbe and RectifiedSpaAttnProbeResult, and
+that keep them, RectifiedSpaAttnSaveProfile and RectifiedSpaAttnLoadProfile.
 
-That is a model folder of its own, `models/rectified_spaattn`.
+The first measures, while sampling, how far each block may be sparse; the second turns that into a
+profile, and a closer or a faster one needs no new render. Profiles are kept in a model folder of
+their own, `models/rectified_spaattn`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,13 @@ from comfy_api.latest import io, ui
 
 from ..rspa_core.config import ConfigError, shown
 from ..rspa_core.run.profile import SparsityProfile, load_profile, save_profile
-from .host import schema_of, send_status
-from .inputs import LOAD_PROFILE, NO_PROFILE, SAVE_PROFILE
+from ..rspa_core.run.report_text import probe_summary_text
+from .host import schema_of, send_status, shown_pictures
+from .inputs import LOAD_PROFILE, NO_PROFILE, PROBE, PROBE_RESULT, SAVE_PROFILE
+from .patching import attach_probe, read_probe
+from .pictures import as_tensor
+from .pictures.compact import draw_compact_probe
+from .pictures.probe import draw_probe
 
 FOLDER = "rectified_spaattn"
 SUFFIX = ".safetensors"
@@ -24,6 +32,46 @@ MAX_FILENAME = 200
 # Not allowed in names on Windows; a workflow may move there.
 FORBIDDEN_CHARACTERS = re.compile(r'[<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')
 RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+class RectifiedSpaAttnProbe(io.ComfyNode):
+    """Adds a probe to a model that RectifiedSpaAttn has patched."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema_of(PROBE)
+
+    @classmethod
+    def validate_inputs(
+        cls, steps: str | None = None, blocks: str | None = None, sparsities: str | None = None
+    ) -> bool | str:
+        return PROBE.problem({"steps": steps, "blocks": blocks, "sparsities": sparsities}) or True
+
+    @classmethod
+    def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id if cls.hidden is not None else None
+        return io.NodeOutput(attach_probe(model, **PROBE.checked(values), node_id=node_id))
+
+
+class RectifiedSpaAttnProbeResult(io.ComfyNode):
+    """Reads the probe of a model after sampling."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema_of(PROBE_RESULT)
+
+    @classmethod
+    def validate_inputs(cls, closest_to_fastest: Any = None, name: Any = None) -> bool | str:
+        """Before anything runs: no render is lost to them."""
+        given = {"closest_to_fastest": closest_to_fastest, "name": name}
+        return PROBE_RESULT.problem(given) or True
+
+    @classmethod
+    def execute(cls, model: Any, after: Any, **values: Any) -> io.NodeOutput:
+        outcome = read_probe(model, **PROBE_RESULT.checked(values))
+        image = as_tensor(draw_probe(outcome))
+        shown = shown_pictures(cls, as_tensor(draw_compact_probe(outcome)), image)
+        return io.NodeOutput(outcome.profile, image, probe_summary_text(outcome), ui=shown)
 
 
 class RectifiedSpaAttnSaveProfile(io.ComfyNode):
