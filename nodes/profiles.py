@@ -23,8 +23,7 @@ from .host import schema_of, send_status, shown_pictures
 from .inputs import LOAD_PROFILE, NO_PROFILE, PROBE, PROBE_RESULT, SAVE_PROFILE
 from .patching import attach_probe, read_probe
 from .pictures import as_tensor
-from .pictures.compact import draw_compact_probe
-from .pictures.probe import draw_probe
+from .pictures.probe import draw_compact_probe, draw_probe
 
 FOLDER = "rectified_spaattn"
 SUFFIX = ".safetensors"

@@ -18,8 +18,7 @@ from .host import schema_of, shown_pictures
 from .inputs import REPORT
 from .patching import find_patch
 from .pictures import as_tensor
-from .pictures.compact import draw_compact, draw_compact_no_run
-from .pictures.report import draw_no_run, draw_report
+from .pictures.report import draw_compact, draw_compact_no_run, draw_no_run, draw_report
 
 
 class RectifiedSpaAttnReport(io.ComfyNode):

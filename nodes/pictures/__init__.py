@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class Canvas:
         self._draw = ImageDraw.Draw(image)
 
     @classmethod
-    def empty(cls, width: int, height: int) -> Canvas:
+    def empty(cls, width: int, height: int) -> Self:
         """A canvas for a finished picture of `width` x `height` pixels."""
         size = (width * OVERSAMPLING, height * OVERSAMPLING)
         return cls(Image.new("RGB", size, BACKGROUND))
@@ -140,6 +141,34 @@ class Canvas:
 
     def _scaled(self, values: tuple[float, ...]) -> tuple[int, ...]:
         return tuple(round(value * OVERSAMPLING) for value in values)
+
+
+class CompactCanvas(Canvas):
+    """The same for the picture that a small node shows of itself, 320 pixels wide on the screen."""
+
+    WIDTH, MAX_HEIGHT = 640, 1200
+    MARGIN, RIGHT = 20, 620
+    """Left and right edge of the text."""
+    SIZE, LARGE = 24, 36
+    """Of the text, in pixels: 12 and 18 on the screen."""
+    LINE = 32
+    MAX_LINES = 4
+
+    @classmethod
+    def blank(cls) -> Self:
+        """As high as any picture may become."""
+        return cls.empty(cls.WIDTH, cls.MAX_HEIGHT)
+
+    def paragraph(self, y: float, text: str, size: int, color: Color) -> float:
+        """Text below `y` in up to `MAX_LINES` lines; the bottom of the last one."""
+        lines = wrapped(text, size, self.RIGHT - self.MARGIN)
+        if len(lines) > self.MAX_LINES:
+            lines[self.MAX_LINES - 1 :] = ["…"]
+        height = self.LINE * size / self.SIZE
+        for line in lines:
+            y += height
+            self.text((self.MARGIN, y - height / 4), line, size, color, "ls")
+        return y
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

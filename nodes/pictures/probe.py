@@ -1,34 +1,40 @@
-"""Picture of a probe's outcome: where the profile lies, and errors and sparsity by block.
+"""Pictures of a probe's outcome: the whole one, and the part of it that its node shows.
 
-Four charts below one another. The second has the worst blocks on the left; those below it share the
-columns of the model's order. Colours say how an error compares with the wanted one: blue and green
-are within it, orange and red are beyond.
+The whole one says where the profile lies, and gives errors and sparsity by block, in four charts
+below one another. The second has the worst blocks on the left; those below it share the columns of
+the model's order. Colours say how an error compares with the wanted one: blue and green are within
+it, orange and red are beyond.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
+from itertools import pairwise
+from statistics import fmean, median
 
 from PIL import Image
 
 from ...rspa_core.run.probe import ProbeOutcome
 from ...rspa_core.run.record import Block
-from ...rspa_core.run.report_text import block_name, short, steps_words
+from ...rspa_core.run.report_text import block_name, number, short, steps_words
 from ...rspa_core.run.schedule import step_name
 from . import (
     BACKGROUND,
     BAR_HIGH,
+    DENSE,
     GRID,
     MUTED,
     TEXT,
+    Box,
     Canvas,
     Color,
+    CompactCanvas,
     fitted,
     text_width,
 )
-from .course import digits, draw_course, draw_course_key
 
 WIDTH = 1200
 LEFT, RIGHT = 92, 1172
@@ -36,6 +42,9 @@ LEFT, RIGHT = 92, 1172
 HEADER_HEIGHT = 82
 TITLE_HEIGHT, TITLE_OFFSET = 48, 25
 COURSE_HEIGHT, COURSE_LABELS = 130, 24
+COURSE_LINE = 2.5
+COURSE_DOT = 0.3
+"""Radius of a mark, in sizes of the text."""
 ERROR_HEIGHT, SPARSITY_HEIGHT = 200, 150
 SECTION_GAP = 34
 GROUP_GAP = 14
@@ -49,6 +58,10 @@ LABEL_SIZE, VALUE_SIZE = 13, 12
 MAX_COLUMN = 64.0
 MAX_SCALE, MAX_OVER_MEDIAN = 12.0, 2.5
 """The error axis ends at this many times the wanted error, or the median; longer bars are cut."""
+
+COMPACT_COURSE_HEIGHT, COMPACT_BLOCKS_HEIGHT = 94, 72
+COMPACT_LEFT = 92
+"""Left edge of both charts on the node."""
 
 UNMEASURED: Color = (70, 73, 83)
 LOW_ERROR: Color = (36, 60, 96)
@@ -135,6 +148,59 @@ def _draw_course(canvas: Canvas, outcome: ProbeOutcome, top: float) -> None:
     canvas.text((LEFT, top - TITLE_OFFSET), title, 18, TEXT, "ls")
     draw_course_key(canvas, outcome, RIGHT, top - TITLE_OFFSET, 15)
     draw_course(canvas, outcome, (LEFT, top, RIGHT, top + COURSE_HEIGHT), 15)
+
+
+def draw_course(canvas: Canvas, outcome: ProbeOutcome, box: Box, size: int) -> None:
+    """A line of errors over the share computed, which falls to the right.
+
+    On it stands a mark for the profile, and another one for the same sparsity in all blocks.
+
+    Args:
+        canvas: to draw on.
+        outcome: of a probe.
+        box: of the plot; there is text on its left, and below it one line.
+        size: of the text.
+    """
+    left, top, right, bottom = box
+    course, alike = outcome.course, outcome.alike
+    points = [*course, outcome.chosen, *([alike] if alike else [])]
+    end = 1.1 * max(error for _, error in points)
+    most, least = max(share for share, _ in points), min(share for share, _ in points)
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        share, error = point
+        way = (most - share) / (most - least) if most > least else 0.5
+        return left + way * (right - left), bottom - error / end * (bottom - top)
+
+    for value in (0.0, end / 2.2, end / 1.1):
+        y = bottom - value / end * (bottom - top)
+        canvas.line((left, y), (right, y), GRID, 1)
+        canvas.text((left - size / 3, y), digits(value), size, MUTED, "rm")
+    x, y = at(outcome.chosen)
+    canvas.line((x, top), (x, bottom), MUTED, 1.5)
+    for first, second in pairwise(course):
+        canvas.line(at(first), at(second), BAR_HIGH, COURSE_LINE)
+    if alike:
+        canvas.dot(at(alike), COURSE_DOT * size, DENSE)
+    canvas.dot((x, y), 1.4 * COURSE_DOT * size, BACKGROUND)
+    canvas.dot((x, y), COURSE_DOT * size, TEXT)
+    canvas.line((left, bottom), (right, bottom), MUTED, 1.5)
+    canvas.text((left, bottom + 1.2 * size), f"closest, {most:.0%}", size, MUTED, "ls")
+    canvas.text((right, bottom + 1.2 * size), f"fastest, {least:.0%}", size, MUTED, "rs")
+
+
+def draw_course_key(
+    canvas: Canvas, outcome: ProbeOutcome, right: float, y: float, size: int
+) -> None:
+    """What the marks are, right-aligned in one line with its baseline at `y`."""
+    labels = [("this profile", TEXT)]
+    if outcome.alike:
+        labels.insert(0, (f"{short(outcome.shown_sparsity)} everywhere", DENSE))
+    for label, color in labels:
+        canvas.text((right, y), label, size, MUTED, "rs")
+        right -= text_width(label, size) + size / 2
+        canvas.dot((right, y - 0.35 * size), COURSE_DOT * size, color)
+        right -= size
 
 
 def _draw_errors(canvas: Canvas, outcome: ProbeOutcome, top: float, bottom: float) -> None:
@@ -309,12 +375,12 @@ def _draw_block_axis(
 ) -> None:
     """Block numbers below the shared columns, and what kind they are."""
     numbers = [str(index) for _, index in columns.blocks]
-    widest = max(text_width(number, LABEL_SIZE) for number in numbers)
+    widest = max(text_width(each, LABEL_SIZE) for each in numbers)
     stride = math.ceil((widest + 3) / columns.slot)
-    for index, (_, number) in enumerate(columns.blocks):
-        if number is not None and number % stride == 0:
-            left, right = columns.span(index)
-            canvas.text(((left + right) / 2, bottom + 16), str(number), LABEL_SIZE, MUTED, "ms")
+    for place, (_, index) in enumerate(columns.blocks):
+        if index is not None and index % stride == 0:
+            left, right = columns.span(place)
+            canvas.text(((left + right) / 2, bottom + 16), str(index), LABEL_SIZE, MUTED, "ms")
     model = outcome.profile.model
     last = model.double_blocks - 1
     groups = [("block", columns.span(0)[0], columns.span(last)[1])]
@@ -346,6 +412,20 @@ def _draw_name(canvas: Canvas, middle: float, top: float, name: str, upright: bo
         canvas.text((middle, top + 10), name, LABEL_SIZE, MUTED, "ms")
 
 
+def digits(error: float) -> str:
+    """A short number: .004, .052, .31, 1.2, 25, or 99+."""
+    if not error < 99.5:
+        return "99+"
+    if error >= 10.0:
+        return f"{error:.0f}"
+    if error >= 1.0:
+        return f"{error:.1f}"
+    if error < 0.00095:
+        return "<.001" if error > 0.0 else "0"
+    places = 2 if error >= 0.0995 else 3
+    return f"{error:.{places}f}".removeprefix("0")
+
+
 def _axis(highest: float) -> tuple[float, float]:
     """Step and end of an axis from 0 that holds `highest` and has about five intervals."""
     rough = highest / 5
@@ -363,3 +443,45 @@ def _tick(value: float, step: float) -> str:
 def _fixed(error: float, places: int) -> str:
     """`digits` with a fixed number of places below 1: as wide in every cell."""
     return digits(error) if error >= 0.995 else f"{error:.{places}f}".removeprefix("0")
+
+
+def draw_compact_probe(outcome: ProbeOutcome) -> Image.Image:
+    """The finished RGB picture for the node, 640 pixels wide and as high as its parts."""
+    canvas = CompactCanvas.blank()
+    sparsities = [outcome.sparsity(block) for block in outcome.blocks]
+    y = canvas.paragraph(10, f"sparsity {fmean(sparsities):.2f} on average", canvas.LARGE, TEXT)
+    within = f"error up to {number(outcome.profile.wanted_error)}"
+    y = canvas.paragraph(y, f"{within} · {outcome.density():.0%} computed", canvas.SIZE, MUTED)
+    y += 38
+    canvas.text((canvas.MARGIN, y), "error", canvas.SIZE, TEXT, "ls")
+    draw_course_key(canvas, outcome, canvas.RIGHT, y, canvas.SIZE)
+    y += 16
+    plot = (COMPACT_LEFT, y, canvas.RIGHT, y + COMPACT_COURSE_HEIGHT)
+    draw_course(canvas, outcome, plot, canvas.SIZE)
+    y = _draw_compact_blocks(canvas, sparsities, plot[3] + canvas.LINE)
+    return canvas.cut(y + canvas.MARGIN)
+
+
+def _draw_compact_blocks(canvas: CompactCanvas, sparsities: Sequence[float], y: float) -> float:
+    """A bar for the sparsity of each block, a hatched strip for a dense one; the lower edge."""
+    y += 36
+    canvas.text((canvas.MARGIN, y), "sparsity by block", canvas.SIZE, TEXT, "ls")
+    if dense := sparsities.count(0.0):
+        label = f"{dense} dense"
+        canvas.text((canvas.RIGHT, y), label, canvas.SIZE, MUTED, "rs")
+        x = canvas.RIGHT - text_width(label, canvas.SIZE) - 8
+        canvas.dense((x - 20, y - 17, x, y + 1))
+    bottom = y + 16 + COMPACT_BLOCKS_HEIGHT
+    slot = (canvas.RIGHT - COMPACT_LEFT) / len(sparsities)
+    gap = min(0.15 * slot, 4.0)
+    for tick in (0.0, 0.5, 1.0):
+        level = bottom - tick * COMPACT_BLOCKS_HEIGHT
+        canvas.line((COMPACT_LEFT, level), (canvas.RIGHT, level), GRID, 1)
+        canvas.text((COMPACT_LEFT - canvas.SIZE / 3, level), f"{tick:g}", canvas.SIZE, MUTED, "rm")
+    for index, sparsity in enumerate(sparsities):
+        left = COMPACT_LEFT + index * slot + gap / 2
+        top = bottom - (sparsity * COMPACT_BLOCKS_HEIGHT or DENSE_HEIGHT)
+        draw = partial(canvas.bar, value=sparsity) if sparsity else canvas.dense
+        draw((left, top, left + slot - gap, bottom))
+    canvas.line((COMPACT_LEFT, bottom), (canvas.RIGHT, bottom), MUTED, 1.5)
+    return bottom + canvas.SIZE / 2

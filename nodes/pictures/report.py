@@ -1,21 +1,19 @@
-"""The two charts of the report: density by block and step, and seconds per step.
+"""Pictures of a sampling run: the whole report, and the part of it that its node shows.
 
-They share their columns, so that a slow step is found in both.
-
-Picture of a sampling run: summary, warnings, charts, why calls were dense, settings.
-
-The parts stand below one another, and the picture is as high as they need.
+The report: summary, warnings, charts, why calls were dense, settings. The parts stand below one
+another, and the picture is as high as they need. Its two charts, density by block and step and
+seconds per step, share their columns, so that a slow step is found in both.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from statistics import median_low
+from statistics import median, median_low
 
 from PIL import Image
 
-from ...rspa_core.run.record import Block, Cell, RunRecord, StepRecord
+from ...rspa_core.run.record import Block, Cell, Ending, RunRecord, StepRecord
 from ...rspa_core.run.report_text import (
     NEVER_CALLED,
     NO_RUN_CAUSES,
@@ -28,6 +26,7 @@ from ...rspa_core.run.report_text import (
     seconds_words,
     settings_words,
     speed_words,
+    why_not_sparse,
 )
 from ...rspa_core.run.schedule import step_name
 from . import (
@@ -43,11 +42,22 @@ from . import (
     Box,
     Canvas,
     Color,
+    CompactCanvas,
     drawable,
     fitted,
     text_width,
     wrapped,
 )
+
+WIDTH = 960
+MAX_HEIGHT = 2400
+BOTTOM_MARGIN = 24
+TITLE = "Rectified SpaAttn"
+
+MAX_REASONS = 8
+MAX_WARNINGS = 8
+WARNING, WARNING_FILL = (255, 176, 150), (74, 38, 34)
+WARNING_LINE = 20
 
 LEFT, RIGHT = 92, 932
 """Edges of the charts, in pixels of the finished picture."""
@@ -64,7 +74,7 @@ MAX_STEP_LABELS = 25
 SCALE_WIDTH = 140
 MIN_SCALE_TENTHS = 2
 """A narrower color scale would make noise look like a finding."""
-BARS_HEIGHT = 120
+BARS_HEIGHT, COMPACT_BARS_HEIGHT = 120, 110
 MIN_LABELLED_BAR = 40
 CUT_BAR = 3.0
 """A bar this many times the median is cut, or a step that loads the model flattens the others."""
@@ -313,17 +323,6 @@ def _block_order(block: Block) -> tuple[int, str, bool, int]:
     return GROUP_ORDER.get(kind, 2), kind, index is None, index or 0
 
 
-WIDTH = 960
-MAX_HEIGHT = 2400
-BOTTOM_MARGIN = 24
-TITLE = "Rectified SpaAttn"
-
-MAX_REASONS = 8
-MAX_WARNINGS = 8
-WARNING, WARNING_FILL = (255, 176, 150), (74, 38, 34)
-WARNING_LINE = 20
-
-
 def draw_report(record: RunRecord) -> Image.Image:
     """The finished RGB picture of a run, 960 pixels wide and as high as its parts."""
     canvas = Canvas.empty(WIDTH, MAX_HEIGHT)
@@ -399,3 +398,73 @@ def _draw_reasons(canvas: Canvas, record: RunRecord, y: float) -> float:
 def _draw_heading(canvas: Canvas, title: str, y: float) -> float:
     canvas.text((MARGIN, y + 40), title, 18, TEXT, "ls")
     return y + 46
+
+
+def draw_compact(record: RunRecord) -> Image.Image:
+    """The finished RGB picture of a run for its node, 640 pixels wide and as high as its parts."""
+    canvas = CompactCanvas.blank()
+    parts = [f"{record.sparse:,} sparse, {record.dense:,} dense calls"]
+    if record.ending is not Ending.COMPLETE:
+        parts.insert(0, record.ending.value)
+    if record.density is not None:
+        parts.append(f"density {record.density:.2f}")
+    color = WARNING if is_slower(record) else TEXT
+    y = canvas.paragraph(18, _compact_title(record), canvas.LARGE, color)
+    y = canvas.paragraph(y, " · ".join(parts), canvas.SIZE, MUTED)
+    if record.warnings:
+        y = canvas.paragraph(y + 6, record.warnings[0], canvas.SIZE, WARNING)
+    if record.steps:
+        y = _draw_compact_times(canvas, record, y + 16)
+    for reason, count in ranked_reasons(record)[:1]:
+        y = canvas.paragraph(y + 6, f"{count:,} dense: {reason.text}", canvas.SIZE, DENSE)
+    return canvas.cut(y + canvas.MARGIN)
+
+
+def draw_compact_no_run(
+    title: str = NO_RUN_TITLE, causes: Sequence[str] = NO_RUN_CAUSES
+) -> Image.Image:
+    """What the node shows where there is no run to show: a title and likely causes."""
+    canvas = CompactCanvas.blank()
+    y = canvas.paragraph(18, f"{title}. Likely causes:", canvas.SIZE, TEXT)
+    for place, cause in enumerate(causes, start=1):
+        y = canvas.paragraph(y + 6, f"{place}. {cause}", canvas.SIZE, MUTED)
+    return canvas.cut(y + canvas.MARGIN)
+
+
+def _compact_title(record: RunRecord) -> str:
+    if speed := speed_words(record):
+        return speed
+    if not record.sparse and not record.dense:
+        return NEVER_CALLED
+    return "sparse" if record.sparse else f"not sparse: {why_not_sparse(record)}"
+
+
+def _draw_compact_times(canvas: CompactCanvas, record: RunRecord, y: float) -> float:
+    """A bar for the seconds of each step; returns the lower edge of what is said about them."""
+    seconds = [step.seconds / max(step.forwards, 1) for step in record.steps]
+    # One long step, as the first that loads the model, would flatten the others.
+    end = min(max(seconds), CUT_BAR * max(median(seconds), record.dense_step_seconds or 0.0))
+    bottom = y + COMPACT_BARS_HEIGHT
+    slot = (canvas.RIGHT - canvas.MARGIN) / len(seconds)
+    gap = min(0.15 * slot, 4.0)
+    for index, (step, value) in enumerate(zip(record.steps, seconds, strict=True)):
+        left = canvas.MARGIN + index * slot
+        share = min(value / end, 1.0) if end > 0.0 else 0.0
+        box = (left + gap / 2, bottom - share * COMPACT_BARS_HEIGHT, left + slot - gap / 2, bottom)
+        canvas.fill(box, BAR_HIGH if step.sparse else DENSE if step.dense else MUTED)
+    canvas.line((canvas.MARGIN, bottom), (canvas.RIGHT, bottom), MUTED, 1.5)
+    x, baseline = float(canvas.MARGIN), bottom + 26
+    medians = (
+        ("sparse", record.sparse_step_seconds, BAR_HIGH),
+        ("dense", record.dense_step_seconds, DENSE),
+    )
+    for kind, median_seconds, color in medians:
+        if median_seconds is not None:
+            canvas.fill((x, baseline - 17, x + 20, baseline + 1), color)
+            text = f"{kind} {seconds_words(median_seconds)}"
+            canvas.text((x + 28, baseline), text, canvas.SIZE, MUTED, "ls")
+            x += text_width(text, canvas.SIZE) + 52
+    words = "per step" if all(step.forwards <= 1 for step in record.steps) else "per model call"
+    words = fitted(words, canvas.SIZE, canvas.RIGHT - x)
+    canvas.text((x, baseline), words, canvas.SIZE, MUTED, "ls")
+    return baseline + 12

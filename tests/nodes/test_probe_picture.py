@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH, compact
+from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH, CompactCanvas
 from rectified_spaattn.nodes.pictures import probe as picture
-from rectified_spaattn.nodes.pictures.course import digits
 from rectified_spaattn.rspa_core import SparseConfig
 from rectified_spaattn.rspa_core.run.probe import ProbeOutcome
 from rectified_spaattn.rspa_core.run.profile import ModelFingerprint
@@ -60,11 +59,11 @@ def test_nothing_is_cut_off(outcome: ProbeOutcome) -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES.values(), ids=list(OUTCOMES))
 def test_the_compact_picture_is_legible_and_whole(outcome: ProbeOutcome) -> None:
-    image = compact.draw_compact_probe(outcome)
-    assert image.width == compact.WIDTH
+    image = picture.draw_compact_probe(outcome)
+    assert image.width == CompactCanvas.WIDTH
     # A node of 320 pixels has 220 for its picture.
     scale = min(320 / image.width, 220 / image.height)
-    assert compact.SIZE * scale >= 11
+    assert CompactCanvas.SIZE * scale >= 11
     drawn = is_drawn(image)
     for edge in (drawn[:6], drawn[-4:], drawn[:, :6], drawn[:, -6:]):
         assert not edge.any()
@@ -73,11 +72,11 @@ def test_the_compact_picture_is_legible_and_whole(outcome: ProbeOutcome) -> None
 def test_the_compact_picture_marks_dense_blocks_at_0() -> None:
     outcome = make(WAN, wanted_error=0.03)
     assert 0.0 in outcome.profile.double
-    image = pixels(compact.draw_compact_probe(outcome))
+    image = pixels(picture.draw_compact_probe(outcome))
     index = outcome.profile.double.index(0.0)
-    slot = (compact.WIDTH - compact.MARGIN - compact.COURSE_LEFT) / len(outcome.blocks)
-    bottom = image.shape[0] - compact.MARGIN - compact.SIZE // 2
-    x = round(compact.COURSE_LEFT + (index + 0.5) * slot)
+    slot = (CompactCanvas.WIDTH - CompactCanvas.MARGIN - picture.COMPACT_LEFT) / len(outcome.blocks)
+    bottom = image.shape[0] - CompactCanvas.MARGIN - CompactCanvas.SIZE // 2
+    x = round(picture.COMPACT_LEFT + (index + 0.5) * slot)
     colored = [np.ptp(image[bottom - height, x - 2 : x + 3], axis=-1).max() for height in (5, 40)]
     assert colored[0] > 60, "a strip"
     assert colored[1] < 30, "and nothing above it"
@@ -149,7 +148,7 @@ def test_the_picture_is_the_same_every_time() -> None:
     ],
 )  # fmt: skip
 def test_short_numbers(error: float, text: str) -> None:
-    assert digits(error) == text
+    assert picture.digits(error) == text
 
 
 @pytest.mark.parametrize("highest", [0.0003, 0.01, 0.0277, 0.05, 0.12, 0.5, 1.0, 7.3, 40.0])

@@ -12,7 +12,7 @@ import torch
 
 from rectified_spaattn.nodes import patching
 from rectified_spaattn.nodes.host import WHOLE
-from rectified_spaattn.nodes.pictures import compact
+from rectified_spaattn.nodes.pictures import CompactCanvas
 from rectified_spaattn.nodes.report import RectifiedSpaAttnReport
 from rectified_spaattn.rspa_core.run import report_text as words
 from rectified_spaattn.rspa_core.run.calls import RunSettings
@@ -35,7 +35,7 @@ def assert_shows(shown: dict[str, Any], image: torch.Tensor) -> None:
     """A compact picture on the node; the page gets the whole one beside it."""
     assert shown[WHOLE] == [image]
     (picture,) = shown["images"]
-    assert picture.shape[2] == compact.WIDTH < image.shape[2]
+    assert picture.shape[2] == CompactCanvas.WIDTH < image.shape[2]
 
 
 def test_report_of_a_run() -> None:

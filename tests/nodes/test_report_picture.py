@@ -9,10 +9,16 @@ import pytest
 from PIL import Image
 
 from rectified_spaattn.nodes import pictures
-from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH, DENSE, compact
+from rectified_spaattn.nodes.pictures import BACKGROUND, BAR_HIGH, DENSE, CompactCanvas
 from rectified_spaattn.nodes.pictures import report as report_charts
-from rectified_spaattn.nodes.pictures.compact import draw_compact, draw_compact_no_run
-from rectified_spaattn.nodes.pictures.report import WARNING, WARNING_FILL, draw_no_run, draw_report
+from rectified_spaattn.nodes.pictures.report import (
+    WARNING,
+    WARNING_FILL,
+    draw_compact,
+    draw_compact_no_run,
+    draw_no_run,
+    draw_report,
+)
 from rectified_spaattn.rspa_core.run.reasons import Reason, why
 from rectified_spaattn.rspa_core.run.record import Cell, RunRecord, StepRecord
 from rectified_spaattn.rspa_core.run.report_text import NOT_PATCHED_CAUSES, NOT_PATCHED_TITLE
@@ -183,7 +189,7 @@ def test_wrapped_lines_keep_settings_together() -> None:
 
 
 def test_compact_is_legible_on_a_node_320_pixels_wide() -> None:
-    assert compact.SIZE * 320 / compact.WIDTH >= 11
+    assert CompactCanvas.SIZE * 320 / CompactCanvas.WIDTH >= 11
 
 
 @pytest.mark.parametrize(
@@ -201,7 +207,7 @@ def test_compact_is_legible_on_a_node_320_pixels_wide() -> None:
 )
 def test_compact_fits(record: RunRecord) -> None:
     picture = draw_compact(record)
-    assert picture.width == compact.WIDTH
+    assert picture.width == CompactCanvas.WIDTH
     assert picture.height <= 640
     assert_has_a_margin(picture)
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from rectified_spaattn.nodes.host import schema_of, send_status
 from rectified_spaattn.nodes.inputs import MAIN, NO_PROFILE, NODES, PROBE_RESULT, REPORT
-from rectified_spaattn.nodes.pictures import compact
+from rectified_spaattn.nodes.pictures import CompactCanvas
 from rectified_spaattn.tests.nodes import comfy_api_stub
 
 from .browser import descriptions
@@ -336,12 +336,12 @@ def test_node_grows_to_its_picture_and_a_double_click_opens_the_whole(
     node = artist.page.evaluate(NEW, kind)
     artist.look_at(node)
     width, height = artist.page.evaluate(SIZE, node)
-    assert compact.SIZE * width / compact.WIDTH >= 11
+    assert CompactCanvas.SIZE * width / CompactCanvas.WIDTH >= 11
     whole = {"filename": "whole.png", "subfolder": "", "type": "temp"}
 
     def show(high: int) -> None:
         file = io.BytesIO()
-        Image.new("RGB", (compact.WIDTH, high)).save(file, "png")
+        Image.new("RGB", (CompactCanvas.WIDTH, high)).save(file, "png")
         opened[1].pictures |= {f"{high}.png": file.getvalue(), "whole.png": file.getvalue()}
         output = {"images": [whole | {"filename": f"{high}.png"}], "rspa_whole": [whole]}
         opened[1].send_event("executed", node=node, display_node=node, output=output, prompt_id="1")
@@ -351,7 +351,7 @@ def test_node_grows_to_its_picture_and_a_double_click_opens_the_whole(
     assert wait_until(artist, lambda: artist.page.evaluate(PICTURE_SCALE, node) is not None)
     # As wide as the node, so that its text is as large as it can be, and nothing left over.
     assert artist.page.evaluate(PICTURE_SCALE, node) == pytest.approx(
-        width / compact.WIDTH, rel=0.05
+        width / CompactCanvas.WIDTH, rel=0.05
     )
     high = artist.page.evaluate(SIZE, node)[1]
     show(300)
