@@ -41,8 +41,14 @@ from ..dispatch import (
 )
 from ..layout import TokenLayout
 from .frames import FrameCalls
-from .key_masks import Group, attend_groups, padded, read_mask
-from .key_weights import attend_weighted, read_weights
+from .key_masks import (
+    Group,
+    attend_groups,
+    attend_weighted,
+    padded,
+    read_mask,
+    read_weights,
+)
 from .probe import ProbeRecorder, ProbeSettings
 from .profile import SparsityProfile
 from .reasons import DenseReason, Reason, why
