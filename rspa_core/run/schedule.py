@@ -1,8 +1,14 @@
-"""Which sparsity applies when: curves over the sampling progress, per-step lists, block lists.
+"""Which sparsity applies when: curves and a ramp over the sampling, lists of steps and of blocks.
 
 "Percent" is the sampling progress as a share from 0 to 1; "step" is an interval of the sampler's
 own list of sigmas, counted from 0 here and from 1 in the texts that people write and read. A host
 says where a forward is (`Position`).
+
+The ramp: noisy steps keep more than clean ones, at the same mean over the steps. What is lost where
+the video is noise grows with every step that follows. What is lost later stays as it is, but a long
+step writes more of it into the video than a short one. The weight of a step has a term for either.
+Where steps are few there is less to grow, and the ramp is gentler. Fitted to errors of a trained
+model (docs/notes/fidelity.md).
 """
 
 from __future__ import annotations
@@ -17,7 +23,6 @@ from itertools import pairwise
 from typing import Any
 
 from ..config import MAX_SPARSITY, ConfigError, check_choice, check_number
-from .ramp import ramp_weights, ramped
 from .reasons import DenseReason, Reason, why
 
 CURVES = ("constant", "linear", "cosine")
@@ -29,6 +34,14 @@ SIGMA_TOLERANCE = 1e-6
 BISECTIONS = 40
 MAX_UNSEEN_STEPS = 1000
 """Assumed before or behind a sampler that takes a part of the sampling, at most."""
+
+DENSE_FROM = 0.95
+"""A step of a ramp that would keep more is dense: that costs little more and loses nothing."""
+MIN_KEPT = round(1.0 - MAX_SPARSITY, 6)
+NOISE_POWER, LENGTH_POWER = 6.0, 0.5
+MIN_LENGTH = 1e-4
+MANY_STEPS = 20
+"""From so many steps of the whole sampling on the ramp has its full strength."""
 
 WHOLE_NUMBER = r"-?[0-9]{1,9}"
 """Of a text: no step or block has more digits, and Python does not read thousands of them."""
@@ -473,6 +486,67 @@ def _shares_of(length: float, distance: float) -> list[float]:
     return [index / count for index in range(count)]
 
 
+def _is_same_sigma(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=SIGMA_TOLERANCE)
+
+
+def ramp_weights(levels: Sequence[float], strength: float) -> list[float]:
+    """How much each step of a sampling keeps beside the others, in any unit; above 0.
+
+    Args:
+        levels: noise levels at which the steps begin, 1 (pure noise) to 0, and the last one ends.
+        strength: of the ramp, 0 (every step the same) to 1.
+    """
+    count = len(levels) - 1
+    strength *= min(1.0, math.sqrt(count / MANY_STEPS))
+    return [_step_weight(*pair) ** strength for pair in pairwise(levels)]
+
+
+def _step_weight(start: float, end: float) -> float:
+    noise = min(max(start, 0.0), 1.0)
+    length = min(max(abs(start - end), MIN_LENGTH), 1.0)
+    return noise**NOISE_POWER + length**LENGTH_POWER
+
+
+def ramped(kept: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """Kept shares of the steps, in proportion to their weights; their mean is that of `kept`.
+
+    What a step may not keep, because it is dense already, the others keep. The mean is missed only
+    where all of them are cut.
+
+    Args:
+        kept: shares without the ramp, above 0 and below 1.
+        weights: of each step, above 0.
+
+    Returns:
+        Shares in the order of `kept`: 1.0 for a dense step, the others from 0.02 to 0.95.
+    """
+    weighted = [share * weight for share, weight in zip(kept, weights, strict=True)]
+    shares = [1.0] * len(weighted)
+    rest = list(range(len(weighted)))
+    while rest:
+        scale = _ramp_scale([weighted[i] for i in rest], sum(kept) - (len(weighted) - len(rest)))
+        most = max(rest, key=lambda i: weighted[i])
+        if scale * weighted[most] <= DENSE_FROM:
+            break
+        rest.remove(most)
+    for i in rest:
+        shares[i] = max(scale * weighted[i], MIN_KEPT)
+    return shares
+
+
+def _ramp_scale(weights: Sequence[float], total: float) -> float:
+    """The factor with which the weights, raised to `MIN_KEPT`, sum up to `total`."""
+    low, high = 0.0, max(total, 0.0) / min(weights)
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        if sum(max(middle * each, MIN_KEPT) for each in weights) <= total:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 @lru_cache(maxsize=1024)
 def _ramped(kept: tuple[float, ...], levels: tuple[float, ...], ramp: float) -> tuple[float, ...]:
     """`ramped` of the steps that keep less than all; the others stay 1."""
@@ -480,10 +554,6 @@ def _ramped(kept: tuple[float, ...], levels: tuple[float, ...], ramp: float) -> 
     pairs = [pair for pair in zip(kept, weights, strict=True) if pair[0] < 1.0]
     shares = iter(ramped(*zip(*pairs, strict=True))) if pairs else iter(())
     return tuple(next(shares) if share < 1.0 else 1.0 for share in kept)
-
-
-def _is_same_sigma(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=SIGMA_TOLERANCE)
 
 
 def _items(field: str, text: str) -> list[tuple[int, str]]:

@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 
 from rectified_spaattn.rspa_core.config import ConfigError
-from rectified_spaattn.rspa_core.run.ramp import DENSE_FROM, MIN_KEPT, ramp_weights, ramped
 from rectified_spaattn.rspa_core.run.reasons import DenseReason, Reason, why
 from rectified_spaattn.rspa_core.run.schedule import (
+    DENSE_FROM,
+    MIN_KEPT,
     Course,
     Position,
     SigmaSteps,
     SparsitySchedule,
     even_course,
+    ramp_weights,
+    ramped,
 )
 
 from .test_schedule import flow_sigma
