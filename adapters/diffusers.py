@@ -47,8 +47,15 @@ from ..rspa_core.run.schedule import (
     SparsitySchedule,
     parse_dense_blocks,
 )
-from .models import Parts, parts_of, uncompiled, unsupported
-from .processors import BlockPlace, Current, SparseProcessor
+from .processors import (
+    BlockPlace,
+    Current,
+    Parts,
+    SparseProcessor,
+    parts_of,
+    uncompiled,
+    unsupported,
+)
 
 _Found = tuple[int | None, int | None, tuple[float, ...]]
 """Step, number of steps, and the noise level at which each of them begins; () if unknown."""
