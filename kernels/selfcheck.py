@@ -37,8 +37,7 @@ import triton
 
 from ..rspa_core.config import SparseConfig
 from ..rspa_core.layout import TokenLayout
-from ..rspa_core.metrics import relative_l2
-from ..rspa_core.reference import reference_attention, reference_attention_lse
+from ..rspa_core.reference import reference_attention, reference_attention_lse, relative_l2
 from . import Launch, compiling, progress, recorded
 from .devices import (
     Tile,

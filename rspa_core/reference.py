@@ -371,3 +371,8 @@ class _CriticalAttention:
     def _each(x: Tensor, q: Tensor) -> Tensor:
         """The same keys or values for every q-block: `[N, D]` to `[NQ, N, D]`, a view."""
         return x.expand(len(q), -1, -1)
+
+
+def relative_l2(out: Tensor, ref: Tensor) -> float:
+    """How far an output is from another one: ‖out - ref‖₂ / ‖ref‖₂ over all elements, in fp32."""
+    return float((out.float() - ref.float()).norm() / ref.float().norm())

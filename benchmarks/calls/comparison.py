@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...rspa_core import metrics
+from ...rspa_core import relative_l2
 from ...rspa_core.dispatch import BackendUnavailable
 from ..output import table_lines
 from ..timing import measure_interleaved
@@ -127,7 +127,7 @@ def _examine(candidate: Candidate, exact: Tensor) -> Row:
         wrong = prepared.wrong(out) if out.isfinite().all() else "output is not finite"
         if wrong:
             return Row(candidate, refused=f"WRONG: {wrong}")
-        lost = metrics.relative_l2(prepared.in_order(out)[:, : exact.shape[1]], exact)
+        lost = relative_l2(prepared.in_order(out)[:, : exact.shape[1]], exact)
     except Exception as error:  # whatever another library raises belongs into its row
         return Row(candidate, refused=refusal(error))
     return Row(candidate, "", prepared.call, prepared.density, lost, first_s, mib)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...rspa_core import TokenLayout, metrics
+from ...rspa_core import TokenLayout, relative_l2
 from ..synthetic import synthetic_qkv
 
 HEAD_DIM = 128
@@ -114,6 +114,6 @@ def difference_reason(out: Tensor, expected: Tensor, limit: float, what: str) ->
     """What is wrong with `out`: not finite or too far from `expected`; "" if nothing."""
     if not out.isfinite().all():
         return "output is not finite"
-    difference = metrics.relative_l2(out, expected)
+    difference = relative_l2(out, expected)
     # Also false for NaN.
     return "" if difference < limit else f"{difference:.1e} from {what}, allowed is {limit:g}"

@@ -44,7 +44,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...rspa_core import metrics
+from ...rspa_core import relative_l2
 from ...rspa_core.config import RECTIFICATIONS
 from ..calls.comparison import first_line
 from ..output import aligned, device_name, write_json
@@ -246,7 +246,7 @@ def measure(case: Case, variants: list[Variant], repeats: int) -> None:
                 continue
             if reference is None:
                 reference = output
-            variant.relative_l2 = metrics.relative_l2(output, reference)
+            variant.relative_l2 = relative_l2(output, reference)
             variant.refused = reason_to_refuse(case, variant, output)
             if variant.refused:
                 variant.seconds.clear()

@@ -23,7 +23,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 from ...adapters import sparse_attention
-from ...rspa_core import SparseConfig, metrics
+from ...rspa_core import SparseConfig, relative_l2
 from ..output import aligned, device_name, write_json
 from .comfy_models import TEXT_WIDTH, Case, materialise, wan_case
 
@@ -204,7 +204,7 @@ def work(rank: int, options: argparse.Namespace, folder: str) -> None:
 
 def row(name: str, alone: Timed, shared: Timed, said: list[str]) -> dict[str, Any]:
     """What is reported of a variant; `said`: what each process has against it."""
-    difference = metrics.relative_l2(shared.output, alone.output)
+    difference = relative_l2(shared.output, alone.output)
     against = [f"process {rank}: {reason}" for rank, reason in enumerate(said) if reason]
     if alone.refused:
         against.append(f"one GPU: {alone.refused}")

@@ -37,8 +37,8 @@ from rectified_spaattn.rspa_core import (
     SparseConfig,
     TokenLayout,
     dense_attention,
-    metrics,
     rectified_attention,
+    relative_l2,
 )
 
 CPU = torch.device("cpu")
@@ -201,7 +201,7 @@ def test_flex_attends_the_blocks_that_ours_selects(
     assert prepared.wrong(out) == ""
     assert "masked attention" in prepared.wrong(1.1 * out)
     expected, stats = rectified_attention(*problem.qkv, problem.layout, config, return_stats=True)
-    assert metrics.relative_l2(prepared.in_order(out), expected) < 1e-5
+    assert relative_l2(prepared.in_order(out), expected) < 1e-5
     assert prepared.density < 1
     assert prepared.density == problem.pair_density(float(stats.density))
 
@@ -209,7 +209,7 @@ def test_flex_attends_the_blocks_that_ours_selects(
 def test_exact_rows() -> None:
     problem = problem_of(SMALL)
     expected = dense_attention(*problem.qkv)
-    assert metrics.relative_l2(exact_rows(*problem.qkv), expected) < 1e-5
+    assert relative_l2(exact_rows(*problem.qkv), expected) < 1e-5
     assert rivals.exact_reason(expected, problem, 2) == ""
     assert "rows from 0" in rivals.exact_reason(expected * 1.1, problem, 2)
 

@@ -29,7 +29,7 @@ from rectified_spaattn.benchmarks.fidelity.variants import (
     rival_variants,
 )
 from rectified_spaattn.benchmarks.methods import METHODS
-from rectified_spaattn.rspa_core import dense_attention, metrics
+from rectified_spaattn.rspa_core import dense_attention, relative_l2
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def test_oracle_is_full_attention(ragged: tuple[Inputs, Oracle]) -> None:
     inputs, oracle = ragged
     exact = dense_attention(*inputs.qkv)[0]
     assert oracle.out.shape == (2, 40, 32)
-    assert metrics.relative_l2(oracle.out, exact[:, oracle.rows]) < 1e-5
+    assert relative_l2(oracle.out, exact[:, oracle.rows]) < 1e-5
     assert torch.equal(oracle.rows, Oracle(inputs, 40).rows)
     assert len(oracle.rows.unique()) == 40
     with pytest.raises(ValueError, match="rows = -1 is not allowed"):
@@ -75,7 +75,7 @@ def test_formula_of_sol_attn_by_brute_force(ragged: tuple[Inputs, Oracle]) -> No
         expected = torch.cat([exact, pooled], -1).softmax(-1) @ torch.cat([v, means[1]])
         found, mask = sol_rows(q, k, v, oracle.rows, 0.4)
         assert torch.equal(mask, kept)
-        assert metrics.relative_l2(found, expected[oracle.rows]) < 1e-5
+        assert relative_l2(found, expected[oracle.rows]) < 1e-5
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -18,8 +18,8 @@ from rectified_spaattn.benchmarks.trained_model import CHECKPOINT, tiny_wan
 from rectified_spaattn.rspa_core import (
     TokenLayout,
     dense_attention,
-    metrics,
     rectified_attention,
+    relative_l2,
 )
 
 GRID = (6, 24, 40)
@@ -44,7 +44,7 @@ def error(heads: Heads, kind: str, kept: float) -> list[float]:
     config = method.config(kept, 64, 64)
     with method.arithmetic():
         return [
-            metrics.relative_l2(
+            relative_l2(
                 rectified_attention(*call.qkv, call.layout, config, backend="reference"),
                 call.exact,
             )
@@ -132,9 +132,9 @@ def test_pooled_means_have_no_variance_term(synthetic: dict[str, Heads]) -> None
     key_means, value_means = (x[0, 0].unflatten(0, (-1, 64)).mean(1) for x in (k, v))
     tail = q[0, 0, rows] @ key_means.mT * 128**-0.5 + math.log(64)
     weights = torch.cat([exact, tail.masked_fill(kept, -math.inf)], -1).softmax(-1)
-    assert metrics.relative_l2(out[0, 0, rows], weights @ torch.cat([v[0, 0], value_means])) < 1e-5
+    assert relative_l2(out[0, 0, rows], weights @ torch.cat([v[0, 0], value_means])) < 1e-5
     again = rectified_attention(q, k, v, layout, config)
-    assert metrics.relative_l2(again, out) > 1e-3
+    assert relative_l2(again, out) > 1e-3
 
 
 def test_pooled_means_leave_the_kernels_as_they_were() -> None:

@@ -14,8 +14,8 @@ from rectified_spaattn.rspa_core import (
     SparseConfig,
     TokenLayout,
     merge_attention,
-    metrics,
     rectified_attention,
+    relative_l2,
 )
 from rectified_spaattn.rspa_core.attention import dense_attention
 
@@ -121,7 +121,7 @@ def test_matches_reference(name: str, device: torch.device) -> None:
         tolerance = TOLERANCE[dtype]
         if case.config.precision == "int8":
             tolerance = max(tolerance, INT8_TOLERANCE)
-        assert metrics.relative_l2(out, expected) < tolerance
+        assert relative_l2(out, expected) < tolerance
         # Rows differ in size by orders of magnitude: a single wrong row must show, too.
         worst = (out.float() - expected.float()).abs().amax() / expected.float().abs().amax()
         assert worst < 10 * tolerance
@@ -149,7 +149,7 @@ def test_logarithms_of_the_sums(name: str, device: torch.device) -> None:
             q, k, v, case.layout, case.config, backend="reference", **asked
         )
         tolerance = max(TOLERANCE[dtype], INT8_TOLERANCE)
-        assert metrics.relative_l2(out, expected_out) < tolerance
+        assert relative_l2(out, expected_out) < tolerance
         assert stats.lse.dtype == torch.float32
         assert stats.lse.shape == q.shape[:-1]
         assert (stats.lse - expected.lse).abs().max() < 10 * tolerance
@@ -170,7 +170,7 @@ def test_two_sets_of_keys_are_merged(backend: str, name: str, device: torch.devi
     merged, lse = merge_attention(out, stats.lse, other, more.lse)
     keys, values = torch.cat([k, more_k], 2), torch.cat([v, more_v], 2)
     int8 = config.precision == "int8"
-    assert metrics.relative_l2(merged, dense_attention(q, keys, values)) < (2e-2 if int8 else 2e-6)
+    assert relative_l2(merged, dense_attention(q, keys, values)) < (2e-2 if int8 else 2e-6)
     scores = q.shape[-1] ** -0.5 * (q @ keys.mT)
     assert (lse - scores.logsumexp(-1)).abs().max() < (1e-1 if int8 else 1e-4)
 
@@ -187,7 +187,7 @@ def test_left_out_keys_may_outweigh_the_rest(tail_keys: int, device: torch.devic
         for backend in ("reference", "triton")
     ]
     assert outs[0].isfinite().all()
-    assert metrics.relative_l2(outs[1], outs[0]) < 1e-4
+    assert relative_l2(outs[1], outs[0]) < 1e-4
 
 
 @pytest.mark.parametrize("rectification", ["paper", "precise", "none"])
@@ -205,7 +205,7 @@ def test_top_p_one_is_dense(rectification: str, device: torch.device) -> None:
         q, k, v, case.layout, config, backend="triton", return_stats=True
     )
     assert float(stats.density) == 1.0
-    assert metrics.relative_l2(out, dense_attention(q, k, v)) < 1e-5
+    assert relative_l2(out, dense_attention(q, k, v)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["shorter than a block", "precise-64"])
@@ -266,7 +266,7 @@ def test_large_fp16_queries_stay_finite(device: torch.device) -> None:
     q[:, :, :5, 0] = 3000.0
     expected = rectified_attention(q, k, v, case.layout, case.config, backend="reference")
     out = rectified_attention(q, k, v, case.layout, case.config, backend="triton")
-    assert metrics.relative_l2(out, expected) < TOLERANCE[torch.float16]
+    assert relative_l2(out, expected) < TOLERANCE[torch.float16]
 
 
 def test_workspace_stays_in_32_bit_offsets() -> None:
@@ -297,7 +297,7 @@ def test_tiles_and_descriptors_give_one_result(tile_n: int, device: torch.device
     expected = rectified_attention(q, k, v, case.layout, case.config, backend="reference")
     for tma in (False, True):
         out, *_ = launch(q, k, v, case.layout, case.config, Tile(tile_n, 4, 1, tma), False)
-        assert metrics.relative_l2(out, expected) < TOLERANCE[torch.float16]
+        assert relative_l2(out, expected) < TOLERANCE[torch.float16]
 
 
 @pytest.mark.parametrize("name", ["paper", "precise-128x64", "int8-precise", "precise-64, 2 keys"])
@@ -307,7 +307,7 @@ def test_sums_in_fp16(name: str, device: torch.device) -> None:
     q, k, v = case.inputs(torch.float16, device, 11)
     expected = rectified_attention(q, k, v, case.layout, case.config, backend="reference")
     out = launched_with_half_sums(case, q, k, v)
-    assert metrics.relative_l2(out, expected) < 3e-3
+    assert relative_l2(out, expected) < 3e-3
 
 
 @pytest.mark.parametrize("rectification", ["paper", "precise"])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rectified_spaattn.nodes.override import make_join, make_override
-from rectified_spaattn.rspa_core import attention, metrics, rectified_attention
+from rectified_spaattn.rspa_core import attention, rectified_attention, relative_l2
 from rectified_spaattn.rspa_core.attention import (
     dense_attention,
     dense_attention_lse,
@@ -82,8 +82,8 @@ def test_rows_are_the_sparse_video_and_the_exact_pose() -> None:
         own = slice((frame - 1) * PER_FRAME, frame * PER_FRAME)
         pose = dense_attention_lse(q[:, :, rows], k_pose[:, :, own], v_pose[:, :, own])
         expected, _ = merge_attention(video[:, :, rows], stats.lse[:, :, rows], *pose)
-        assert metrics.relative_l2(out[:, :, rows], expected) < 1e-6
-    assert metrics.relative_l2(out, heads_first(full())) > 1e-2
+        assert relative_l2(out[:, :, rows], expected) < 1e-6
+    assert relative_l2(out, heads_first(full())) > 1e-2
     assert dict(rig.tally.sparse) == {BLOCK: 1}
     assert rig.dense_reasons == {}
     assert rig.run.close(rig.forward, out) is None
@@ -109,7 +109,7 @@ def test_video_that_fails_is_dense() -> None:
         raise RuntimeError("no memory")
 
     rig = Rig(PLAN, attend=attend)
-    assert metrics.relative_l2(through(rig), full()) < 1e-6
+    assert relative_l2(through(rig), full()) < 1e-6
     assert rig.dense_reasons == {"RuntimeError: no memory": 1}
     assert not rig.tally.sparse
     assert any("no memory" in warning for warning in rig.warnings)
@@ -251,7 +251,7 @@ def animate2_executor(joins: bool = True) -> Any:
 def test_logarithms_of_dense_attention() -> None:
     q, k, v = (x.transpose(1, 2) for x in tensors(1, 70, HEADS, HEAD_DIM))
     out, lse = dense_attention_lse(q[:, :, :50], k, v)
-    assert metrics.relative_l2(out, dense_attention(q[:, :, :50], k, v)) < 1e-6
+    assert relative_l2(out, dense_attention(q[:, :, :50], k, v)) < 1e-6
     scores = HEAD_DIM**-0.5 * (q[:, :, :50] @ k.mT)
     assert torch.allclose(lse, scores.logsumexp(-1), atol=1e-5)
     torch.testing.assert_close((out, lse), plain_attention_lse(q[:, :, :50], k, v))
@@ -298,8 +298,8 @@ def test_logarithms_of_dense_attention_on_a_gpu(dtype: torch.dtype) -> None:
     q, k, v = (x.transpose(1, 2).cuda().to(dtype) for x in tensors(2, 333, 3, 128))
     out, lse = dense_attention_lse(q[:, :, :77], k, v)
     expected, logs = plain_attention_lse(q[:, :, :77], k, v)
-    assert metrics.relative_l2(out.float(), expected.float()) < 1e-2
+    assert relative_l2(out.float(), expected.float()) < 1e-2
     torch.testing.assert_close(lse, logs, atol=1e-2, rtol=1e-3)
     other, other_lse = dense_attention_lse(q[:, :, :77], k, v, torch.zeros(1, 333, device="cuda"))
-    assert metrics.relative_l2(other.float(), expected.float()) < 1e-2
+    assert relative_l2(other.float(), expected.float()) < 1e-2
     torch.testing.assert_close(other_lse, logs, atol=1e-2, rtol=1e-3)

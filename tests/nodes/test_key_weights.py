@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rectified_spaattn.nodes.override import split_heads
-from rectified_spaattn.rspa_core import TokenLayout, metrics, rectified_attention
+from rectified_spaattn.rspa_core import TokenLayout, rectified_attention, relative_l2
 from rectified_spaattn.rspa_core.attention import (
     dense_attention_lse,
     merge_attention,
@@ -117,7 +117,7 @@ def test_rows_are_the_sparse_video_and_the_exact_guides() -> None:
     torch.testing.assert_close(out[:, :, :TOKENS], expected)
     exact = split_heads(full(), HEADS)
     assert torch.equal(out[:, :, TOKENS:], exact[:, :, TOKENS:])
-    assert metrics.relative_l2(out[:, :, :TOKENS], exact[:, :, :TOKENS]) > 1e-2
+    assert relative_l2(out[:, :, :TOKENS], exact[:, :, :TOKENS]) > 1e-2
     densities, _ = rig.tally.finish(out)
     assert densities[BLOCK] == pytest.approx(float(stats.density))
 
@@ -207,5 +207,5 @@ def test_logarithms_on_a_gpu(dtype: torch.dtype) -> None:
     added[:, 5] = torch.finfo(dtype).min
     out, lse = dense_attention_lse(q, k, v, added)
     expected, expected_lse = plain_attention_lse(q, k, v, added)
-    assert metrics.relative_l2(out.float(), expected.float()) < 1e-2
+    assert relative_l2(out.float(), expected.float()) < 1e-2
     torch.testing.assert_close(lse, expected_lse, atol=1e-2, rtol=1e-3)

@@ -22,7 +22,7 @@ from rectified_spaattn.rspa_core import (
     dense_attention,
     rectified_attention,
 )
-from rectified_spaattn.rspa_core.metrics import relative_l2
+from rectified_spaattn.rspa_core.reference import relative_l2
 from rectified_spaattn.rspa_core.run import probe as probe_recorder
 from rectified_spaattn.rspa_core.run.probe import (
     ProbeRecorder,

@@ -16,7 +16,7 @@ from rectified_spaattn.nodes.patching import (
     find_patch,
     run_settings,
 )
-from rectified_spaattn.rspa_core import ConfigError, SparseConfig, metrics, rectified_attention
+from rectified_spaattn.rspa_core import ConfigError, SparseConfig, rectified_attention, relative_l2
 from rectified_spaattn.rspa_core.run.calls import ForwardPlan
 from rectified_spaattn.rspa_core.run.presets import PRESETS
 from rectified_spaattn.rspa_core.run.probe import ProbeRecorder, ProbeSettings, parse_probe_steps
@@ -176,7 +176,7 @@ def test_a_measured_call_returns_the_dense_output() -> None:
     exact = dense(*heads, HEADS, skip_reshape=True, skip_output_reshape=True)
     for sparsity, error in zip(PROBE.sparsities, table.errors[0][0], strict=True):
         out = rectified_attention(*heads, LAYOUT, replace(CONFIG, sparsity=sparsity))
-        assert error == pytest.approx(float(metrics.relative_l2(out, exact)), rel=1e-4)
+        assert error == pytest.approx(float(relative_l2(out, exact)), rel=1e-4)
 
 
 def test_a_measured_call_in_containers_returns_the_dense_output() -> None:

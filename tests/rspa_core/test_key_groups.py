@@ -14,8 +14,8 @@ from rectified_spaattn.rspa_core import (
     TokenLayout,
     critical_blocks,
     dense_attention,
-    metrics,
     rectified_attention,
+    relative_l2,
     token_order,
 )
 from rectified_spaattn.rspa_core.key_groups import (
@@ -298,7 +298,7 @@ def test_output(blocks: tuple[int, int], tail_keys: int) -> None:
         if margin < TIE:
             continue
         place = LAYOUT.video_start + token_order(LAYOUT.grid, config.order)
-        assert metrics.relative_l2(out[0, 0, place], expected.float()) < 1e-5
+        assert relative_l2(out[0, 0, place], expected.float()) < 1e-5
         compared += 1
         if compared == 2:
             return
@@ -319,7 +319,7 @@ def test_groups_lose_less(precision: str) -> None:
                 precision=precision,
             )  # fmt: skip
             out = rectified_attention(q, k, v, layout, config, backend="reference")
-            errors.append(metrics.relative_l2(out, dense_attention(q, k, v)))
+            errors.append(relative_l2(out, dense_attention(q, k, v)))
         means[tail_keys] = math.exp(sum(map(math.log, errors)) / len(errors))
     assert means[2] < 0.7 * means[1]
     assert means[4] < 0.8 * means[2]

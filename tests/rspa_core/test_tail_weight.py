@@ -12,8 +12,8 @@ from rectified_spaattn.rspa_core import (
     SparseConfig,
     TokenLayout,
     dense_attention,
-    metrics,
     rectified_attention,
+    relative_l2,
 )
 from rectified_spaattn.rspa_core.tail_weight import LARGEST, SMALLEST, fitted_weight
 
@@ -124,7 +124,7 @@ def test_a_tail_that_misleads_counts_less(precision: str, tail_keys: int) -> Non
             precision=precision,
         )  # fmt: skip
         out = rectified_attention(q, k, v, layout, config, backend="reference")
-        return float(metrics.relative_l2(out, exact))
+        return float(relative_l2(out, exact))
 
     weighted = error("precise", tail_keys)
     with mock.patch(
