@@ -32,7 +32,7 @@ from .trained_model import CHECKPOINT, tiny_wan
 BRANCHES = ("cond", "uncond")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class CapturedCall:
     """Where a recorded call comes from.
 
@@ -69,12 +69,9 @@ class Recorder:
         self.grid = grid
         self.calls: list[CapturedCall] = []
         self.tensors: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._sample = (0, 0)
+        self.sample = (0, 0)
+        """Scene and seed of what is sampled next."""
         self._step = (0, 0.0)
-
-    def start(self, scene: int, seed: int) -> None:
-        """Say what is sampled next."""
-        self._sample = (scene, seed)
 
     def on_step(self, step: int, sigma: float) -> None:
         """The sampler is at this step."""
@@ -84,7 +81,7 @@ class Recorder:
         """The model's own attention of `q, k, v [B, H, N, D]`; B is the branches in order."""
         step, sigma = self._step
         for index, branch in enumerate(BRANCHES[: len(q)]):
-            call = CapturedCall(*self._sample, step, branch, layer, sigma, self.grid)
+            call = CapturedCall(*self.sample, step, branch, layer, sigma, self.grid)
             if call.key in self.wanted:
                 self.calls.append(call)
                 parts = [x[index].detach().to("cpu", copy=True).contiguous() for x in (q, k, v)]
@@ -92,16 +89,10 @@ class Recorder:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
-def chosen_calls(
-    scenes: Sequence[int],
-    seeds: Sequence[int],
-    steps: Sequence[int],
-    branches: Sequence[str],
-    layers: Sequence[int],
-    limit: int,
-) -> list[CapturedCall]:
-    """At most `limit` of all combinations, the same ones every time."""
-    every = [CapturedCall(*each) for each in product(scenes, seeds, steps, branches, layers)]
+def chosen_calls(limit: int, *choices: Sequence[Any]) -> list[CapturedCall]:
+    """At most `limit` of all combinations of these scenes, seeds, steps, branches and layers, the
+    same ones every time."""
+    every = [CapturedCall(*each) for each in product(*choices)]
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
     return [every[index] for index in sorted(order[:limit].tolist())]
 
@@ -139,7 +130,7 @@ def capture(
     frames, height, width = latent_grid
     recorder = Recorder(wanted, (frames, height // 2, width // 2))
     for scene, seed in sorted({(call.scene, call.seed) for call in wanted}):
-        recorder.start(scene, seed)
+        recorder.sample = scene, seed
         tiny_wan("sample").sample_latents(
             model, prompts, scene, latent_grid, steps, seed, cfg,
             attend=recorder.attend, on_step=recorder.on_step,
@@ -220,9 +211,8 @@ def main(words: list[str] | None = None) -> None:
     last = options.steps - 1
     at = options.at or sorted({round(last * share) for share in (0.05, 0.35, 0.65, 0.95)})
     layers = options.layers or range(model.config.layers)
-    wanted = chosen_calls(
-        options.scenes, options.seeds, at, options.branches, layers, options.calls
-    )
+    choices = options.scenes, options.seeds, at, options.branches, layers
+    wanted = chosen_calls(options.calls, *choices)
     grid = tiny_wan("latents").latent_shape(*(options.size or flow.VIDEO_SIZE))
     recorder = capture(model, prompts, grid, wanted, options.steps, options.cfg)
     save_calls(recorder, options.out)

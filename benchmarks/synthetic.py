@@ -97,27 +97,22 @@ def synthetic_qkv(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    *,
-    video_start: int = 0,
-    batch: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Build q, k, v of a video attention call, tokens in raster (t, y, x) order.
+    """Build q, k, v of a video attention call: tokens in raster (t, y, x) order, then the context.
 
     Args:
         kind: one of `KINDS`.
         grid: (T, H, W) of the latent tokens.
         heads: number of heads.
         head_dim: channels of a head, a multiple of 8, 16 or more.
-        context: number of context (text) tokens in addition to the video.
+        context: number of context (text) tokens behind the video.
         dtype: element type of the result; everything is computed in fp32 first.
         device: where the tensors are made. The same seed gives the same values on the same kind of
             device (the noise comes from the device's own generator).
         seed: any non-negative integer.
-        video_start: how many of the context tokens stand before the video; the rest follow it.
-        batch: number of independent samples; sample b uses the seeds of heads b * heads onwards.
 
     Returns:
-        q, k, v, contiguous [batch, heads, N, head_dim] with N = context + T * H * W.
+        q, k, v, contiguous [1, heads, N, head_dim] with N = T * H * W + context.
         Beside the result about 8 x N x head_dim x 4 bytes are in use: one head at a time is built.
 
     Raises:
@@ -128,26 +123,18 @@ def synthetic_qkv(
         raise ValueError(f"grid = {grid} is not allowed: three sizes (T, H, W) of 1 or more")
     if head_dim < 16 or head_dim % 8:
         raise ValueError(f"head_dim = {head_dim} is not allowed: a multiple of 8, 16 or more")
-    numbers = {"heads": (heads, 1), "batch": (batch, 1), "context": (context, 0), "seed": (seed, 0)}
+    numbers = {"heads": (heads, 1), "context": (context, 0), "seed": (seed, 0)}
     for name, (value, least) in numbers.items():
         if value < least:
             raise ValueError(f"{name} = {value} is not allowed: {least} or more")
-    if not 0 <= video_start <= context:
-        raise ValueError(f"video_start = {video_start} is not allowed: from 0 to {context}")
     device = torch.device(device)
-    length = context + math.prod(grid)
-    shape = (batch, heads, length, head_dim)
+    shape = (1, heads, math.prod(grid) + context, head_dim)
     q, k, v = (torch.empty(shape, dtype=dtype, device=device) for _ in range(3))
-    for sample in range(batch):
-        for head in range(heads):
-            head_kind = HEAD_KINDS[head_kind_of(kind, head)]
-            index = sample * heads + head
-            parts = _one_head(head_kind, grid, head_dim, context, device, seed, index)
-            for target, (video, text) in zip((q, k, v), parts, strict=True):
-                rows = target[sample, head]
-                rows[:video_start].copy_(text[:video_start])
-                rows[video_start : video_start + len(video)].copy_(video)
-                rows[video_start + len(video) :].copy_(text[video_start:])
+    for head in range(heads):
+        head_kind = HEAD_KINDS[head_kind_of(kind, head)]
+        parts = _one_head(head_kind, grid, head_dim, context, device, seed * _SEED_STRIDE + head)
+        for target, (video, text) in zip((q, k, v), parts, strict=True):
+            target[0, head, : len(video)], target[0, head, len(video) :] = video, text
     return q, k, v
 
 
@@ -158,12 +145,11 @@ def _one_head(
     context: int,
     device: torch.device,
     seed: int,
-    index: int,
 ) -> list[tuple[Tensor, Tensor]]:
     """Build one head: [(q_video, q_text), (k_video, k_text), (v_video, v_text)], fp32 [n, D]."""
     # Small parameters come from the CPU generator: the clusters are the same on every device.
-    rng = torch.Generator().manual_seed(seed * _SEED_STRIDE + index)
-    noise_rng = torch.Generator(device).manual_seed(seed * _SEED_STRIDE + index)
+    rng = torch.Generator().manual_seed(seed)
+    noise_rng = torch.Generator(device).manual_seed(seed)
 
     def small(*shape: int) -> Tensor:
         return torch.randn(shape, generator=rng).to(device)

@@ -3,6 +3,8 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -55,14 +57,22 @@ def measure_interleaved(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds of a call, from an idle device until it is idle again; and what the call returns."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    result = call()
+    wait()
+    return time.perf_counter() - start, result
+
+
 def _time_call(
     call: Callable[[], object], device: torch.device, host_time: bool, settle: float
 ) -> float:
     """Seconds that one call takes on the device."""
     if device.type != "cuda":
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        return timed(call, device)[0]
     with torch.cuda.device(device):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()

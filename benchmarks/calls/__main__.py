@@ -34,9 +34,9 @@ flex_attention is given tokens in our order: putting them there is not in its ti
 from __future__ import annotations
 
 import argparse
-import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,6 +46,7 @@ from ...rspa_core import dense_attention, rectified_attention
 from ...rspa_core.config import PRECISIONS, RECTIFICATIONS, TAIL_KEYS
 from ..methods import methods
 from ..output import device_name, write_json
+from ..timing import timed
 from .comparison import (
     BASELINE,
     Candidate,
@@ -102,11 +103,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help="seconds of the same call before each timed one (not for break-even)")  # fmt: skip
     add("--stages", action="store_true", help="also print ours by kernel")
     add("--json", type=Path, help="write the figures to this file")
-    arguments = parser.parse_args(words)
-    for name, values in DEFAULTS[arguments.what].items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, values)
-    return arguments
+    parser.set_defaults(**DEFAULTS[parser.parse_args(words).what])
+    return parser.parse_args(words)
 
 
 def candidates_of(
@@ -167,13 +165,9 @@ def measure(
 def first_use(problem: Problem, arguments: argparse.Namespace) -> None:
     """Print the seconds of the first two calls of each of ours."""
     for label, (config, _) in our_configs(arguments).items():
-        seconds = []
-        for _ in range(2):
-            start = time.perf_counter()
-            rectified_attention(*problem.qkv, problem.layout, config)
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-        print(f"{label}: first call {seconds[0]:.2f} s, second {seconds[1]:.4f} s", flush=True)
+        call = partial(rectified_attention, *problem.qkv, problem.layout, config)
+        first, second = (timed(call, problem.q.device)[0] for _ in range(2))
+        print(f"{label}: first call {first:.2f} s, second {second:.4f} s", flush=True)
 
 
 def print_stages(label: str, call: Callable[[], object]) -> None:

@@ -157,29 +157,15 @@ def _with_peak(call: Callable[[], Tensor]) -> tuple[Tensor, float]:
     return out, (torch.cuda.max_memory_allocated() - before - out.nbytes) / 2**20
 
 
-def time_rows(
-    rows: list[Row],
-    device: torch.device,
-    rounds: int,
-    *,
-    host_time: bool = False,
-    settle: float = 0.0,
-    before: Callable[[str], None] = lambda name: None,
-) -> None:
+def time_rows(rows: list[Row], device: torch.device, rounds: int, **options: Any) -> None:
     """Fill in the median time of every row that was not refused, or why it has none after all.
 
-    Args:
-        rows: their calls take turns.
-        device: where they compute.
-        rounds: timed calls of each.
-        host_time, settle, before: see `measure_interleaved`.
+    Their calls take turns on the device; for rounds and options see `measure_interleaved`.
     """
     calls = {row.label: partial(_call_or_refuse, row) for row in rows if row.call is not None}
     if not calls:
         return
-    timings = measure_interleaved(
-        calls, device, rounds=rounds, host_time=host_time, settle=settle, before=before
-    )
+    timings = measure_interleaved(calls, device, rounds=rounds, **options)
     for row in rows:
         if row.label in timings and not row.refused:
             row.ms = timings[row.label] * 1e3

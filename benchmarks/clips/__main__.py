@@ -31,7 +31,6 @@ from ...rspa_core.config import BLOCK_SIZES, MAX_SPARSITY, PRECISIONS, TAIL_KEYS
 from ..methods import METHODS, POOLED, methods
 from ..output import device_name, table_lines, write_json
 from ..trained_model import CHECKPOINT, tiny_wan
-from .figure import save_differences, save_side_by_side
 from .model import (
     DENSE,
     Checkpoint,
@@ -42,7 +41,7 @@ from .model import (
     load_checkpoint,
     sample,
 )
-from .table import COLUMNS, Run, runs_of, table_of
+from .report import COLUMNS, Run, runs_of, save_differences, save_side_by_side, table_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 CPU_SIZE = (25, 384, 416)

@@ -43,9 +43,7 @@ from ..calls.problem import sdpa
 from ..methods import METHODS
 from ..output import device_name, write_json
 from ..timing import measure_interleaved
-from .figure import save_figure
-from .inputs import Inputs, captured_inputs, synthetic_inputs
-from .oracle import Oracle, head_metrics
+from .inputs import Inputs, Oracle, captured_inputs, head_metrics, synthetic_inputs
 from .report import (
     KERNEL,
     METRICS,
@@ -54,6 +52,7 @@ from .report import (
     ratio_lines,
     ratios,
     record_line,
+    save_figure,
     table_lines,
 )
 from .variants import RUNNERS, Outcome, Variant, our_variants, rival_variants, run_ours
@@ -79,7 +78,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--device", choices=DEFAULTS, help="default: cuda where there is one")
+    add("--device", choices=DEFAULTS, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--captured", type=Path, nargs="+", default=[], help="files of benchmarks.capture")
     add("--no-synthetic", action="store_true", help="captured heads only")
     add("--grid", type=int, nargs=3, metavar=("T", "H", "W"), help="of the synthetic heads")
@@ -100,11 +99,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--json", type=Path, default=Path("demo_output/fidelity.json"))
     add("--figure", type=Path, help="default: beside the JSON file")
     add("--draw", type=Path, metavar="JSON", help="only summarise and draw this file")
+    parser.set_defaults(**DEFAULTS[parser.parse_args(words).device])
     arguments = parser.parse_args(words)
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    for name, value in DEFAULTS[arguments.device].items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
     if arguments.no_synthetic and not arguments.captured:
         parser.error("--no-synthetic leaves nothing without --captured")
     return arguments
@@ -145,16 +141,9 @@ class Benchmark:
         self.device = torch.device(arguments.device)
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.start = time.monotonic()
-        ours = our_variants(
-            arguments.rectification, arguments.blocks, arguments.orders, arguments.precision,
-            arguments.tail_keys,
-        )  # fmt: skip
-        only = arguments.only
-        self.variants = [
-            each
-            for each in [*ours, *rival_variants()]
-            if not only or any(text in each.label for text in only)
-        ]
+        every = [*our_variants(arguments), *rival_variants()]
+        only = arguments.only or [""]
+        self.variants = [each for each in every if any(text in each.label for text in only)]
         self.document: dict[str, Any] = {
             "device": device_name(self.device),
             "torch": torch.__version__,
@@ -174,7 +163,9 @@ class Benchmark:
         print(f"{self.document['device']}, torch {torch.__version__}", flush=True)
         if cuda:
             torch.set_float32_matmul_precision("highest")
-        prepared = [(inputs, self._oracle(inputs)) for inputs in self._inputs()]
+        rows, seed = arguments.rows, arguments.seed
+        prepared = [(inputs, Oracle(inputs, rows, seed)) for inputs in self._inputs()]
+        self.say(f"oracles of {len(prepared[0][1].rows):,} rows")
         calls = self._errors(prepared)
         if cuda and arguments.rounds:
             self._times(prepared[0][0], calls)
@@ -189,11 +180,8 @@ class Benchmark:
         arguments = self.arguments
         found = []
         if not arguments.no_synthetic:
-            frames, height, width = arguments.grid
-            grid = (frames, height, width)
-            found.append(
-                synthetic_inputs(grid, arguments.heads, self.dtype, self.device, arguments.seed)
-            )
+            own = arguments.heads, self.dtype, self.device, arguments.seed
+            found.append(synthetic_inputs(tuple(arguments.grid), *own))
         found += captured_inputs(arguments.captured, self.dtype, self.device)
         for each in found:
             self.document["inputs"][each.name] = {
@@ -202,11 +190,6 @@ class Benchmark:
             }  # fmt: skip
             self.say(f"{each.name}: {len(each.kinds)} heads of {each.layout.length:,} tokens")
         return found
-
-    def _oracle(self, inputs: Inputs) -> Oracle:
-        oracle = Oracle(inputs, self.arguments.rows, self.arguments.seed)
-        self.say(f"oracle of {len(oracle.rows):,} rows")
-        return oracle
 
     def _errors(self, prepared: Sequence[tuple[Inputs, Oracle]]) -> Calls:
         """Measure errors; returns what can be timed on the first inputs."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ...rspa_core import SparseConfig, rectified_attention
-from ..calls.sol_attn import SOL_BLOCK, SOL_TAU, sol_call, sol_masks, sol_rows
+from ..calls.rivals import SOL_BLOCK, SOL_TAU, sol_call, sol_masks, sol_rows
 from ..methods import POOLED, Method, methods
-from .inputs import Inputs
-from .oracle import Oracle, heads_of, row_chunks
+from ..timing import timed
+from .inputs import Inputs, Oracle, heads_of, row_chunks
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,8 @@ class Variant:
 
     def config(self, share: float) -> SparseConfig:
         """Configuration of ours that keeps this share of the blocks."""
-        return self.method.config(
-            share, self.q_block, self.kv_block, order=self.order,
-            precision=self.precision,
-        )  # fmt: skip
+        own = {"order": self.order, "precision": self.precision}
+        return self.method.config(share, self.q_block, self.kv_block, **own)
 
 
 @dataclass(frozen=True)
@@ -87,31 +85,24 @@ Runner = Callable[[Variant, Inputs, Oracle, float], Outcome]
 """Of a variant on heads with their oracle, at a kept share."""
 
 
-def our_variants(
-    kinds: Sequence[str],
-    blocks: Sequence[str],
-    orders: Sequence[str],
-    precisions: Sequence[str],
-    tail_keys: Sequence[int],
-) -> list[Variant]:
-    """Ours, the ones that matter most first: `orders[0]` in `precisions[0]`, the other precisions,
-    the other orders.
+def our_variants(arguments: Namespace) -> list[Variant]:
+    """Ours, the ones that matter most first: the first order in the first precision, the other
+    precisions, the other orders.
 
     Rounding to int8 does not see the order: the two are not combined. "none" and "pooled" are there
-    to compare with, in `precisions[0]` alone.
+    to compare with, in the first precision alone.
     """
-    wanted = [(orders[0], precision) for precision in precisions]
-    wanted += [(order, precisions[0]) for order in orders[1:]]
+    (first, *orders), precisions = arguments.orders, arguments.precision
+    wanted = [(first, precision) for precision in precisions]
+    wanted += [(order, precisions[0]) for order in orders]
+    chosen = methods(arguments.rectification, arguments.tail_keys)
     found = []
-    for (order, precision), method, block in product(wanted, methods(kinds, tail_keys), blocks):
+    for (order, precision), method, block in product(wanted, chosen, arguments.blocks):
         if method.kind in ("none", POOLED) and precision != precisions[0]:
             continue
         q_block, kv_block = map(int, block.split("x"))
-        found.append(
-            Variant(
-                method.kind, method.name, q_block, kv_block, order, precision, method.tail_keys,
-            )
-        )  # fmt: skip
+        about = order, precision, method.tail_keys
+        found.append(Variant(method.kind, method.name, q_block, kv_block, *about))
     return found
 
 
@@ -138,11 +129,10 @@ def run_ours(variant: Variant, inputs: Inputs, oracle: Oracle, share: float) -> 
                 **options,
             )  # fmt: skip
 
-    start = time.perf_counter()
-    out, stats = call(return_stats=True)
-    seconds = None if gpu else time.perf_counter() - start
+    seconds, (out, stats) = timed(lambda: call(return_stats=True), inputs.q.device)
     density = (stats.kv_counts[0].float().mean(-1) / stats.num_kv_blocks).tolist()
-    return Outcome(out[0][:, oracle.rows], density, call if gpu else None, seconds)
+    own = {"call": call} if gpu else {"seconds": seconds}
+    return Outcome(out[0][:, oracle.rows], density, **own)
 
 
 def run_sol(variant: Variant, inputs: Inputs, oracle: Oracle, share: float) -> Outcome:

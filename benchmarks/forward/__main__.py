@@ -34,9 +34,9 @@ import gc
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from ...rspa_core import relative_l2
 from ...rspa_core.config import RECTIFICATIONS
 from ..calls.comparison import first_line
 from ..output import aligned, device_name, write_json
+from ..timing import timed
 from . import several_gpus
 from .comfy_models import CASES, LATENTS, Case, build_patcher, import_comfyui
 
@@ -157,23 +158,15 @@ class ForwardTimer:
         variant, is_cuda = self.variant, x.device.type == "cuda"
         sigma = sigmas[0].expand(x.shape[0])
 
-        def timed_forward() -> tuple[float, Tensor]:
-            if is_cuda:
-                torch.cuda.synchronize(x.device)
-            start = time.perf_counter()
-            denoised = model(x, sigma, **extra_args)
-            if is_cuda:
-                torch.cuda.synchronize(x.device)
-            return time.perf_counter() - start, denoised
-
+        forward = partial(model, x, sigma, **extra_args)
         with one_block_of_each(variant.patcher.model.diffusion_model, self.case.block_lists):
-            warm_ups = [timed_forward()[0] for _ in range(self.warm_ups)]
+            warm_ups = [timed(forward, x.device)[0] for _ in range(self.warm_ups)]
         variant.warm_up_seconds = variant.warm_up_seconds or warm_ups
         if variant.report is not None:
             variant.report.reset()
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(x.device)
-        seconds, denoised = timed_forward()
+        seconds, denoised = timed(forward, x.device)
         variant.seconds.append(seconds)
         if is_cuda:
             variant.peak_gib = torch.cuda.max_memory_allocated(x.device) / 2**30
@@ -186,7 +179,6 @@ class ForwardTimer:
 
 def run_once(case: Case, variant: Variant) -> Tensor:
     """One timed forward at half of the noise range, at cfg 1; returns the network's output."""
-    import comfy.nested_tensor
     import comfy.samplers
 
     generator = torch.Generator().manual_seed(1)
@@ -240,19 +232,16 @@ def measure(case: Case, variants: list[Variant], repeats: int) -> None:
                 continue
             try:
                 output = run_once(case, variant)
+                reference = output if reference is None else reference
+                variant.relative_l2 = relative_l2(output, reference)
+                variant.refused = reason_to_refuse(case, variant, output)
             except Exception as error:  # a variant that fails must not take the others along
                 variant.refused = first_line(error)
-                print(f"{case.title}, {variant.name}: refused: {variant.refused}", flush=True)
-                continue
-            if reference is None:
-                reference = output
-            variant.relative_l2 = relative_l2(output, reference)
-            variant.refused = reason_to_refuse(case, variant, output)
+            shown = f"refused: {variant.refused}"
             if variant.refused:
                 variant.seconds.clear()
-            shown = (
-                f"refused: {variant.refused}" if variant.refused else f"{variant.seconds[-1]:.3f} s"
-            )
+            else:
+                shown = f"{variant.seconds[-1]:.3f} s"
             print(f"{case.title}, round {index + 1}, {variant.name}: {shown}", flush=True)
 
 

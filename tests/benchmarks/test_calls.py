@@ -31,7 +31,7 @@ from rectified_spaattn.benchmarks.calls.comparison import (
 from rectified_spaattn.benchmarks.calls.flex import BLOCK, FlexInputs, prepare_flex
 from rectified_spaattn.benchmarks.calls.ours import our_configs, tile_of
 from rectified_spaattn.benchmarks.calls.problem import Problem, Shape, exact_rows
-from rectified_spaattn.benchmarks.calls.sol_attn import sol_masks
+from rectified_spaattn.benchmarks.calls.rivals import sol_masks
 from rectified_spaattn.benchmarks.synthetic import synthetic_qkv
 from rectified_spaattn.rspa_core import (
     SparseConfig,
@@ -47,11 +47,12 @@ NOT_HERE = ("dense cuDNN", "dense SageAttention", "dense comfy-kitchen INT8")
 
 
 def problem_of(shape: Shape, dtype: torch.dtype = torch.float32, video_start: int = 0) -> Problem:
-    qkv = synthetic_qkv(
-        "mixed", shape.grid, shape.heads, 128, shape.context, dtype, video_start=video_start
-    )
-    length = shape.layout.length
-    return Problem(*qkv, TokenLayout(shape.grid, length, video_start))
+    layout = TokenLayout(shape.grid, shape.layout.length, video_start)
+    qkv = []
+    for x in synthetic_qkv("mixed", shape.grid, shape.heads, 128, shape.context, dtype):
+        video, text = x.split([layout.video_length, layout.context_length], dim=2)
+        qkv.append(torch.cat([text[:, :, :video_start], video, text[:, :, video_start:]], dim=2))
+    return Problem(*qkv, layout)
 
 
 def parsed(words: str) -> argparse.Namespace:

@@ -35,7 +35,7 @@ def test_recording_changes_nothing_and_finds_what_the_model_attends_with(
     parts: tuple[Any, Any],
 ) -> None:
     model, prompts = parts
-    wanted = chosen_calls([0, 3], [1], [0, 2], ["cond", "uncond"], [0, 1], 100)
+    wanted = chosen_calls(100, [0, 3], [1], [0, 2], ["cond", "uncond"], [0, 1])
     plain = tiny_wan("sample").sample_latents(model, prompts, 3, LATENTS, STEPS, 1)
     outputs: list[tuple[int, torch.Tensor]] = []
     hooks = [
@@ -69,7 +69,7 @@ def test_recording_changes_nothing_and_finds_what_the_model_attends_with(
 
 
 def test_files_keep_everything(parts: tuple[Any, Any], tmp_path: Path) -> None:
-    wanted = chosen_calls([2], [0], [1], ["cond"], [0, 1], 100)
+    wanted = chosen_calls(100, [2], [0], [1], ["cond"], [0, 1])
     recorder = capture.capture(*parts, LATENTS, wanted, STEPS, cfg=1.0)
     path = tmp_path / "calls.safetensors"
     capture.save_calls(recorder, path)
@@ -81,8 +81,8 @@ def test_files_keep_everything(parts: tuple[Any, Any], tmp_path: Path) -> None:
 
 
 def test_calls_are_chosen_the_same_way_every_time() -> None:
-    choice = chosen_calls([0, 1], [0, 1], [0, 1, 2], ["cond", "uncond"], [0, 1, 2], 20)
-    assert choice == chosen_calls([0, 1], [0, 1], [0, 1, 2], ["cond", "uncond"], [0, 1, 2], 20)
+    choice = chosen_calls(20, [0, 1], [0, 1], [0, 1, 2], ["cond", "uncond"], [0, 1, 2])
+    assert choice == chosen_calls(20, [0, 1], [0, 1], [0, 1, 2], ["cond", "uncond"], [0, 1, 2])
     assert len(set(choice)) == 20
     for name, count in (("scene", 2), ("step", 3), ("layer", 3), ("branch", 2)):
         assert len({getattr(call, name) for call in choice}) == count

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rectified_spaattn.benchmarks.clips import __main__ as clips
 from rectified_spaattn.benchmarks.clips import model as clips_model
-from rectified_spaattn.benchmarks.clips.table import Run
+from rectified_spaattn.benchmarks.clips.report import Run
 from rectified_spaattn.benchmarks.methods import Method
 from rectified_spaattn.benchmarks.output import write_json
 from rectified_spaattn.benchmarks.trained_model import tiny_wan

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rectified_spaattn.benchmarks.clips.picture_metrics import psnr, ssim
-from rectified_spaattn.benchmarks.clips.table import mean_and_spread
+from rectified_spaattn.benchmarks.clips.report import mean_and_spread
 
 
 def clip(*shape: int, seed: int = 0) -> Tensor:

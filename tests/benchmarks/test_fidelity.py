@@ -12,15 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from rectified_spaattn.benchmarks.calls.sol_attn import sol_kept, sol_rows
+from rectified_spaattn.benchmarks.calls.rivals import sol_kept, sol_rows
 from rectified_spaattn.benchmarks.capture import CapturedCall, Recorder, save_calls
 from rectified_spaattn.benchmarks.fidelity import __main__ as fidelity
 from rectified_spaattn.benchmarks.fidelity.inputs import (
     Inputs,
+    Oracle,
     captured_inputs,
+    head_metrics,
     synthetic_inputs,
 )
-from rectified_spaattn.benchmarks.fidelity.oracle import Oracle, head_metrics
 from rectified_spaattn.benchmarks.fidelity.report import INTERPOLATED, KERNEL
 from rectified_spaattn.benchmarks.fidelity.variants import (
     RUNNERS,
@@ -94,10 +95,9 @@ def test_measured_error_is_that_of_the_method(ragged: tuple[Inputs, Oracle], kin
 
 
 def test_variants() -> None:
-    found = our_variants(
-        ["paper", "precise", "none"], ["128x128", "64x64"], ["tile", "raster"],
-        ["16-bit", "int8"], [1, 4],
-    )  # fmt: skip
+    words = "--rectification paper precise none --blocks 128x128 64x64 --orders tile raster"
+    words += " --precision 16-bit int8 --tail-keys 1 4"
+    found = our_variants(fidelity.parse(words.split()))
     first = [each for each in found if each.order == "tile" and each.precision == "16-bit"]
     assert found[: len(first)] == first
     names = ["paper", "precise 1 key", "precise 4 keys", "none"]
