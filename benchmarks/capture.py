@@ -121,8 +121,7 @@ def capture(
     branches = BRANCHES if cfg != 1 else BRANCHES[:1]
     for call in wanted:
         for name, count in (("step", steps), ("layer", model.config.layers)):
-            if not 0 <= getattr(call, name) < count:
-                value = getattr(call, name)
+            if not 0 <= (value := getattr(call, name)) < count:
                 raise ValueError(f"{name} = {value} is not allowed: from 0 to {count - 1}")
         if call.branch not in branches:
             allowed = ", ".join(branches)
@@ -191,10 +190,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--branches", nargs="+", choices=BRANCHES, default=list(BRANCHES))
     add("--calls", type=int, default=36, help="calls to record at most")
     add("--cfg", type=float, default=3.0)
-    add(
-        "--size", type=int, nargs=3, metavar=("FRAMES", "HEIGHT", "WIDTH"),
-        help="of the video in pixels (default: that of the model)",
-    )  # fmt: skip
+    add("--size", type=int, nargs=3, metavar=("FRAMES", "HEIGHT", "WIDTH"),
+        help="of the video in pixels (default: that of the model)")  # fmt: skip
     add("--device", default="cuda" if cuda else "cpu")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16" if cuda else "float32")
     return parser.parse_args(words)

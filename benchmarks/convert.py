@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .capture import CapturedCall, Recorder, save_calls
+from .output import command_line
 
 NAMES = (("q", "query"), ("k", "key"), ("v", "value"))
 SIZES, TILE, PADDED = "vbs", 4, 64
@@ -167,9 +168,7 @@ def _number(entries: dict[str, Any], *names: str) -> int:
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("files", type=Path, nargs="+", metavar="FILE")
     add("--grid", type=int, nargs=3, required=True, metavar=("T", "H", "W"))

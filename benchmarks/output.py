@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -43,6 +44,12 @@ COLOURS = {
     "Sol-Attn in fp32": "#d55e00",
 }
 """Of a method, by its name."""
+
+
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows a module's docstring as it is written."""
+    laid_out = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=laid_out)
 
 
 def device_name(device: torch.device) -> str:

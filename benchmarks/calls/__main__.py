@@ -1,8 +1,6 @@
 """One attention call of a video model: everything an artist can pick, side by side on one GPU.
 
     python -m rectified_spaattn.benchmarks.calls --shape wan-720p --json calls.json
-    python -m rectified_spaattn.benchmarks.calls --what linear
-    python -m rectified_spaattn.benchmarks.calls --what break-even
     python -m rectified_spaattn.benchmarks.calls --only precise --density 0.15 --stages
     TRITON_CACHE_DIR=$(mktemp -d) python -m rectified_spaattn.benchmarks.calls --what first-use
 
@@ -45,7 +43,7 @@ from torch import Tensor
 from ...rspa_core import dense_attention, rectified_attention
 from ...rspa_core.config import PRECISIONS, RECTIFICATIONS, TAIL_KEYS
 from ..methods import methods
-from ..output import device_name, write_json
+from ..output import command_line, device_name, write_json
 from ..timing import timed
 from .comparison import (
     BASELINE,
@@ -83,9 +81,7 @@ BREAK_EVEN_HEADS = 40
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; values not given are those for `--what`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("--what", choices=DEFAULTS, default="table")
     add("--shape", nargs="+", choices=SHAPES, default=["wan-720p"])

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...rspa_core import relative_l2
-from ...rspa_core.dispatch import BackendUnavailable
+from ...rspa_core import BackendUnavailable, ConfigError, relative_l2
 from ..output import table_lines
 from ..timing import measure_interleaved
 from .problem import Problem
@@ -135,7 +134,7 @@ def _examine(candidate: Candidate, exact: Tensor) -> Row:
 
 def refusal(error: Exception) -> str:
     """Why a candidate has no time, for its row."""
-    if isinstance(error, Unavailable | BackendUnavailable):
+    if isinstance(error, Unavailable | BackendUnavailable | ConfigError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"

@@ -98,18 +98,6 @@ def exact_rows(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -
     return scores.softmax(-1) @ v.float()
 
 
-def exact_heads(problem: Problem, heads: int, rows: int = 128) -> Tensor:
-    """`exact_rows` of all rows of the first heads, some at a time: `[B, heads, N, D]` fp32."""
-    q = problem.q[:, :heads]
-    exact = torch.empty(q.shape, dtype=torch.float32, device=q.device)
-    for head in range(heads):
-        k, v = problem.k[:, head].float(), problem.v[:, head].float()
-        for start in range(0, q.shape[-2], rows):
-            part = slice(start, start + rows)
-            exact[:, head, part] = exact_rows(q[:, head, part], k, v)
-    return exact
-
-
 def difference_reason(out: Tensor, expected: Tensor, limit: float, what: str) -> str:
     """What is wrong with `out`: not finite or too far from `expected`; "" if nothing."""
     if not out.isfinite().all():

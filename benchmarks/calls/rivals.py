@@ -25,14 +25,6 @@ from ...rspa_core.pooling import pool_blocks
 from .comparison import BASELINE, Candidate, Prepared, Unavailable
 from .problem import Problem, difference_reason, exact_rows, sdpa
 
-DEFAULT = "dense PyTorch"
-"""As ComfyUI calls it where nothing else is chosen."""
-DEFAULT_BACKENDS = (
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-)
 FLASH = "dense flash"
 LIMIT_16_BIT = 1e-2
 LIMIT_INT8 = 5e-2
@@ -47,19 +39,15 @@ def torch_candidates(problem: Problem, exact: Tensor, checked_heads: int) -> lis
     checked = partial(exact_reason, problem=problem, checked_heads=checked_heads)
     flash = against(exact, LIMIT_16_BIT)
     return [
-        _sdpa_candidate(BASELINE, problem, checked, SDPBackend.CUDNN_ATTENTION),
-        _sdpa_candidate(FLASH, problem, flash, SDPBackend.FLASH_ATTENTION),
+        sdpa_candidate(BASELINE, problem, checked, SDPBackend.CUDNN_ATTENTION),
+        sdpa_candidate(FLASH, problem, flash, SDPBackend.FLASH_ATTENTION),
     ]
 
 
-def default_candidate(problem: Problem, exact: Tensor) -> Candidate:
-    """Dense attention of torch as ComfyUI calls it by default."""
-    return _sdpa_candidate(DEFAULT, problem, against(exact, LIMIT_16_BIT), *DEFAULT_BACKENDS)
-
-
-def _sdpa_candidate(
+def sdpa_candidate(
     label: str, problem: Problem, wrong: Callable[[Tensor], str], *backends: SDPBackend
 ) -> Candidate:
+    """Dense attention by the first of torch's back ends that takes the call."""
     call = partial(sdpa(*backends), *problem.qkv)
     return Candidate(label, lambda: Prepared(call, wrong))
 

@@ -35,7 +35,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..output import table_lines, write_json
+from ..output import command_line, table_lines, write_json
 from .estimate import METHODS, MODELS, dense_calls, dense_share, forward_time, sparse_call
 from .hardware import CARDS, SOL_ATTN, Card, efficiency, published_rates
 from .machine_code import PIPES, LoopCost, loops_of
@@ -57,9 +57,7 @@ CALL_FORMS = {
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     add("--model", nargs="+", choices=MODELS, default=list(MODELS))

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ...rspa_core.config import BLOCK_SIZES, MAX_SPARSITY, PRECISIONS, TAIL_KEYS
 from ..methods import METHODS, POOLED, methods
-from ..output import device_name, table_lines, write_json
+from ..output import command_line, device_name, table_lines, write_json
 from ..trained_model import CHECKPOINT, tiny_wan
 from .model import (
     DENSE,
@@ -50,24 +50,18 @@ MIN_KEPT = round(1.0 - MAX_SPARSITY, 6)
 
 def variants_of(options: argparse.Namespace) -> list[Variant]:
     """All combinations that were asked for; tail keys are for "precise" alone."""
-    settings = itertools.product(
-        options.dense_steps, options.kept, options.blocks, options.precision, options.ramp
-    )
-    given = itertools.product(options.shares, options.blocks, options.precision)
-    chosen = methods(options.rectification, options.tail_keys)
-    variants = [
-        *(
-            Variant(method, block, kept, dense_steps, precision, ramp)
-            for dense_steps, kept, block, precision, ramp in settings
-            for method in chosen
-        ),
-        *(
-            Variant(method, block, precision=precision, shares=shares)
-            for shares, block, precision in given
-            for method in chosen
-        ),
+    settings = [
+        Variant(None, block, kept, dense_steps, precision, ramp)
+        for dense_steps, kept, block, precision, ramp in itertools.product(
+            options.dense_steps, options.kept, options.blocks, options.precision, options.ramp
+        )
     ]
-    return [replace(each, neighbours=not options.no_neighbours) for each in variants]
+    given = itertools.product(options.shares, options.blocks, options.precision)
+    settings += [
+        Variant(None, block, precision=each, shares=shares) for shares, block, each in given
+    ]
+    chosen, near = methods(options.rectification, options.tail_keys), not options.no_neighbours
+    return [replace(each, method=method, neighbours=near) for each in settings for method in chosen]
 
 
 def measure(
@@ -132,9 +126,7 @@ def save_pictures(
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("folder", type=Path, nargs="?", default=CHECKPOINT,
         help="what tools/train_tiny_wan.py wrote (default: the repository's model)")  # fmt: skip

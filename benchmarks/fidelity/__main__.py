@@ -36,12 +36,11 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
-from ...rspa_core import BackendUnavailable, ConfigError
 from ...rspa_core.config import ORDERS, PRECISIONS, TAIL_KEYS
-from ..calls.comparison import Unavailable, first_line
+from ..calls.comparison import refusal
 from ..calls.problem import sdpa
 from ..methods import METHODS
-from ..output import device_name, write_json
+from ..output import command_line, device_name, write_json
 from ..timing import measure_interleaved
 from .inputs import Inputs, Oracle, captured_inputs, head_metrics, synthetic_inputs
 from .report import (
@@ -74,9 +73,7 @@ SHARED = ("kind", "name", "blocks", "order", "precision", "timing_key")
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; values not given are those for the device."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("--device", choices=DEFAULTS, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--captured", type=Path, nargs="+", default=[], help="files of benchmarks.capture")
@@ -255,8 +252,7 @@ def measure(
         runner = RUNNERS.get(variant.kind, run_ours)
         outcome: Outcome = runner(variant, inputs, oracle, share or 0.0)
     except Exception as error:  # whatever a kernel or another library raises belongs into its row
-        said = isinstance(error, BackendUnavailable | ConfigError | Unavailable)
-        record["refused"] = str(error) if said else first_line(error)
+        record["refused"] = refusal(error)
         return record, None
     if not outcome.out.isfinite().all():
         record["refused"] = "WRONG: output is not finite"

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from ...rspa_core.config import ConfigError
-from ..output import write_json
+from ..output import command_line, write_json
 from .measure import AUTO, CALLS, Refused, measure
 from .record import advice, call_words, file_stem, read, text_lines
 from .table import DOCUMENT, row_of, with_row
@@ -33,9 +33,7 @@ from .table import DOCUMENT, row_of, with_row
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("--call", choices=CALLS, default=AUTO, help="default: by memory and time")
     add("--out", type=Path, default=Path("demo_output"), metavar="FOLDER")

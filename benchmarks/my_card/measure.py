@@ -10,25 +10,32 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend
 
 from ...rspa_core import SparseConfig, rectified_attention
 from ...rspa_core.dispatch import compile_progress, release_tables
 from ...rspa_core.run.presets import PRESETS
 from ..calls.comparison import Candidate, Row, examine_one, time_rows
 from ..calls.ours import chosen_tile, prepare_ours, tile_text
-from ..calls.problem import HEAD_DIM, SHAPES, Problem, Shape, exact_heads, make_problem, sdpa
+from ..calls.problem import HEAD_DIM, SHAPES, Problem, Shape, exact_rows, make_problem, sdpa
 from ..calls.rivals import (
-    DEFAULT,
-    DEFAULT_BACKENDS,
-    default_candidate,
+    LIMIT_16_BIT,
+    against,
     dense_int8_candidates,
+    sdpa_candidate,
     sol_candidates,
     torch_candidates,
 )
 from ..synthetic import HEAD_KINDS
 from ..timing import measure_interleaved
-from .record import BREAK_EVEN_PRESET, OURS, SMALL, Record, machine, plain
+from .record import BREAK_EVEN_PRESET, DEFAULT, OURS, SMALL, Record, machine, plain
 
+DEFAULT_BACKENDS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
 AUTO = "auto"
 AUTO_CALLS = ("wan-720p", "wan-480p")
 CALLS = (AUTO, *AUTO_CALLS, "hunyuan-720p")
@@ -237,10 +244,23 @@ def _configs() -> dict[str, SparseConfig]:
     return found
 
 
+def exact_heads(problem: Problem, heads: int, rows: int = 128) -> torch.Tensor:
+    """`exact_rows` of all rows of the first heads, some at a time: `[B, heads, N, D]` fp32."""
+    q = problem.q[:, :heads]
+    exact = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    for head in range(heads):
+        k, v = problem.k[:, head].float(), problem.v[:, head].float()
+        for start in range(0, q.shape[-2], rows):
+            part = slice(start, start + rows)
+            exact[:, head, part] = exact_rows(q[:, head, part], k, v)
+    return exact
+
+
 def _candidates(problem: Problem, exact: torch.Tensor, rivals: bool) -> list[Candidate]:
     """What there is to compare, ours last."""
     configs = _configs()
-    every = [default_candidate(problem, exact)]
+    checked = against(exact, LIMIT_16_BIT)
+    every = [sdpa_candidate(DEFAULT, problem, checked, *DEFAULT_BACKENDS)]
     if rivals:
         shares = sorted({round(1 - config.sparsity, 6) for config in configs.values()})
         every += torch_candidates(problem, exact, MIN_HEADS)[:1]

@@ -15,7 +15,6 @@ import torch
 from ...rspa_core.config import ConfigError
 from ...rspa_core.run.profile import pack_version
 from .. import rules
-from ..calls.rivals import DEFAULT
 from ..output import table_lines
 from ..rules import LABEL, NAME, RELEASE, OrNull, line, number, only, plain_name, text
 
@@ -23,6 +22,8 @@ FORMAT, VERSION = "rectified-spaattn-card", 1
 MAX_BYTES = 64 << 10
 PACKAGES = ("triton", "triton-windows", "sageattention", "comfy-kitchen")
 OURS = "ours "
+DEFAULT = "dense PyTorch"
+"""As ComfyUI calls it where nothing else is chosen."""
 SMALL = "small"
 PORTABLE = "python_embeded\\python.exe -m pip"
 BREAK_EVEN_PRESET = "balanced"

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 from .. import rules
-from ..calls.rivals import DEFAULT
-from .record import OURS, Record, fastest_dense, milliseconds
+from .record import DEFAULT, OURS, Record, fastest_dense, milliseconds
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 PRESET_COLUMNS = ("quality", "balanced", "fast")

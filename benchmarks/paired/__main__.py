@@ -36,7 +36,7 @@ from ...rspa_core.config import ConfigError
 from ...rspa_core.run.profile import pack_version
 from .. import rules
 from ..my_card.table import DOCUMENT
-from ..output import write_json
+from ..output import command_line, write_json
 from . import graph as graphs
 from . import record as records
 from .compare import compare, lpips_distance
@@ -48,9 +48,7 @@ Kinds = dict[str, tuple[list[Path], dict[str, Any]]]
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("--server", default="http://127.0.0.1:8188", metavar="URL", help="default: %(default)s")
     add("--workflow", type=Path, metavar="FILE", help="in API form")

@@ -15,11 +15,11 @@ import torch
 from rectified_spaattn.benchmarks.calls.comparison import Prepared
 from rectified_spaattn.benchmarks.calls.ours import tile_of, tile_text
 from rectified_spaattn.benchmarks.calls.problem import SHAPES, Shape, make_problem
-from rectified_spaattn.benchmarks.calls.rivals import DEFAULT
 from rectified_spaattn.benchmarks.my_card import __main__ as program
 from rectified_spaattn.benchmarks.my_card import measure, record, table
 from rectified_spaattn.benchmarks.my_card.measure import LEAST_BYTES, Refused, choose
 from rectified_spaattn.benchmarks.my_card.picture import draw_benchmark
+from rectified_spaattn.benchmarks.my_card.record import DEFAULT
 from rectified_spaattn.nodes.inputs import BENCHMARK
 from rectified_spaattn.rspa_core import ConfigError
 from rectified_spaattn.rspa_core.run.presets import PRESETS
