@@ -83,9 +83,7 @@ def head_kind_of(kind: str, head: int) -> str:
     """
     if kind not in KINDS:
         raise ValueError(f"kind = {kind!r} is not allowed: one of {', '.join(KINDS)}")
-    if kind != "mixed":
-        return kind
-    return tuple(HEAD_KINDS)[head % len(HEAD_KINDS)]
+    return tuple(HEAD_KINDS)[head % len(HEAD_KINDS)] if kind == "mixed" else kind
 
 
 def synthetic_qkv(
@@ -123,8 +121,7 @@ def synthetic_qkv(
         raise ValueError(f"grid = {grid} is not allowed: three sizes (T, H, W) of 1 or more")
     if head_dim < 16 or head_dim % 8:
         raise ValueError(f"head_dim = {head_dim} is not allowed: a multiple of 8, 16 or more")
-    numbers = {"heads": (heads, 1), "context": (context, 0), "seed": (seed, 0)}
-    for name, (value, least) in numbers.items():
+    for name, value, least in (("heads", heads, 1), ("context", context, 0), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} = {value} is not allowed: {least} or more")
     device = torch.device(device)

@@ -144,10 +144,8 @@ def measure(
     exact = exact_output(problem)
     rows = examine(candidates_of(problem, exact, arguments), exact)
     launches_count = arguments.what == "break-even"
-    time_rows(
-        rows, device, arguments.rounds, host_time=launches_count,
-        settle=0.0 if launches_count else arguments.settle,
-    )  # fmt: skip
+    settle = 0.0 if launches_count else arguments.settle
+    time_rows(rows, device, arguments.rounds, host_time=launches_count, settle=settle)
     records = [record_of(row, rows, problem) for row in rows]
     print("\n".join(lines_of(records)), flush=True)
     if arguments.stages:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...rspa_core import BackendUnavailable, ConfigError, relative_l2
 from ..output import table_lines
-from ..timing import measure_interleaved
+from ..timing import measure_interleaved, timed
 from .problem import Problem
 
 BASELINE = "dense cuDNN"
@@ -94,10 +94,8 @@ def examine(candidates: Iterable[Candidate], exact: Tensor) -> list[Row]:
     """Make every candidate ready, run it and check it against `exact` and its own check."""
     rows = []
     for candidate in candidates:
-        start = time.perf_counter()
-        row = examine_one(candidate, exact)
+        seconds, row = timed(partial(examine_one, candidate, exact), exact.device)
         rows.append(row)
-        seconds = time.perf_counter() - start
         print(f"  {row.label}: {row.refused or 'checked'} ({seconds:.1f} s)", flush=True)
     return rows
 

@@ -122,8 +122,7 @@ def prepare_flex(
             q, k, v = inputs.q[:, heads, rows], inputs.k[:, heads], inputs.v[:, heads]
             expected = exact_rows(q, k, v, allowed[:, :, None])
             what = f"masked attention in query block {block}"
-            reason = difference_reason(out[:, heads, rows], expected, LIMIT, what)
-            if reason:
+            if reason := difference_reason(out[:, heads, rows], expected, LIMIT, what):
                 return reason
         return ""
 

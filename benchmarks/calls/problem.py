@@ -65,10 +65,8 @@ class Problem:
 
 def make_problem(shape: Shape, dtype: torch.dtype, device: torch.device) -> Problem:
     """Synthetic heads of all kinds in turn at this shape."""
-    q, k, v = synthetic_qkv(
-        "mixed", shape.grid, shape.heads, HEAD_DIM, shape.context, dtype, device
-    )
-    return Problem(q, k, v, shape.layout)
+    qkv = synthetic_qkv("mixed", shape.grid, shape.heads, HEAD_DIM, shape.context, dtype, device)
+    return Problem(*qkv, shape.layout)
 
 
 def sdpa(*backends: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

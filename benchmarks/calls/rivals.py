@@ -90,8 +90,7 @@ def exact_reason(out: Tensor, problem: Problem, checked_heads: int, rows: int = 
         part = slice(start, start + rows)
         expected = exact_rows(problem.q[:, heads, part], problem.k[:, heads], problem.v[:, heads])
         what = f"fp32 attention in the rows from {start}"
-        reason = difference_reason(out[:, heads, part], expected, LIMIT_16_BIT, what)
-        if reason:
+        if reason := difference_reason(out[:, heads, part], expected, LIMIT_16_BIT, what):
             return reason
     return ""
 

@@ -57,9 +57,7 @@ def variants_of(options: argparse.Namespace) -> list[Variant]:
         )
     ]
     given = itertools.product(options.shares, options.blocks, options.precision)
-    settings += [
-        Variant(None, block, precision=each, shares=shares) for shares, block, each in given
-    ]
+    settings += [Variant(None, block, precision=each, shares=kept) for kept, block, each in given]
     chosen, near = methods(options.rectification, options.tail_keys), not options.no_neighbours
     return [replace(each, method=method, neighbours=near) for each in settings for method in chosen]
 

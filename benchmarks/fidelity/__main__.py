@@ -54,10 +54,10 @@ from .report import (
     save_figure,
     table_lines,
 )
-from .variants import RUNNERS, Outcome, Variant, our_variants, rival_variants, run_ours
+from .variants import RUNNERS, Variant, our_variants, rival_variants, run_ours
 
-Calls = dict[tuple[str, float | None], Callable[[], object]]
-"""What can be timed, by label and kept share."""
+Calls = dict[tuple[str, float | None], tuple[Record, Callable[[], object]]]
+"""What can be timed, and its record, by label and kept share."""
 
 BLOCKS = ("128x128", "128x64", "64x64")
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -158,8 +158,7 @@ class Benchmark:
         """Measure everything; returns the document."""
         arguments, cuda = self.arguments, self.device.type == "cuda"
         print(f"{self.document['device']}, torch {torch.__version__}", flush=True)
-        if cuda:
-            torch.set_float32_matmul_precision("highest")
+        torch.set_float32_matmul_precision("highest")
         rows, seed = arguments.rows, arguments.seed
         prepared = [(inputs, Oracle(inputs, rows, seed)) for inputs in self._inputs()]
         self.say(f"oracles of {len(prepared[0][1].rows):,} rows")
@@ -198,33 +197,27 @@ class Benchmark:
                     self.document["records"].append(record)
                     print(record_line(record), flush=True)
                     if call is not None and index == 0:
-                        calls[variant.label, share] = call
+                        calls[variant.label, share] = record, call
             write_json(self.document, self.arguments.json, indent=None)
         return calls
 
     def _times(self, inputs: Inputs, calls: Calls) -> None:
         """Time the kernels side by side, one kept share after the other."""
         arguments = self.arguments
-        records = {
-            (record["variant"], record["share"]): record
-            for record in self.document["records"]
-            if record["input"] == inputs.name
-        }
         dense = sdpa(SDPBackend.CUDNN_ATTENTION)
         # Thresholds have no share: they go with the last group.
         for share in arguments.timed_shares:
             wanted = (share, None) if share == arguments.timed_shares[-1] else (share,)
-            group = {label: call for (label, own), call in calls.items() if own in wanted}
+            group = {label: timed for (label, own), timed in calls.items() if own in wanted}
             if not group:
                 continue
             timings = measure_interleaved(
-                {"cuDNN": lambda: dense(*inputs.qkv), **group}, self.device,
-                rounds=arguments.rounds, settle=arguments.settle,
+                {"cuDNN": lambda: dense(*inputs.qkv)} | {name: group[name][1] for name in group},
+                self.device, rounds=arguments.rounds, settle=arguments.settle,
             )  # fmt: skip
             self.document["dense_ms"]["cuDNN"] = timings.pop("cuDNN") * 1e3
             for label, seconds in timings.items():
-                record = records.get((label, share)) or records[label, None]
-                record["ms"], record["ms_source"] = seconds * 1e3, KERNEL
+                group[label][0].update(ms=seconds * 1e3, ms_source=KERNEL)
             write_json(self.document, arguments.json, indent=None)
             self.say(f"{len(timings)} kernels timed at {share:g}")
         attach_times(self.document["records"])
@@ -249,8 +242,8 @@ def measure(
         "refused": "",
     }
     try:
-        runner = RUNNERS.get(variant.kind, run_ours)
-        outcome: Outcome = runner(variant, inputs, oracle, share or 0.0)
+        run = RUNNERS.get(variant.kind, run_ours)
+        outcome = run(variant, inputs, oracle, share or 0.0)
     except Exception as error:  # whatever a kernel or another library raises belongs into its row
         record["refused"] = refusal(error)
         return record, None

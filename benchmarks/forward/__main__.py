@@ -20,12 +20,11 @@ On several GPUs it is diffusers' Wan, on one of them and on all (see several_gpu
     python -m rectified_spaattn.benchmarks.forward --gpus 2 --device cpu --small --layers 2
 
 Method: one `CFGGuider.sample` per measurement. Its sampler first runs the model cut down to one
-block of each kind (warm-up: allocator, libraries, the tables a run keeps), then times one whole
-forward between two synchronisations. Variants take turns, in reversed order every other round;
-medians are reported. In a variant's first run the warm-up happens twice, and what the first took
-longer is reported as its compilation; what an earlier variant compiled is not compiled again. A
-variant whose output is not finite, or whose sparse calls are not exactly one per block, is refused:
-a reason stands in place of its time, and the exit status is 1.
+block of each kind (warm-up: allocator, libraries, tables), then times one whole forward. Variants
+take turns, in reversed order every other round; medians are reported. In a variant's first run the
+warm-up happens twice, and what the first took longer is its compilation, unless an earlier variant
+compiled the same. A variant whose output is not finite, or whose sparse calls are not exactly one
+per block, is refused: a reason stands in place of its time, and the exit status is 1.
 """
 
 import argparse
@@ -129,11 +128,8 @@ def one_block_of_each(diffusion_model: nn.Module, block_lists: tuple[str, ...]) 
 
 
 @contextlib.contextmanager
-def attention_order(prefer_cudnn: bool) -> Iterator[None]:
+def cudnn_first() -> Iterator[None]:
     """Swap FlashAttention and cuDNN, the first two of ComfyUI's list of PyTorch back ends."""
-    if not prefer_cudnn:
-        yield
-        return
     import comfy.ops
 
     order = comfy.ops.SDPA_BACKEND_PRIORITY
@@ -201,7 +197,7 @@ def run_once(case: Case, variant: Variant) -> Tensor:
     sigmas = torch.tensor([sampling.percent_to_sigma(0.5), 0.0])
     timer = ForwardTimer(case, variant, warm_ups=1 if variant.seconds else 2)
     sampler = comfy.samplers.KSAMPLER(timer)
-    with attention_order(variant.prefer_cudnn):
+    with cudnn_first() if variant.prefer_cudnn else contextlib.nullcontext():
         guider.sample(noise, noise * 0.0, sampler, sigmas, disable_pbar=True, seed=0)
     return timer.output
 

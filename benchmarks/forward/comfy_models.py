@@ -140,9 +140,8 @@ def h3_case(layers: int | None, size: str) -> Case:
         "text_dim": TEXT_WIDTH, "adaln_curve_grid": 1024, "time_embed_dim": 16,
     }  # fmt: skip
     latent, audio = LATENTS["h3"][size], H3_AUDIO[size]
-    blocks = ("blocks",)
     return Case(
-        "MiniMax H3", "MiniMaxH3", config, latent, 256, True, blocks, layers, 50, audio,
+        "MiniMax H3", "MiniMaxH3", config, latent, 256, True, ("blocks",), layers, 50, audio,
         audio=(32, 2, audio),
     )  # fmt: skip
 

@@ -224,7 +224,7 @@ def test_kernels_take_turns_at_the_timed_shares(
         record |= {"variant": variant, "share": share, "timing_key": variant, "ms_source": ""}
         record |= {"ms": None, "density": [share or 0.4]}
         benchmark.document["records"].append(record)
-        calls[variant, share] = lambda variant=variant, share=share: called.append(share)
+        calls[variant, share] = record, lambda share=share: called.append(share)
     benchmark._times(ragged[0], calls)
     assert called == [0.1, 0.1, 0.3, None, None, 0.3]  # warm-up, then one round backwards
     sources = [each["ms_source"] for each in benchmark.document["records"]]
