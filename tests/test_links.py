@@ -30,6 +30,7 @@ LOCAL = ("127.0.0.1", "localhost")
 KNOWN = {
     "arxiv.org": ("/abs/",),
     "comfyanonymous.github.io": ("/ComfyUI_examples/",),
+    "creativecommons.org": ("/licenses/by/3.0/",),
     "docs.comfy.org": ("/",),
     "download.pytorch.org": ("/whl/cpu",),
     "github.com": (
@@ -48,6 +49,7 @@ KNOWN = {
         "/lightx2v/",
         "/zai-org/",
     ),
+    "peach.blender.org": ("",),
     "raw.githubusercontent.com": ("/Comfy-Org/",),
     "www.minimax.io": ("/blog/",),
     "www.modelscope.cn": ("/models/Comfy-Org/",),

@@ -103,9 +103,9 @@ def render(spec: Spec, clips: Clips) -> dict[str, Any]:
     variant = StepwiseVariant(method, config.q_block, sparsities=tuple(steps))
     seed, frame = spec.picture.seed, spec.picture.frame
     both = [clips.sampled(seed, each) for each in (DENSE, variant)]
-    code, decoder = clips.checkpoint.code, clips.checkpoint.decoder
-    likeness = psnr(*(decode(code, each.latents) for each in both))
-    frames = [to_images(decode(decoder, each.latents)[0])[frame] for each in both]
+    videos = [decode(clips.checkpoint.autoencoder, each.latents) for each in both]
+    likeness = psnr(*videos)
+    frames = [to_images(video[0])[frame] for video in videos]
     save_pair(frames, FOLDER / f"{spec.stem}.jpg")
     record = both[1].record
     assert record is not None

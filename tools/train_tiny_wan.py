@@ -1,15 +1,12 @@
-"""Train the small video model of `tools/tiny_wan`, on clips drawn on the fly or cut from footage.
+"""Train the small video model of `tools/tiny_wan` on footage.
 
-    python tools/train_tiny_wan.py OUT --minutes 7 --compile --samples
-    python tools/train_tiny_wan.py OUT --device cpu --small --steps 3
+    python tools/fetch_footage.py footage.safetensors
     python tools/train_autoencoder.py OUT footage.safetensors --compile
-    python tools/train_tiny_wan.py OUT --footage footage.safetensors --compile --piece 4
-    python tools/train_tiny_wan.py OUT --footage footage.safetensors --compile --resume
+    python tools/train_tiny_wan.py OUT footage.safetensors --compile --piece 4
+    python tools/train_tiny_wan.py OUT footage.safetensors --compile --resume --samples
 
-OUT gets `tiny_wan.safetensors` (Wan's native names, bf16), `tiny_wan_code.safetensors` and
-`tiny_wan_decoder.safetensors` (latents and pictures; with footage `tiny_wan_vae.safetensors` is
-there already), `tiny_wan_prompts.safetensors`, `train_log.jsonl` and the state that `--resume`
-continues from.
+OUT, where `tiny_wan_vae.safetensors` is already, gets `tiny_wan.safetensors` (Wan's native names),
+`tiny_wan_prompts.safetensors`, `train_log.jsonl` and the state that `--resume` continues from.
 """
 
 from __future__ import annotations
@@ -21,9 +18,9 @@ from pathlib import Path
 
 import torch
 from tiny_wan.footage import Footage
-from tiny_wan.model import PRESETS, WanConfig
+from tiny_wan.model import WanConfig
 from tiny_wan.sample import write_samples
-from tiny_wan.train import FOOTAGE, SMALL, Grid, TrainConfig, Trainer, token_count
+from tiny_wan.train import SMALL_TRAINING, Grid, TrainConfig, Trainer, token_count
 
 # Options that set an entry of the same name in TrainConfig: type, and help.
 SETTINGS = {
@@ -39,7 +36,6 @@ SETTINGS = {
     "shift": (float, "of the noise levels"),
     "revisit": (float, "probability of a step on an earlier grid"),
     "reuse": (int, "steps that a clip is part of, on average"),
-    "fit_clips": (int, "clips per scene and grid that the code is fitted to"),
     "checkpoint_minutes": (float, "time between checkpoints"),
     "log_steps": (int, "steps between lines of the log"),
     "seed": (int, "of weights, clips and noise"),
@@ -68,19 +64,17 @@ def read_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("footage", type=Path, help="what tools/fetch_footage.py wrote")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--footage", type=Path, help="what tools/fetch_footage.py wrote")
     parser.add_argument("--piece", type=float, help="stop after so many minutes, to be resumed")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUT")
     parser.add_argument("--start", type=Path, help="weights to begin with, of the same widths")
     parser.add_argument("--small", action="store_true", help="a small model on small clips")
-    parser.add_argument("--preset", choices=PRESETS, help="widths of the model (default: wan)")
     for name in WIDTHS:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="overrides the preset's")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="of the model")
     parser.add_argument("--grids", type=grids_and_shares, metavar="FxHxW:SHARE,...")
     for name, (kind, text) in SETTINGS.items():
-        defaults = {str(getattr(each, name)): None for each in (TrainConfig(), FOOTAGE)}
-        text = f"{text} (default: {', with footage '.join(defaults)})"
+        text = f"{text} (default: {getattr(TrainConfig(), name)})"
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
     parser.add_argument("--samples", action="store_true", help="sample every scene at the end")
@@ -89,14 +83,12 @@ def read_options() -> argparse.Namespace:
 
 def configure(options: argparse.Namespace) -> TrainConfig:
     """The run that the command line asks for."""
-    usual = FOOTAGE if options.footage else TrainConfig()
-    config = replace(SMALL, eight_bits=usual.eight_bits) if options.small else usual
-    widths = PRESETS[options.preset] if options.preset else config.model
+    config = SMALL_TRAINING if options.small else TrainConfig()
     given = {name: value for name in WIDTHS if (value := getattr(options, name)) is not None}
     changes = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     if options.grids:
         changes["grids"], changes["shares"] = options.grids
-    model = replace(widths, **given)
+    model = replace(config.model, **given)
     return replace(config, model=model, compile=options.compile, **changes)
 
 
@@ -105,8 +97,8 @@ def main() -> None:
     options = read_options()
     config = configure(options)
     torch.set_float32_matmul_precision("high")
-    source = Footage.load(options.footage, options.device) if options.footage else None
-    trainer = Trainer(config, options.out, options.device, options.resume, source, options.start)
+    footage = Footage.load(options.footage, options.device)
+    trainer = Trainer(config, footage, options.out, options.device, options.resume, options.start)
     sys.stdout.write(f"{config.model}, {config.model.parameters / 1e6:.2f} million weights\n")
     trainer.run(piece=options.piece)
     sys.stdout.write(f"{trainer.step} steps in {trainer.seconds:.0f} s\n")

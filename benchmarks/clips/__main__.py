@@ -8,8 +8,8 @@
 Samples every seed and scene with full attention, then with every combination of the options, by
 diffusers' Wan transformer; prints a table and writes to --out: `results.json` (a record for each
 clip, and the table), and for the first clip of each setting a GIF side by side and a picture of the
-differences. PSNR and SSIM are against the dense clip of the same seed, both decoded by the linear
-code of the latents.
+differences. PSNR and SSIM are against the dense clip of the same seed, both decoded by the model's
+autoencoder.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from .model import (
 from .report import COLUMNS, Run, runs_of, save_differences, save_side_by_side, table_of
 
 DTYPES = ("float32", "bfloat16", "float16")
-CPU_SIZE = (25, 384, 416)
 MIN_KEPT = round(1.0 - MAX_SPARSITY, 6)
 
 
@@ -81,7 +80,7 @@ def measure(
             for variant in variants:
                 bar.set_description(f"scene {scene}, seeds {group[0]}-{group[-1]}, {variant.label}")
                 sampled = sample(checkpoint, scene, group, sampling, variant, backend, bar.update)
-                videos = decode(checkpoint.code, sampled.latents)
+                videos = decode(checkpoint.autoencoder, sampled.latents)
                 if variant == DENSE:
                     dense = videos
                 runs += runs_of(variant, scene, group, sampled, videos, dense)
@@ -102,7 +101,7 @@ def save_pictures(
     paths = []
     for each, variants in settings.items():
         clips = {
-            variant.name: decode(checkpoint.decoder, shown[variant][None])[0]
+            variant.name: decode(checkpoint.autoencoder, shown[variant][None])[0]
             for variant in (DENSE, *variants)
         }
         stem = f"kept{each.kept:g}_dense{each.dense_steps}_block{each.block}"
@@ -129,7 +128,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("folder", type=Path, nargs="?", default=CHECKPOINT,
         help="what tools/train_tiny_wan.py wrote (default: the repository's model)")  # fmt: skip
     add("--out", type=Path, default=Path("demo_output/clips"), help="default: %(default)s")
-    add("--scenes", type=int, nargs="+", default=[3], help="default: 3")
+    add("--scenes", type=int, nargs="+", default=[5], help="default: 5")
     add("--seeds", type=int, default=1, help="how many (default: %(default)s)")
     add("--kept", type=float, nargs="+",
         help="share of the blocks (default: 0.25 and 0.15 on a GPU, 0.25 on a CPU)")  # fmt: skip
@@ -145,11 +144,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         help="as for a large video: of a small one they are a large part")  # fmt: skip
     add("--tail-keys", type=int, choices=TAIL_KEYS, nargs="+", default=[4], help='for "precise"')
     add("--precision", choices=PRECISIONS, nargs="+", default=["auto"])
-    add("--steps", type=int, help="of the sampler (default: 20 on a GPU, 8 on a CPU)")
+    add("--steps", type=int, help="of the sampler (default: 20 on a GPU, 12 on a CPU)")
     add("--cfg", type=float, default=2.0, help="guidance, 1 for none (default: %(default)s)")
     add("--shift", type=float, default=tiny_wan("model_flow").FLOW_SHIFT)
     add("--size", type=int, nargs=3, metavar=("FRAMES", "HEIGHT", "WIDTH"),
-        help="default: the model's on a GPU, half of its frames on a CPU")  # fmt: skip
+        help="default: the model's on a GPU, its smaller one on a CPU")  # fmt: skip
     add("--batch", type=int, help="clips at once (default: 4 on a GPU, 1 on a CPU)")
     add("--device", default="cuda" if on_gpu else "cpu", help="default: %(default)s")
     add("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
@@ -163,9 +162,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--ramp: {wrong[0]} is not allowed, a number from 0 to 1 is")
     is_gpu = torch.device(options.device).type == "cuda"
     options.kept = options.kept or ([0.25, 0.15] if is_gpu else [0.25])
-    options.steps = options.steps or (20 if is_gpu else 8)
+    options.steps = options.steps or (20 if is_gpu else 12)
     options.batch = options.batch or (4 if is_gpu else 1)
-    options.size = options.size or list(tiny_wan("model_flow").VIDEO_SIZE if is_gpu else CPU_SIZE)
+    flow = tiny_wan("model_flow")
+    options.size = options.size or list(flow.VIDEO_SIZE if is_gpu else flow.CPU_SIZE)
     options.dtype = options.dtype or ("bfloat16" if is_gpu else "float32")
     return options
 

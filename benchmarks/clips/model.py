@@ -32,16 +32,13 @@ class Checkpoint:
         transformer: diffusers' `WanTransformer3DModel` with the weights.
         dtype: of most of them, and of what it is given.
         prompts: `tiny_wan.model_files.Prompts`.
-        code: between latents and RGB, for numbers: the autoencoder, or the linear code of painted
-            scenes, which loses nothing of a latent.
-        decoder: from latents to RGB, for pictures: the autoencoder, or a smoother linear one.
+        autoencoder: `tiny_wan.autoencoder.Autoencoder`, between latents and RGB.
     """
 
     transformer: Any
     dtype: torch.dtype
     prompts: Any
-    code: Any
-    decoder: Any
+    autoencoder: Any
 
 
 def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype) -> Checkpoint:
@@ -56,13 +53,11 @@ def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype) -> C
     """
     from diffusers import WanTransformer3DModel
 
-    files, codes = tiny_wan("model_files"), tiny_wan("codes")
-    of_latents = (files.VAE,) if (folder / files.VAE).is_file() else (files.CODE, files.DECODER)
-    for name in (files.WEIGHTS, files.PROMPTS, *of_latents):
+    files, coder = tiny_wan("model_files"), tiny_wan("autoencoder")
+    writers = {files.WEIGHTS: "train_tiny_wan", files.PROMPTS: "train_tiny_wan"}
+    for name, writer in (writers | {files.VAE: "train_autoencoder"}).items():
         if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} is missing: tools/train_tiny_wan.py writes it"
-            )
+            raise FileNotFoundError(f"{folder / name} is missing: tools/{writer}.py writes it")
     native = files.load_model(folder / files.WEIGHTS)
     transformer: Any = WanTransformer3DModel(**files.diffusers_config(native.config))
     transformer.load_state_dict(files.to_diffusers(native.state_dict()))
@@ -76,8 +71,7 @@ def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype) -> C
         transformer,
         dtype,
         files.Prompts.load(folder / files.PROMPTS).to(device),
-        codes.load_code(folder).to(device),
-        codes.load_decoder(folder).to(device),
+        coder.Autoencoder.load(folder / files.VAE).to(device),
     )
 
 
@@ -286,13 +280,10 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def decode(decoder: Any, latents: Tensor) -> Tensor:
-    """RGB `[S, 3, F, H, W]` in [-1, 1] of `latents [S, 16, T, h, w]`.
-
-    `decoder` is the code or the smoother decoder of a checkpoint.
-    """
-    # One clip at a time: an autoencoder needs gigabytes for each.
-    return torch.cat([decoder.decode(latent) for latent in latents.split(1)]).clamp(-1, 1)
+def decode(autoencoder: Any, latents: Tensor) -> Tensor:
+    """RGB `[S, 3, F, H, W]` in [-1, 1] of `latents [S, 16, T, h, w]`."""
+    # One clip at a time: each needs gigabytes.
+    return torch.cat([autoencoder.decode(latent) for latent in latents.split(1)]).clamp(-1, 1)
 
 
 def batches(seeds: Sequence[int], size: int) -> list[list[int]]:

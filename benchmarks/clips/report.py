@@ -39,7 +39,7 @@ COLUMNS = {
 MARGIN = 6
 LABEL_HEIGHT = 24
 SHOWN_FRAMES = 6
-PANEL_PIXELS = 256
+WIDEST_PIXELS = 1024
 PANEL_INCHES = 1.9
 CURVE_INCHES = 1.7
 
@@ -174,7 +174,7 @@ def save_side_by_side(clips: dict[str, Tensor], path: Path) -> None:
 def _panels(labels: Sequence[str], images: Sequence[Image.Image]) -> Image.Image:
     """One picture of labelled panels beside one another; clips are not enlarged."""
     first = images[0]
-    width = min(PANEL_PIXELS, first.width)
+    width = min(WIDEST_PIXELS // len(images), first.width)
     height = round(first.height * width / first.width)
     total = len(images) * (width + MARGIN) - MARGIN
     sheet = Image.new("RGB", (total, height + LABEL_HEIGHT), "white")

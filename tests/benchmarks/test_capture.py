@@ -22,7 +22,7 @@ STEPS = 3
 def parts() -> tuple[Any, Any]:
     """A model of two layers with random weights, none of them zero, and its prompts."""
     torch.manual_seed(0)
-    config = tiny_wan("model").PRESETS["small"]
+    config = tiny_wan("model").SMALL
     model = tiny_wan("model").WanModel(config).eval()
     for weight in model.parameters():
         if not weight.any():

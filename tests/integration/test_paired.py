@@ -28,12 +28,10 @@ def small_workflow(size: tuple[int, int, int] = SIZE, steps: int = STEPS) -> dic
     nodes = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     ids = {node["class_type"]: key for key, node in nodes.items()}
     frames, height, width = size
-    prompts, code = (
-        str(CHECKPOINT / f"tiny_wan_{each}.safetensors") for each in ("prompts", "code")
-    )
+    prompts, vae = (str(CHECKPOINT / f"tiny_wan_{each}.safetensors") for each in ("prompts", "vae"))
     stand_ins = {
         "CLIPLoader": ("RSPATestClip", {"path": prompts}),
-        "VAELoader": ("RSPATestVae", {"tools": str(TOOLS), "path": code}),
+        "VAELoader": ("RSPATestVae", {"tools": str(TOOLS), "path": vae}),
     }
     for name, (class_type, inputs) in stand_ins.items():
         nodes[ids[name]] = {"class_type": class_type, "inputs": inputs}
@@ -106,8 +104,8 @@ def test_both_experts_with_the_workflows_own_prompt(comfy, tmp_path: Path) -> No
     nodes = sampled(SCENES_OF_MODELS["wan22_t2v_a14b"], rectified())
     (saver,) = (key for key, node in nodes.items() if node["class_type"] == "RSPATestSaveLatent")
     latent = nodes.pop(saver)["inputs"]["latent"]
-    code = {"tools": str(TOOLS), "path": str(CHECKPOINT / "tiny_wan_code.safetensors")}
-    nodes["vae"] = {"class_type": "RSPATestVae", "inputs": code}
+    vae = {"tools": str(TOOLS), "path": str(CHECKPOINT / "tiny_wan_vae.safetensors")}
+    nodes["vae"] = {"class_type": "RSPATestVae", "inputs": vae}
     decode = {"samples": latent, "vae": ["vae", 0]}
     nodes["decode"] = {"class_type": "VAEDecode", "inputs": decode}
     file = tmp_path / "experts.json"

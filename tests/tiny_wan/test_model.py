@@ -7,6 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +17,15 @@ from torch import Tensor
 
 PROBE = Path(__file__).with_name("comfy_probe.py")
 NAMES = tuple(f"scene {number}" for number in range(8))
-PRESETS = ("wan", "deep", "compact", "small")
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 EMBEDDERS = ("time_proj", "time_embedder.linear_1", "time_embedder.linear_2")
 EMBEDDERS += ("text_embedder.linear_1", "text_embedder.linear_2")
 
 
-def random_model(tiny: SimpleNamespace, preset: str) -> torch.nn.Module:
+def random_model(tiny: SimpleNamespace, config: Any) -> torch.nn.Module:
     """A model whose biases, norms and zero weights are random too, so that every one matters."""
     torch.manual_seed(0)
-    model = tiny.model.WanModel(tiny.model.PRESETS[preset])
+    model = tiny.model.WanModel(config)
     for weight in model.parameters():
         if weight.dim() == 1 or not weight.any():
             torch.nn.init.normal_(weight, std=0.3)
@@ -43,14 +43,14 @@ def random_inputs(text_dim: int) -> dict[str, Tensor]:
 
 def test_output_has_the_shape_of_the_input_and_starts_at_zero(tiny: SimpleNamespace) -> None:
     inputs = random_inputs(128)
-    out = tiny.model.WanModel(tiny.model.PRESETS["small"])(**inputs)
+    out = tiny.model.WanModel(tiny.model.SMALL)(**inputs)
     assert out.shape == inputs["x"].shape
     assert not out.any()
 
 
 @pytest.mark.parametrize("shape", [(1, 15, 1, 4, 4), (1, 16, 1, 3, 4), (16, 1, 4, 4)])
 def test_shapes_that_do_not_fit_are_refused(tiny: SimpleNamespace, shape: tuple[int, ...]) -> None:
-    model = tiny.model.WanModel(tiny.model.PRESETS["small"])
+    model = tiny.model.WanModel(tiny.model.SMALL)
     with pytest.raises(ValueError, match="x has shape"):
         model(torch.zeros(shape), torch.zeros(1), torch.zeros(1, 8, 128))
 
@@ -62,24 +62,37 @@ def test_widths_that_do_not_fit_are_refused(tiny: SimpleNamespace) -> None:
         tiny.model.WanConfig(layers=0)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_keep_to_the_budget(tiny: SimpleNamespace, preset: str, tmp_path: Path) -> None:
-    config = tiny.model.PRESETS[preset]
+@pytest.mark.parametrize("name", ["USUAL", "SMALL"])
+def test_a_file_holds_the_model(tiny: SimpleNamespace, name: str, tmp_path: Path) -> None:
+    config = getattr(tiny.model, name)
     model = tiny.model.WanModel(config)
     assert sum(each.numel() for each in model.parameters()) == config.parameters
     path = tmp_path / tiny.model_files.WEIGHTS
     tiny.model_files.save_model(model.state_dict(), config, path)
-    assert path.stat().st_size <= tiny.model_files.MAX_BYTES
-    stored = load_file(path)
-    assert {value.dtype for value in stored.values()} == {torch.bfloat16}
     again = tiny.model_files.load_model(path)
     assert again.config == config
-    for name, value in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value.bfloat16().float()), name
+    for key, value in tiny.model_files.stored(model.state_dict()).items():
+        assert torch.equal(again.state_dict()[key], value.float()), key
+
+
+def test_the_repositorys_files_are_of_this_model_and_keep_to_the_budget(
+    tiny: SimpleNamespace,
+) -> None:
+    files, folder = tiny.model_files, Path(tiny.model.__file__).parent / "checkpoint"
+    paths = sorted(folder.glob("*.safetensors"))
+    assert [path.name for path in paths] == sorted([files.WEIGHTS, files.VAE, files.PROMPTS])
+    assert sum(path.stat().st_size for path in paths) <= files.MAX_BYTES
+    assert files.load_model(folder / files.WEIGHTS).config == tiny.model.USUAL
+    page = (folder.parent / "README.md").read_text(encoding="utf-8")
+    names = files.Prompts.load(folder / files.PROMPTS).names
+    assert all(f"| {number} {name} |" in page for number, name in enumerate(names))
+    assert "© Blender Foundation" in page
+    autoencoder = tiny.autoencoder.Autoencoder.load(folder / files.VAE)
+    assert autoencoder.config == tiny.autoencoder.USUAL
 
 
 def test_injected_attention_sees_every_layer(tiny: SimpleNamespace) -> None:
-    model = random_model(tiny, "small")
+    model = random_model(tiny, tiny.model.SMALL)
     inputs = random_inputs(128)
     seen = []
 
@@ -97,7 +110,7 @@ def test_injected_attention_sees_every_layer(tiny: SimpleNamespace) -> None:
 
 
 def test_flops_grow_with_the_square_of_the_tokens(tiny: SimpleNamespace) -> None:
-    config = tiny.model.PRESETS["wan"]
+    config = tiny.model.USUAL
     assert 3.8 < config.forward_flops(1 << 17) / config.forward_flops(1 << 16) < 4
 
 
@@ -124,7 +137,7 @@ def test_narrow_prompts_have_fewer_tokens(tiny: SimpleNamespace) -> None:
 
 
 def test_diffusers_names_are_those_of_its_conversion_script(tiny: SimpleNamespace) -> None:
-    names = set(tiny.model_files.to_diffusers(random_model(tiny, "small").state_dict()))
+    names = set(tiny.model_files.to_diffusers(random_model(tiny, tiny.model.SMALL).state_dict()))
 
     def with_biases(layers: list[str]) -> set[str]:
         return {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
@@ -144,29 +157,17 @@ CURRENT = ("COMFYUI_DIR", "~/comfy/ComfyUI")
 OLDEST = ("COMFYUI_DIR_OLD", "~/comfy/ComfyUI-0.8.0")
 
 
-# The oldest ComfyUI does not read a text width from metadata: "compact" is not for it.
-@pytest.mark.parametrize(
-    "preset, variable, default",
-    [
-        ("wan", *CURRENT),
-        ("compact", *CURRENT),
-        ("footage", *CURRENT),
-        ("wan", *OLDEST),
-        ("footage", *OLDEST),
-    ],
-    ids=["wan-current", "compact-current", "footage-current", "wan-oldest", "footage-oldest"],
-)
+@pytest.mark.parametrize("variable, default", [CURRENT, OLDEST], ids=["current", "oldest"])
 def test_comfyui_loads_the_file_and_gets_the_same_velocity(
-    tiny: SimpleNamespace, preset: str, variable: str, default: str, tmp_path: Path
+    tiny: SimpleNamespace, variable: str, default: str, tmp_path: Path
 ) -> None:
     folder = Path(os.environ.get(variable) or default).expanduser()
     python = folder / ".venv/bin/python"
     if not python.exists():
         pytest.skip(f"no ComfyUI with a virtual environment at {folder} (set {variable})")
-    config = tiny.model.PRESETS[preset]
+    config = tiny.model.USUAL
     weights, given, got = (tmp_path / f"{name}.safetensors" for name in ("model", "in", "out"))
-    state, in_eight_bits = random_model(tiny, preset).state_dict(), preset == "footage"
-    tiny.model_files.save_model(state, config, weights, eight_bits=in_eight_bits)
+    tiny.model_files.save_model(random_model(tiny, config).state_dict(), config, weights)
     inputs = random_inputs(config.text_dim)
     save_file(inputs, given)
     command = [str(each) for each in (python, PROBE, folder, weights, given, got)]

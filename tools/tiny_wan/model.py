@@ -41,10 +41,10 @@ class WanConfig:
         text_dim: channels of a text token.
     """
 
-    dim: int = 256
-    layers: int = 3
-    heads: int = 2
-    ffn_dim: int = 448
+    dim: int = 384
+    layers: int = 8
+    heads: int = 3
+    ffn_dim: int = 1024
     text_dim: int = 4096
 
     def __post_init__(self) -> None:
@@ -86,19 +86,11 @@ class WanConfig:
         return 2.0 * tokens * linear + self.layers * 4.0 * tokens**2 * self.dim
 
 
-PRESETS = {
-    # Every loader of Wan files takes these two.
-    "wan": WanConfig(),
-    "deep": WanConfig(dim=128, layers=12, heads=1, ffn_dim=512),
-    # A text width of 4096 costs a quarter of the bytes of so small a model. Without it two more
-    # blocks fit; loaders then have to read the file's metadata. ComfyUI 0.33 does, 0.8 does not.
-    "compact": WanConfig(layers=5, ffn_dim=256, text_dim=64),
-    # Fills 19 MB where matrices have 8 bits; with the autoencoder and the prompts it is 24 MB.
-    "footage": WanConfig(dim=384, layers=8, heads=3, ffn_dim=1024),
-    # For tests: trains on a CPU.
-    "small": WanConfig(dim=64, layers=2, heads=2, ffn_dim=128, text_dim=128),
-}
-"""Named widths. The first three fill a bf16 file of 8 MB."""
+USUAL = WanConfig()
+"""Every loader of Wan files takes it. Its file has 19 MB; with autoencoder and prompts it is 24."""
+
+SMALL = WanConfig(dim=64, layers=2, heads=2, ffn_dim=128, text_dim=128)
+"""For tests: trains on a CPU."""
 
 
 def sinusoidal_embedding(t: Tensor) -> Tensor:

@@ -17,12 +17,11 @@ from .model import EPS, FREQ_DIM, LATENT_CHANNELS, PATCH_SIZE, WanConfig, WanMod
 
 WEIGHTS = "tiny_wan.safetensors"
 PROMPTS = "tiny_wan_prompts.safetensors"
-CODE = "tiny_wan_code.safetensors"
-DECODER = "tiny_wan_decoder.safetensors"
 VAE = "tiny_wan_vae.safetensors"
 PROMPT_TOKENS = 8
 EMPTY = "empty"
-MAX_BYTES = 8_000_000
+MAX_BYTES = 25_000_000
+"""Of all files together: they are in the repository."""
 
 
 def write_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -32,20 +31,15 @@ def write_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str,
     os.replace(part, path)
 
 
-def stored(state: Mapping[str, Tensor], eight_bits: bool) -> dict[str, Tensor]:
-    """Weights in the dtypes of a file.
+def stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a `WanModel` in the dtypes of its file.
 
-    Args:
-        state: the state dict of a `WanModel`.
-        eight_bits: E4M3 for matrices but the last one, which loaders take as they take bf16.
-
-    Returns:
-        The same names; bf16 but for those.
+    Matrices but the last are E4M3, which loaders take as they take bf16, the dtype of the rest.
     """
     dtypes = {
         name: torch.float8_e4m3fn
         for name, value in state.items()
-        if eight_bits and value.dim() == 2 and not name.startswith("head.")
+        if value.dim() == 2 and not name.startswith("head.")
     }
     return {
         name: value.detach().to(dtypes.get(name, torch.bfloat16)) for name, value in state.items()
@@ -57,9 +51,8 @@ def save_model(
     config: WanConfig,
     path: str | Path,
     metadata: Mapping[str, str] | None = None,
-    eight_bits: bool = False,
 ) -> None:
-    """Write weights under Wan's native names.
+    """Write weights under Wan's native names, in the dtypes of `stored`.
 
     Args:
         state: the state dict of a `WanModel`.
@@ -67,9 +60,8 @@ def save_model(
             recent versions of ComfyUI read when they detect models.
         path: file to write.
         metadata: further entries.
-        eight_bits: whether matrices but the last have 8 bits, not bf16's 16.
     """
-    tensors = {name: value.cpu().contiguous() for name, value in stored(state, eight_bits).items()}
+    tensors = {name: value.cpu().contiguous() for name, value in stored(state).items()}
     transformer = {"num_heads": config.heads, "text_dim": config.text_dim}
     entries = {"format": "pt", "config": json.dumps({"transformer": transformer})}
     write_atomically(tensors, Path(path), entries | dict(metadata or {}))
@@ -88,13 +80,13 @@ def load_model(
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    stored = json.loads(metadata.get("config", "{}")).get("transformer", {})
+    sizes = json.loads(metadata.get("config", "{}")).get("transformer", {})
     dim = state["head.modulation"].shape[-1]
     numbers = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
     config = WanConfig(
         dim=dim,
         layers=len(numbers),
-        heads=stored.get("num_heads", max(1, dim // 128)),
+        heads=sizes.get("num_heads", max(1, dim // 128)),
         ffn_dim=state["blocks.0.ffn.0.weight"].shape[0],
         text_dim=state["text_embedding.0.weight"].shape[1],
     )

@@ -7,8 +7,11 @@ from torch import Tensor
 
 from .model import WanModel
 
-VIDEO_SIZE = (49, 384, 416)
-"""Frames, height and width of the videos that the model is made for: 8112 tokens."""
+VIDEO_SIZE = (65, 384, 640)
+"""Frames, height and width of the videos that the model is made for: 16,320 tokens."""
+
+CPU_SIZE = (25, 240, 400)
+"""The same for a CPU: 2,625 tokens. The model has seen videos of both sizes."""
 
 FLOW_SHIFT = 3.0
 """Shift of the noise levels in training; samplers look best near it."""

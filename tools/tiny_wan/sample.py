@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from .autoencoder import Autoencoder
-from .codes import load_decoder
-from .latents import LinearCode, SmoothDecoder, latent_shape
+from .latents import latent_shape
 from .model import LATENT_CHANNELS, Attend, WanModel
-from .model_files import PROMPTS, WEIGHTS, Prompts, load_model
+from .model_files import PROMPTS, VAE, WEIGHTS, Prompts, load_model
 from .model_flow import FLOW_SHIFT, VIDEO_SIZE, sampling_levels
 from .pictures import contact_sheet, save_gif
 
@@ -80,7 +79,7 @@ def sample_latents(
 
 def sample(
     model: WanModel,
-    decoder: LinearCode | SmoothDecoder | Autoencoder,
+    autoencoder: Autoencoder,
     prompts: Prompts,
     scene: int,
     size: tuple[int, int, int] = VIDEO_SIZE,
@@ -100,7 +99,7 @@ def sample(
     """
     grid = latent_shape(*size)
     latents = sample_latents(model, prompts, scene, grid, steps, seed, cfg, shift, attend, on_step)
-    return decoder.decode(latents)[0].clamp(-1, 1)
+    return autoencoder.decode(latents)[0].clamp(-1, 1)
 
 
 def write_samples(
@@ -124,14 +123,14 @@ def write_samples(
         size, steps, seed, cfg, shift: as for `sample`.
     """
     model = load_model(folder / WEIGHTS, device)
-    decoder = load_decoder(folder).to(device)
+    autoencoder = Autoencoder.load(folder / VAE).to(device)
     prompts = Prompts.load(folder / PROMPTS)
     out.mkdir(parents=True, exist_ok=True)
     videos = []
     kind = torch.device(device).type
     for scene in scenes or range(prompts.empty):
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-            video = sample(model, decoder, prompts, scene, size, steps, seed, cfg, shift)
+            video = sample(model, autoencoder, prompts, scene, size, steps, seed, cfg, shift)
         save_gif(video, out / f"{scene}_{prompts.names[scene].replace(' ', '_')}.gif")
         videos.append(video)
     contact_sheet(videos).save(out / "sheet.png")

@@ -1,8 +1,8 @@
-"""Training of the small video model on clips that are drawn, or cut from footage, while it trains.
+"""Training of the small video model on clips that are cut from footage while it trains.
 
 A `Trainer` holds everything that a run consists of and writes it to a folder, from which another
-one continues: weights for use (the moving average), the code of the latents, the prompts, the state
-for resuming, and a log with one JSON object a line.
+one continues: weights for use (the moving average), the prompts, the state for resuming, and a log
+with one JSON object a line. The autoencoder of the latents is there already.
 """
 
 from __future__ import annotations
@@ -16,22 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .clips import Painted
-from .codes import load_code
-from .latents import LinearCode, SmoothDecoder, latent_shape
-from .model import LATENT_CHANNELS, PRESETS, WanConfig, WanModel
-from .model_files import (
-    CODE,
-    DECODER,
-    PROMPTS,
-    VAE,
-    WEIGHTS,
-    Prompts,
-    load_model,
-    save_model,
-    stored,
-)
-from .model_flow import FLOW_SHIFT, VIDEO_SIZE, flow_loss, shift_levels
+from .autoencoder import Autoencoder
+from .latents import latent_shape
+from .model import LATENT_CHANNELS, SMALL, USUAL, WanConfig, WanModel
+from .model_files import PROMPTS, VAE, WEIGHTS, Prompts, load_model, save_model, stored
+from .model_flow import CPU_SIZE, FLOW_SHIFT, VIDEO_SIZE, flow_loss, shift_levels
 from .pool import ClipPool, ClipSource
 from .run import Run, RunConfig
 
@@ -54,19 +43,20 @@ class TrainConfig(RunConfig):
         tokens: tokens of a step; the batch is as many clips as fit, at least one.
         dropout: probability of the empty prompt.
         shift: of the noise levels.
-        fit_clips: clips per scene and grid that the linear code is fitted to.
-        eight_bits: whether matrices but the last are written in 8 bits (E4M3), not in bf16.
     """
 
-    model: WanConfig = PRESETS["wan"]
-    grids: tuple[Grid, ...] = ((17, 96, 160), (33, 192, 320), VIDEO_SIZE)
-    shares: tuple[float, ...] = (0.25, 0.3, 0.45)
+    model: WanConfig = USUAL
+    grids: tuple[Grid, ...] = ((17, 144, 240), CPU_SIZE, VIDEO_SIZE)
+    shares: tuple[float, ...] = (0.3, 0.3, 0.4)
     revisit: float = 0.2
-    tokens: int = 131072
+    tokens: int = 49152
     dropout: float = 0.1
     shift: float = FLOW_SHIFT
-    fit_clips: int = 2
-    eight_bits: bool = False
+    minutes: float = 8.0
+    learning_rate: float = 1.5e-3
+    warmup: int = 300
+    ema: float = 0.998
+    checkpoint_minutes: float = 2.0
 
     def __post_init__(self) -> None:
         if len(self.grids) != len(self.shares) or not self.grids:
@@ -79,22 +69,8 @@ class TrainConfig(RunConfig):
         return max(1, self.tokens // token_count(grid))
 
 
-FOOTAGE = TrainConfig(
-    model=PRESETS["footage"],
-    grids=((17, 144, 240), (25, 240, 400), (65, 384, 640)),
-    shares=(0.3, 0.3, 0.4),
-    tokens=49152,
-    minutes=8.0,
-    learning_rate=1.5e-3,
-    warmup=300,
-    ema=0.998,
-    checkpoint_minutes=2.0,
-    eight_bits=True,
-)
-"""The run on footage: 16,000 tokens a clip at the end, 2,600 (a CPU's size) before."""
-
-SMALL = TrainConfig(
-    model=PRESETS["small"],
+SMALL_TRAINING = TrainConfig(
+    model=SMALL,
     grids=((5, 32, 48), (9, 48, 64)),
     shares=(0.5, 0.5),
     tokens=256,
@@ -124,21 +100,24 @@ class Trainer(Run):
     def __init__(
         self,
         config: TrainConfig,
+        source: ClipSource,
         folder: str | Path,
         device: str | torch.device,
         resume: bool = False,
-        source: ClipSource | None = None,
         start: Path | None = None,
     ) -> None:
-        """Start a run, or continue the one in `folder`; `FileNotFoundError` if there is none.
+        """Start a run, or continue the one in `folder`.
 
         Args:
             config: what to do.
-            folder: to write to. With footage it holds an autoencoder already.
+            source: of the clips, on `device`.
+            folder: to write to. It holds an autoencoder already.
             device: to train on.
             resume: continue.
-            source: of the clips, on `device`; painted scenes, and a linear code, by default.
             start: weights of `config.model`'s shape to begin a new run with; random ones if None.
+
+        Raises:
+            FileNotFoundError: no autoencoder, or no run to continue.
         """
         torch.manual_seed(config.seed)
         self.config = config
@@ -146,39 +125,25 @@ class Trainer(Run):
         if start is not None:
             self.model.load_state_dict(load_model(start).state_dict())
         super().__init__(config, folder, device, self.model)
-        self.source = source or Painted(self.device)
+        self.source = source
         # Grids are chosen on the CPU, which must know them; the rest never waits for the device.
         self.choices = torch.Generator().manual_seed(config.seed + 1)
         self.prompts = Prompts.make(self.source.names, config.model.text_dim).to(self.device)
         self.pools: dict[Grid, ClipPool] = {}
         self.turns: dict[Grid, int] = {}
+        if not (self.folder / VAE).is_file():
+            raise FileNotFoundError(f"{self.folder / VAE} is missing: train the autoencoder first")
+        self.autoencoder = Autoencoder.load(self.folder / VAE).to(self.device)
         if resume:
             self.resume()
         else:
-            self._prepare(fit=source is None)
-        self.code = load_code(self.folder).to(self.device)
+            self.prompts.save(self.folder / PROMPTS)
+            (self.folder / LOG).unlink(missing_ok=True)
         if config.compile:
             for block in self.model.blocks:
                 block.compile(dynamic=False)
 
     # --- Files -----------------------------------------------------------------------------------
-
-    def _prepare(self, fit: bool) -> None:
-        """Write what does not change in training; `fit` the linear code to clips of all grids."""
-        if fit:
-            generator = torch.Generator().manual_seed(self.config.seed + 3)
-            clips = [
-                self.source.draw(scene, self.config.fit_clips, grid, generator)
-                for grid in self.config.grids
-                for scene in range(self.prompts.empty)
-            ]
-            code = LinearCode.fit(clips)
-            code.save(self.folder / CODE)
-            SmoothDecoder.fit(code, clips).save(self.folder / DECODER)
-        elif not (self.folder / VAE).is_file():
-            raise FileNotFoundError(f"{self.folder / VAE} is missing: train the autoencoder first")
-        self.prompts.save(self.folder / PROMPTS)
-        (self.folder / LOG).unlink(missing_ok=True)
 
     def export(self) -> None:
         """Write the averaged weights in Wan's native names."""
@@ -188,8 +153,7 @@ class Trainer(Run):
             "steps": str(self.step),
             "training": json.dumps(asdict(self.config)),
         }
-        path, config = self.folder / WEIGHTS, self.config
-        save_model(self.average, config.model, path, metadata, config.eight_bits)
+        save_model(self.average, self.config.model, self.folder / WEIGHTS, metadata)
 
     def sources(self) -> dict[str, Any]:
         """The place in every pool and the state of the choices."""
@@ -218,7 +182,7 @@ class Trainer(Run):
             batch, reuse, seed = self.config.batch(grid), self.config.reuse, self.config.seed
             turn = self.turns.get(grid, 0)
             self.pools[grid] = ClipPool(
-                self.source, self.code.encode, grid, batch, reuse, seed, turn
+                self.source, self.autoencoder.encode, grid, batch, reuse, seed, turn
             )
         latents, scenes = self.pools[grid].next_batch(self.noise)
         chance = torch.rand(len(scenes), generator=self.noise, device=self.device)
@@ -253,18 +217,19 @@ class Trainer(Run):
     def validate(self) -> dict[str, float]:
         """Losses of the averaged weights at fixed noise levels, on the last grid's clips.
 
-        There is one clip of every scene, the same ones each time. Weights in 8 bits have their own.
+        There is one clip of every scene, the same ones each time. Weights as they are stored, in
+        8 bits, have losses of their own.
         """
         generator = torch.Generator().manual_seed(self.config.seed + 4)
         grid, count = self.config.grids[-1], self.prompts.empty
         clips = [self.source.draw(scene, 1, grid, generator) for scene in range(count)]
-        latents = torch.cat([self.code.encode(clip) for clip in clips])
+        latents = torch.cat([self.autoencoder.encode(clip) for clip in clips])
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         labels = torch.arange(count, device=self.device)
         present = {name: value.clone() for name, value in self.model.state_dict().items()}
         found = {}
-        for suffix in ("", " in 8 bits") if self.config.eight_bits else ("",):
-            self.model.load_state_dict(stored(self.average, True) if suffix else self.average)
+        for suffix, weights in (("", self.average), (" in 8 bits", stored(self.average))):
+            self.model.load_state_dict(weights)
             for level in VALIDATION_LEVELS:
                 s = torch.full((count,), level, device=self.device)
                 found[f"s={level}{suffix}"] = round(float(self.loss(latents, labels, s, noise)), 5)

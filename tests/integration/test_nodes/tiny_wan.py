@@ -27,17 +27,17 @@ class _Prompts:
         return [[tokens.float(), {}]]
 
 
-class _LinearCode:
+class _Autoencoder:
     """What VAEDecode calls."""
 
     def __init__(self, tools, path):
         if tools not in sys.path:
             sys.path.insert(0, tools)
-        self.code = importlib.import_module("tiny_wan.latents").LinearCode.load(path)
+        self.network = importlib.import_module("tiny_wan.autoencoder").Autoencoder.load(path)
 
     def decode(self, latent):
         """RGB in [0, 1], `[B, F, H, W, 3]`, of latents in the VAE's scale."""
-        video = self.code.decode(Wan21().process_in(latent.float()))
+        video = self.network.decode(Wan21().process_in(latent.float()))
         return torch.clamp((video + 1.0) / 2.0, 0.0, 1.0).permute(0, 2, 3, 4, 1)
 
 
@@ -68,4 +68,4 @@ class RSPATestVae:
         return {"required": {"tools": ("STRING", {}), "path": ("STRING", {})}}
 
     def load(self, tools, path):
-        return (_LinearCode(tools, path),)
+        return (_Autoencoder(tools, path),)

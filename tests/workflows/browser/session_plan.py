@@ -93,9 +93,9 @@ def _given(name: str, value: str | None) -> Values:
 
 
 # As wide as the template's video, so that the nodes take up as much room as they do there.
-TRAINED = Plan(320, 192, 33, steps=8, cfg="3", prompt="hill pan", shift="3")
-SHORT = Plan(320, 192, steps=6, prompt="hill pan", shift="3")
-LARGE = Plan(512, 320, 49, steps=4, prompt="hill pan", shift="3", min_tokens=None)
+TRAINED = Plan(320, 192, 33, steps=8, cfg="3", prompt="garden in autumn", shift="3")
+SHORT = Plan(320, 192, steps=6, prompt="garden in autumn", shift="3")
+LARGE = Plan(512, 320, 49, steps=4, prompt="garden in autumn", shift="3", min_tokens=None)
 """8,320 tokens: above the node's default limit for sparse attention."""
 LTX = Plan(megapixels="0.4", duration="2", toggles={"prompt_enhance": False})
 """A token of LTX is 32 pixels wide: smaller videos have too few blocks to leave any out."""
@@ -105,7 +105,7 @@ PLANS = {
     SHORT_STEM: LARGE,
     "compare_dense_and_sparse": TRAINED,
     "tune_with_the_probe": TRAINED,
-    "wan2.2_14B_text_to_video": Plan(duration="2", prompt="hill pan"),
+    "wan2.2_14B_text_to_video": Plan(duration="2", prompt="garden in autumn"),
     "wan_animate2_character_animation": Plan(192, 320),
     "wan2.2_5B_text_to_video": Plan(768, 416),
     "hunyuan_video_text_to_video": Plan(320, 192, steps=8),

@@ -1,8 +1,8 @@
 """Stand-ins for text encoders and VAEs, for a test server: the example workflows run unchanged.
 
 Importing this replaces the load functions of ComfyUI's loader nodes. Text becomes one of the stored
-prompts of the small trained model in `tools/tiny_wan`, latents become pictures by its linear
-decoder; where no such thing exists, by fixed random numbers.
+prompts of the small trained model in `tools/tiny_wan`, latents become pictures by its autoencoder;
+where no such thing exists, by fixed random numbers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TOOLS = Path(__file__).resolve().parents[4] / "tools"
 if str(TOOLS) not in sys.path:
     sys.path.append(str(TOOLS))
 
-from tiny_wan.codes import load_code, load_decoder  # noqa: E402
-from tiny_wan.model_files import PROMPTS, Prompts  # noqa: E402
+from tiny_wan.autoencoder import Autoencoder  # noqa: E402
+from tiny_wan.model_files import PROMPTS, VAE, Prompts  # noqa: E402
 
 CHECKPOINT = TOOLS / "tiny_wan" / "checkpoint"
 # Widths of the tiny random checkpoints, see tests/integration/tiny_models.py.
@@ -173,21 +173,20 @@ class TwiceAsLarge(torch.nn.Module):
 
 
 class TinyWanVAE(LinearVAE):
-    """In place of Wan 2.1's VAE: the code that the small model is trained in."""
+    """In place of Wan 2.1's VAE: the autoencoder of the small model."""
 
     def __init__(self) -> None:
         super().__init__(16, 8)
         self.format = comfy.latent_formats.Wan21()
-        self.decoder = load_decoder(CHECKPOINT)
-        self.code = load_code(CHECKPOINT)
+        self.autoencoder = Autoencoder.load(CHECKPOINT / VAE)
 
     def decode(self, latent: torch.Tensor, **options: Any) -> torch.Tensor:
-        return as_images(self.decoder.decode(self.format.process_in(latent.float())))
+        return as_images(self.autoencoder.decode(self.format.process_in(latent.float())))
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Latents `[1, 16, T, h, w]` of RGB `[F, H, W, 3]` in 0..1."""
         video = images[..., :3].float().movedim(-1, 0)[None] * 2 - 1
-        return self.format.process_out(self.code.encode(video))
+        return self.format.process_out(self.autoencoder.encode(video))
 
 
 class NoVision:
