@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from rectified_spaattn.tools.workflow_builder import layout
+
 from .test_workflow_files import each_stem, graphs, read
 
 Json = dict[str, Any]
@@ -34,6 +36,10 @@ MARKDOWN = ("MarkdownNote", "Note")
 def box_of(node: Json) -> Box:
     (x, y), (width, height) = node["pos"], node["size"]
     return (x, y - TITLE, x + width, y + (0 if node["flags"].get("collapsed") else height))
+
+
+def whole_bottom(node: Json) -> float:
+    return float(node["pos"][1] + layout.whole_height(node))
 
 
 def zoom_of(graph: Json) -> float:
@@ -109,6 +115,49 @@ def test_every_model_file_has_its_address(stem: str) -> None:
                 known = {model["name"] for model in node["properties"]["models"] if model["url"]}
                 named = [value for value in node["widgets_values"] if ".safetensors" in str(value)]
                 assert set(named) <= known, node["type"]
+
+
+@each_stem
+def test_a_note_says_which_file_goes_where(stem: str) -> None:
+    """With a link, in the root graph."""
+    workflow = read(stem)
+    notes = [n["widgets_values"][0] for n in workflow["nodes"] if n["type"] in MARKDOWN]
+    models = [
+        model
+        for graph in graphs(workflow)
+        for node in graph["nodes"]
+        for model in node["properties"].get("models", [])
+    ]
+    assert models
+    for model in models:
+        link = f"[{model['name']}]({model['url']})"
+        assert any(link in note and model["directory"] in note for note in notes), model
+
+
+@each_stem
+def test_a_note_covers_nothing_where_it_is_as_high_as_its_text(stem: str) -> None:
+    """So Nodes 2.0 draws it; its frame holds it then, too."""
+    workflow = read(stem)
+    whole = {node["id"]: (*box_of(node)[:3], whole_bottom(node)) for node in workflow["nodes"]}
+    for node in workflow["nodes"]:
+        if node["type"] not in MARKDOWN:
+            continue
+        left, top, right, bottom = whole[node["id"]]
+        for other, box in whole.items():
+            apart = left >= box[2] or box[0] >= right or top >= box[3] or box[1] >= bottom
+            assert other == node["id"] or apart, (node["id"], other)
+        frames = [group["bounding"] for group in workflow["groups"]]
+        assert any(
+            x <= left and y <= top and right <= x + width and bottom <= y + height
+            for x, y, width, height in frames
+        )
+
+
+def test_height_of_a_note_grows_with_its_text() -> None:
+    line = "- [a_file_of_a_model.safetensors](https://example.org/a/long/address)\n"
+    few, many = (layout.note_height(line * count, 340) for count in (10, 20))
+    assert few < many < 2 * few + 1
+    assert layout.note_height("word " * 200, 300) > layout.note_height("word " * 200, 600)
 
 
 @pytest.mark.parametrize(

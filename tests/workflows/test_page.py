@@ -23,6 +23,7 @@ from rectified_spaattn.nodes.host import schema_of, send_status
 from rectified_spaattn.nodes.inputs import MAIN, NO_PROFILE, NODES, PROBE_RESULT, REPORT
 from rectified_spaattn.nodes.pictures import CompactCanvas
 from rectified_spaattn.tests.nodes import comfy_api_stub
+from rectified_spaattn.tools.workflow_builder import layout
 
 from .browser import descriptions
 from .browser_run import browser
@@ -124,6 +125,28 @@ def test_page_finds_nothing_wrong_and_shows_the_file(artist: Any, path: Path) ->
     assert {on_show[node_id]["type"] for node_id in app["outputs"]} <= {"SaveVideo"}
     if path.parent == FOLDER:
         assert artist.prompt() == read_api(path.stem)
+
+
+@pytest.fixture(scope="module")
+def nodes2(opened: Any) -> Iterator[Any]:
+    """Somebody at the page as `artist`, with Nodes 2.0."""
+    opened[0].use_nodes2(True)
+    yield opened[0]
+    opened[0].use_nodes2(False)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_nodes2_draws_no_node_over_another(nodes2: Any, stem: str) -> None:
+    """There a note is as high as its text, and some nodes are higher than on the canvas."""
+    workflow = read(stem)
+    nodes2.open_as_template(stem, workflow)
+    whole = {str(node["id"]): layout.whole_height(node) for node in workflow["nodes"]}
+    drawn = {node["id"]: node for node in nodes2.drawn()}
+    assert nodes2.page.locator("[data-node-id]").count() == len(drawn) == len(whole)
+    assert nodes2.drawn_overlaps() == []
+    for node_id, node in drawn.items():
+        if node["type"] in layout.NOTES:
+            assert node["box"][3] <= layout.TITLE + whole[node_id] + 2, node["title"]
 
 
 @pytest.mark.parametrize("stem", [SIMPLE, NESTED])

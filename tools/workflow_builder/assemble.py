@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,13 @@ from rectified_spaattn.nodes.inputs import SCHEDULE
 from . import nodes, notes
 from .catalogue import Options, Report, Schedule, Spec
 from .graph import Graph, Workflow, WorkflowError
-from .layout import Fold, Ref, arrange, arrange_inside, lead
+from .layout import Band, Column, Fold, Ref, arrange, arrange_inside, lead, refs_of
 
 Json = dict[str, Any]
 
 NOTE_TITLE = "Rectified SpaAttn: what to try"
+LINKS_TITLE = "Model links"
+TREE = re.compile(r"\n[^\n]*Storage Location[^\n]*\n+```[^`]*📂[^`]*```\n*")
 
 
 def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
@@ -36,6 +39,8 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
             graph.shift_right(inside.shift.from_x, inside.shift.distance)
     _set_widgets(workflow, spec)
     _adapt_notes(workflow, spec)
+    for node_id in spec.collapsed:
+        root.node(node_id)["flags"]["collapsed"] = True
     for node_id, distance in spec.lower.items():
         _graph_with(workflow, node_id).node(node_id)["pos"][1] += distance
 
@@ -70,6 +75,9 @@ def assemble(template: Json, spec: Spec, version: str, origin: str) -> Json:
         named[fold.name] = _fold(root, fold, named)
     named["note"] = nodes.note_node(_filled(spec), (0, 0), (450, 560), NOTE_TITLE)
     root.add_node(named["note"])
+    if any("links" in _refs(column) for column in spec.columns):
+        text = notes.links(files(workflow))
+        named["links"] = root.add_node(nodes.note_node(text, (0, 0), (450, 200), LINKS_TITLE))
     arrange(root, spec.columns, named, spec.heights, spec.clip)
     if spec.app:
         workflow.data["extra"]["linearData"] = _app_view(root, spec, named)
@@ -85,6 +93,22 @@ def _app_view(root: Graph, spec: Spec, named: Mapping[Ref, Json]) -> Json:
     inputs = [[str(named[ref]["id"] if ref in named else ref), name] for ref, name in spec.app]
     videos = [str(node["id"]) for node in root.nodes if node["type"] == "SaveVideo"]
     return {"inputs": inputs, "outputs": videos}
+
+
+def files(workflow: Workflow) -> list[tuple[str, str, str]]:
+    """Folder, name and address of the model files that the loaders name, sorted."""
+    return sorted(
+        {
+            (model["directory"], model["name"], model["url"])
+            for graph in workflow.graphs
+            for node in graph.nodes
+            for model in node["properties"].get("models", [])
+        }
+    )
+
+
+def _refs(column: Column) -> list[Ref]:
+    return [ref for row in column.rows if not isinstance(row, Band) for ref in refs_of(row)]
 
 
 def _call(named: dict[Ref, Json], name: str, node: Json) -> None:
@@ -169,7 +193,10 @@ def _set_widgets(workflow: Workflow, spec: Spec) -> None:
 
 
 def _adapt_notes(workflow: Workflow, spec: Spec) -> None:
-    """In the template's notes: without what `spec.cut` names, and faults are reported to us."""
+    """In the template's notes: without what `spec.cut` names, and faults are reported to us.
+
+    Without the tree of folders as well, which says what stands above each link.
+    """
     missing = set(spec.cut)
     for graph in (workflow.root, *workflow.subgraphs):
         for node in graph.nodes:
@@ -179,6 +206,7 @@ def _adapt_notes(workflow: Workflow, spec: Spec) -> None:
             missing -= {each for each in missing if each in text}
             lines = text.split("\n")
             text = "\n".join(line for line in lines if not any(each in line for each in spec.cut))
+            text = TREE.sub("\n\n", text)
             link = f"({notes.OFFICIAL_ISSUES})"
             text = text.replace(f"[workflow_templates/issues]{link}", f"[Rectified SpaAttn]{link}")
             node["widgets_values"][0] = text.replace(notes.OFFICIAL_ISSUES, notes.ISSUES)

@@ -103,10 +103,12 @@ class Spec:
     widget). `columns` place the root graph's nodes, whose own height is not `heights`' only where
     it is not given there; `clip` is the size of the finished video, pixels. Added nodes are called
     `attention`, `options`, `schedule`, `preview`, `report`, the second of a kind `attention2` and
-    so on, and `note`. `widgets` replaces values: (node id, position) to value; `files` model files:
+    so on, `note`, and `links` where a column has it, with the model files, for templates that do
+    not list them. `widgets` replaces values: (node id, position) to value; `files` model files:
     loader to folder, name and address. `lower` moves nodes in subgraphs down by pixels, where a
-    node above them has grown since the template was drawn. `without` takes nodes out, `cut` the
-    lines of the template's notes that hold one of these texts. `extend` adds what only this
+    node above them has grown since the template was drawn. `without` takes nodes out; `collapsed`
+    are long guides, of which only the title is open; `cut` takes out the lines of the template's
+    notes that hold one of these texts. `extend` adds what only this
     workflow has; it gets the workflow, the attention nodes and the pack's version, and returns its
     nodes by name. `steps` is what the sampler is set to, over both experts; `steps_before` are
     those of a first sampler that stays without our node.
@@ -132,6 +134,7 @@ class Spec:
     files: Mapping[int, tuple[str, str, str]] = field(default_factory=dict)
     lower: Mapping[int, float] = field(default_factory=dict)
     without: tuple[int, ...] = ()
+    collapsed: tuple[int, ...] = ()
     cut: tuple[str, ...] = ()
     extend: Callable[[Workflow, list[Json], str], dict[Ref, Json]] | None = None
     steps_before: int = 0
@@ -270,11 +273,19 @@ def _sampling(shift: int, sampler: int, decoder: int, video: int, name: str = "s
 
 
 def _columns(
-    *models: Row, video: Ref, width: float = 818, options: bool = True, below: tuple[Row, ...] = ()
+    *models: Row,
+    video: Ref,
+    width: float = 818,
+    options: bool = True,
+    links: bool = False,
+    below: tuple[Row, ...] = (),
 ) -> tuple[Column, ...]:
-    """Columns of a workflow with one model; what stands `below` the sampling are notes."""
+    """Columns of a workflow with one model; what stands `below` the sampling are notes.
+
+    With `links` those to the model files are below the models.
+    """
     return (
-        Column(MODELS, 380, (*models, "models")),
+        Column(MODELS, 380, (*models, "models", *(("links",) if links else ()))),
         Column(SPARSE, NARROW, ("attention", *(("options",) if options else ()))),
         Column(SAMPLING, 300, ("sampling", *below)),
         Column(RESULT, width, (video, ("report", "note"))),
@@ -287,6 +298,7 @@ def _ltx(
     app: tuple[tuple[Ref, str], ...],
     columns: tuple[Column, ...],
     heights: Mapping[Ref, float],
+    collapsed: tuple[int, ...],
     note: str,
     widgets: Mapping[tuple[int, int], Any],
     task: str,
@@ -310,6 +322,7 @@ def _ltx(
         app=app,
         columns=columns,
         heights=heights,
+        collapsed=collapsed,
         clip=(1920, 1088),
         schedules=(schedule,),
         reports=(Report(368, 0, "Report: second sampling", "second_sampling"),),
@@ -346,7 +359,7 @@ SPECS: tuple[Spec, ...] = (
         options=Options(LAYERS),
         folds=(WAN_MODELS, _sampling(48, 3, 8, 49)),
         app=(*APP, ("sampling", "seed")),
-        columns=_columns(video=50),
+        columns=_columns(video=50, links=True),
         clip=(832, 480),
         note=notes.WAN21_T2V,
         steps=30,
@@ -362,7 +375,7 @@ SPECS: tuple[Spec, ...] = (
         folds=(_models((37, 38, 39, 49, 6, 7, 51, 50), 6, 7, 50), _sampling(54, 3, 8, 55)),
         app=((52, "image"), *APP, ("sampling", "seed")),
         columns=_columns(52, video=56, width=700, below=(57,)),
-        heights={52: 360, 57: 560, "note": 370},
+        heights={52: 360},
         clip=(640, 640),
         note=notes.WAN21_I2V,
         steps=20,
@@ -397,7 +410,7 @@ SPECS: tuple[Spec, ...] = (
             Column("Generation", 458, (129, "note")),
             Column(RESULT, 700, (108, ("report", "report2"))),
         ),
-        heights={97: 380, "note": 490},
+        heights={97: 380},
         clip=(640, 640),
         reports=_reports(86, 85),
         schedules=(
@@ -437,7 +450,6 @@ SPECS: tuple[Spec, ...] = (
             Column("Generation", 458, (128, "note")),
             Column(RESULT, 700, (80, ("report", "report2"))),
         ),
-        heights={"note": 440},
         clip=(640, 640),
         reports=_reports(81, 78),
         schedules=(
@@ -497,7 +509,7 @@ SPECS: tuple[Spec, ...] = (
             Column(SAMPLING, 268, ("sampling", 93, 94)),
             Column(RESULT, 700, (83, ("report", "report2"))),
         ),
-        heights={80: 324, 89: 324, "models": 480, "note": 316, 94: 460, 93: 300},
+        heights={80: 324, 89: 324, "models": 480},
         clip=(640, 640),
         reports=_reports(84, 87),
         note=notes.WAN22_FLF,
@@ -526,7 +538,8 @@ SPECS: tuple[Spec, ...] = (
         ),
         # It only shows the number of frames.
         without=(112,),
-        heights={79: 560, 78: 620, 47: 660, 101: 280, 104: 300, 100: 70, "note": 270},
+        heights={47: 660, 104: 300, 100: 70},
+        collapsed=(78,),
         clip=(480, 832),
         reports=_reports(275, 277),
         note=notes.BERNINI,
@@ -545,8 +558,7 @@ SPECS: tuple[Spec, ...] = (
         inside=Inside(Shift(2725, 450), (2750, 3100, 420, 820)),
         folds=(
             Fold("segments", "Number of segments", (215, 263, 264), {}, height=110),
-            Fold("first", "First segment as a video", (201,), {}, height=90),
-            Fold("join", "Both segments as a video", (269, 270), {}, height=110),
+            Fold("join", "Segments as videos", (201, 269, 270), {}, height=150),
         ),
         app=(
             (155, "file"),
@@ -558,14 +570,12 @@ SPECS: tuple[Spec, ...] = (
         ),
         columns=(
             Column("Source", 308, (155, 30, "segments", 265)),
-            Column("First segment", 445, (213, "first", 202)),
-            Column("Second segment", 445, (262, "join", 320)),
-            Column(RESULT, 700, (271, ("report", "report2"), Band("Guides", 950), ("note", 274))),
+            Column("First segment", 445, (213, 202)),
+            Column("Second segment", 445, (262, "join", 274)),
+            Column(RESULT, 700, (271, ("report", "report2"), Band("Guides", 950), ("note", 320))),
         ),
-        heights={
-            **{155: 380, 30: 380, 265: 122, 213: 730, 262: 730, 202: 290},
-            **{320: 260, "note": 310, 274: 310},
-        },
+        heights={155: 380, 30: 380, 265: 138, 213: 834, 262: 834, 202: 350},
+        collapsed=(274,),
         clip=(896, 512),
         reports=(
             Report(19, 0, "Report: first segment", "first"),
@@ -595,15 +605,13 @@ SPECS: tuple[Spec, ...] = (
             Column(
                 "Motion transfer",
                 445,
-                (261, "join", Band("Guides", 990, 1535), ("note", 574, 575)),
+                (261, "join", Band("Guides", 1060, 1535), ("note", 575)),
             ),
-            Column(RESULT, 330, (246, 538)),
+            Column(RESULT, 330, (246, 538, 574)),
             Column("Beside the driving video", 640, (292, 291)),
         ),
-        heights={
-            **{189: 330, 240: 330, 538: 122, 261: 730, 291: 140, 292: 677},
-            **{"note": 260, 574: 260, 575: 260},
-        },
+        heights={189: 330, 240: 330, 538: 138, 261: 806, 291: 150, 292: 677},
+        collapsed=(574,),
         clip=(482, 854),
         reports=(Report(19, name="report"),),
         note=notes.ANIMATE2,
@@ -619,7 +627,7 @@ SPECS: tuple[Spec, ...] = (
         folds=(_models((37, 38, 39, 6, 7, 55), 6, 7, 55), _sampling(48, 3, 8, 57)),
         app=(*APP, ("sampling", "seed")),
         columns=_columns(56, video=58, below=(59,)),
-        heights={56: 360, 59: 400},
+        heights={56: 360},
         clip=(1280, 704),
         note=notes.WAN22_5B,
         steps=20,
@@ -646,7 +654,7 @@ SPECS: tuple[Spec, ...] = (
             ),
         ),
         app=(*APP, ("sampling", "seed")),
-        columns=_columns(video=80, options=False),
+        columns=_columns(video=80, options=False, links=True),
         clip=(848, 480),
         without=(8, 74, 77, 78),
         note=notes.HUNYUAN,
@@ -676,7 +684,6 @@ SPECS: tuple[Spec, ...] = (
         ),
         app=(*APP, ("sampling", "seed")),
         columns=_columns(video=102, options=False, below=(104,)),
-        heights={104: 560},
         clip=(1280, 720),
         # The second sampling at 1080 lines, which is switched off, and its notes.
         without=(
@@ -699,7 +706,8 @@ SPECS: tuple[Spec, ...] = (
             Column("Generation", 440, (405, "note")),
             Column(RESULT, 758, (75, ("report", 407))),
         ),
-        {407: 560},
+        {},
+        (407,),
         notes.LTX_T2V,
         # 2 megapixels: 1920 x 1088.
         widgets={(409, 1): 2.0, (339, 1): FIXED},
@@ -722,7 +730,8 @@ SPECS: tuple[Spec, ...] = (
             Column("Generation", 440, (398, "note")),
             Column(RESULT, 758, (75, ("report", 399))),
         ),
-        {399: 560, 395: 324, 402: 190, "note": 510},
+        {395: 324},
+        (399,),
         notes.LTX_I2V,
         widgets={
             (403, 1): 2.0,
@@ -746,7 +755,6 @@ SPECS: tuple[Spec, ...] = (
             Column("Generation", 440, (140, "note")),
             Column(RESULT, 818, (92, ("report", 116))),
         ),
-        heights={116: 500},
         clip=(1344, 768),
         reports=(Report(125),),
         note=notes.MINIMAX_H3_T2V,
@@ -768,7 +776,7 @@ SPECS: tuple[Spec, ...] = (
             Column("Generation", 440, (105, "note")),
             Column(RESULT, 758, (92, ("report", 116))),
         ),
-        heights={114: 400, 116: 310},
+        heights={114: 400},
         clip=(1024, 1024),
         # The picture's own size in place of the chosen one, which nothing is linked to.
         without=(119, 120),
@@ -797,13 +805,13 @@ SPECS: tuple[Spec, ...] = (
             Column(
                 MODELS,
                 360,
-                ("models", Band("Left: full attention. Right: Rectified SpaAttn", 610, 1540), 50),
+                ("models", Band("Left: full attention. Right: Rectified SpaAttn", 700, 1540), 50),
             ),
-            Column(SPARSE, 760, (("options", "attention"),)),
+            Column(SPARSE, 760, (("options", "attention"), "links")),
             Column("Sampling, one noise", 300, ("both",)),
             Column("What really ran", 478, ("report", Band("What to try", 480), "note")),
         ),
-        heights={"models": 490, "note": 680},
+        heights={"models": 490},
         # Both clips and the gap between them.
         clip=(2 * 832 + 8, 480),
         note=notes.COMPARISON,
@@ -827,7 +835,7 @@ SPECS: tuple[Spec, ...] = (
             *second_sampling.TUNING,
         ),
         columns=(
-            Column(MODELS, 440, ("models", "note", Band("Later: the saved file", 1014), "later")),
+            Column(MODELS, 440, ("models", "links", "note")),
             Column(
                 "1 - Measure while rendering",
                 NARROW,
@@ -839,10 +847,10 @@ SPECS: tuple[Spec, ...] = (
             Column(
                 "2 - Choose and save",
                 728,
-                (("result", "save"), Band("3 - Video with the profile", 650), "saver"),
+                (("result", ("save", "later")), Band("3 - Video with the profile", 650), "saver"),
             ),
         ),
-        heights={"save": 160, "load": 90, "note": 240, "later": 240},
+        heights={"models": 480, "save": 160, "load": 90},
         clip=(832, 480),
         note=notes.TUNING,
         steps=30,

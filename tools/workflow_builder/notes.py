@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 OFFICIAL_ISSUES = "https://github.com/Comfy-Org/workflow_templates/issues"
 ISSUES = "https://github.com/rectified-spaattn/comfyui-rectified-spaattn/issues"
 
@@ -78,6 +80,12 @@ The preset **{preset}** skips {skipped} of the video in each attention call and 
 is left out; the first {dense} of {steps} steps (**start_percent** {start}) stay exact\
 """
 LAYERS = ", and so do the first two layers (*Options*: **dense_blocks** `0, 1`)."
+
+
+def links(files: Iterable[tuple[str, str, str]]) -> str:
+    """A note of model files: folder, name and address of each."""
+    lines = [f"- `{folder}`: [{name}]({address})" for folder, name, address in files]
+    return "\n".join(("**Put these into the folders of `ComfyUI/models`**", "", *lines)) + "\n"
 
 
 def text(about: str, *, compare: str = COMPARE, advice: str = TRY) -> str:

@@ -54,11 +54,28 @@ INSPECT = """() => {
   return graphs.flatMap(([name, graph]) => graph.nodes.map(node => describe(name, node)));
 }"""
 
+# Canvas units, as drawn: the elements of Nodes 2.0, or the nodes of the canvas.
+DRAWN = """() => {
+  const ds = app.canvas.ds, origin = app.canvas.canvas.getBoundingClientRect();
+  return app.canvas.graph.nodes.map(node => {
+    const element = document.querySelector(`[data-node-id="${node.id}"]`);
+    const box = element?.getBoundingClientRect();
+    const [x, y, width, height] = box
+      ? [(box.x - origin.x) / ds.scale - ds.offset[0], (box.y - origin.y) / ds.scale - ds.offset[1],
+         box.width / ds.scale, box.height / ds.scale]
+      : node.boundingRect;
+    return {id: String(node.id), type: node.type, title: node.title, graph: "",
+            box: [x, y, width, height].map(Math.round), stored: [...node.pos, ...node.size]};
+  });
+}"""
+
 # Text of whatever asks for attention: dialogs, toasts, and the error overlay beside the run button.
 MESSAGES = """() => [...document.querySelectorAll(
     '[role=dialog], .p-dialog, .p-toast-message, [data-testid*=error], [data-testid*=missing]')]
   .filter(e => e.offsetParent !== null || getComputedStyle(e).position === 'fixed')
   .map(e => e.innerText.trim()).filter(Boolean)"""
+
+SET_NODES2 = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
 
 CARD = '[data-testid="template-workflow-{}"]'
 ANY_CARD = "[data-testid^=template-workflow-]"
@@ -134,6 +151,19 @@ class FrontEnd:
     def nodes(self) -> list[dict[str, Any]]:
         """Every node of the loaded workflow, subgraphs included."""
         return self.page.evaluate(INSPECT)
+
+    def drawn(self) -> list[dict[str, Any]]:
+        """The nodes of the graph on show with their boxes as drawn."""
+        return self.page.evaluate(DRAWN)
+
+    def drawn_overlaps(self) -> list[list[str]]:
+        """Titles of the nodes on show that are drawn over one another."""
+        return overlaps(self.drawn())
+
+    def use_nodes2(self, is_on: bool) -> None:
+        """Draw nodes as Nodes 2.0, or on the canvas."""
+        self.page.evaluate(SET_NODES2, is_on)
+        self.page.wait_for_timeout(self.settle_ms)
 
     def messages(self) -> list[str]:
         """What dialogs, toasts and error panels say now."""
