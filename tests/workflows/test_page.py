@@ -65,6 +65,13 @@ CONNECT = """([id, socket]) => {
   graph.add(source);
   source.connect(0, target, target.findInputSlot(socket));
 }"""
+# Select the only node of a type, and switch it off or on as the page's shortcut does.
+SELECT_AND_SWITCH = """([type, command]) => {
+  app.canvas.deselectAll();
+  app.canvas.select(app.canvas.graph.nodes.find(node => node.type === type));
+  return app.extensionManager.command.execute(
+    `Comfy.Canvas.ToggleSelectedNodes.${command}`);
+}"""
 DISCONNECT = """([id, socket]) => {
   const node = app.canvas.graph.getNodeById(id);
   node.disconnectInput(node.findInputSlot(socket));
@@ -265,6 +272,34 @@ def test_what_a_connected_node_replaces_is_switched_off(artist: Any) -> None:
         artist.page.evaluate(script, [node, socket])
         wait_until(artist, lambda wanted=expected: switched_off(artist, node) == wanted)
         assert switched_off(artist, node) == expected
+
+
+@pytest.mark.parametrize("command", ["Bypass", "Mute"])
+@pytest.mark.parametrize("stem", [SIMPLE, NESTED])
+def test_a_node_that_does_not_run_replaces_nothing(artist: Any, stem: str, command: str) -> None:
+    """As the page's own command switches it; the schedule may feed a node within a subgraph."""
+    artist.load(read(stem))
+    if stem == SIMPLE:
+        artist.page.evaluate(CONNECT, [attention_node(artist), "schedule"])
+    for expected in ({*OVERRIDDEN["schedule"]}, set(), {*OVERRIDDEN["schedule"]}):
+        wait_until(artist, lambda wanted=expected: off_in_attention(artist) == [wanted])
+        assert off_in_attention(artist) == [expected]
+        artist.page.evaluate(SELECT_AND_SWITCH, ["RectifiedSpaAttnSchedule", command])
+
+
+def test_a_bypassed_node_passes_on_what_it_is_given(artist: Any) -> None:
+    """*Save Profile* hands its profile on, so that those values stay replaced."""
+    artist.load(read("tune_with_the_probe"))
+    patched = {frozenset(), frozenset(OVERRIDDEN["profile"])}
+    for kind, expected in (
+        ("RectifiedSpaAttnSaveProfile", patched),
+        ("RectifiedSpaAttnProbeResult", {frozenset()}),
+    ):
+        artist.page.evaluate(SELECT_AND_SWITCH, [kind, "Bypass"])
+        wait_until(
+            artist, lambda wanted=expected: {*map(frozenset, off_in_attention(artist))} == wanted
+        )
+        assert {*map(frozenset, off_in_attention(artist))} == expected
 
 
 def test_node_search_has_the_node_on_its_first_page(artist: Any) -> None:
@@ -470,6 +505,12 @@ def test_the_line_of_an_earlier_run_does_not_pass_for_one_of_this_run(
 def lines(artist: Any) -> dict[str, str]:
     """What nodes of all graphs say, by their ids."""
     return {each["id"]: each["text"] for each in artist.shown() if each["text"]}
+
+
+def off_in_attention(artist: Any) -> list[set[str]]:
+    """The widgets switched off in each attention node, those in subgraphs too; each set once."""
+    found = [set(node["off"]) for node in artist.nodes() if node["type"] == MAIN.node_id]
+    return [each for number, each in enumerate(found) if each not in found[:number]]
 
 
 def attention_node(artist: Any) -> str:
