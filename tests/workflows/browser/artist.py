@@ -310,8 +310,8 @@ class Artist(FrontEnd):
         assert added["type"] == kind, added
         return added["id"]
 
-    def search(self, words: str) -> list[str]:
-        """Titles that the node search lists for `words`, best first."""
+    def search(self, words: str, picture: Path | None = None) -> list[str]:
+        """Titles that the node search lists for `words`, best first; with a picture of them."""
         dialog = self.page.get_by_role("dialog")
         entries = dialog.get_by_role("option")
         field = dialog.get_by_role("combobox").first
@@ -324,6 +324,8 @@ class Artist(FrontEnd):
         entries.first.wait_for(timeout=10_000)
         self.page.wait_for_timeout(600)
         found = entries.all_inner_texts()
+        if picture is not None:
+            self.page.screenshot(path=picture)
         self.page.keyboard.press("Escape")
         dialog.wait_for(state="hidden", timeout=5_000)
         return [text.splitlines()[0] for text in found]
