@@ -338,12 +338,18 @@ def test_status_shows_on_the_node_and_on_the_subgraph_around_it(artist: Any, hos
         return bool(top >= bottom)
 
     assert wait_until(artist, is_beneath)
+    # What came while another graph was open is there on opening, inside and outside.
     artist.enter_subgraph(subgraph)
+    wait_for_words(artist, lambda: overlaid(artist), "sparse 2 / dense 2")
     send_status("sparse 2 / dense 3", f"{subgraph}:{inner}")
     wait_for_words(artist, lambda: overlaid(artist), "sparse 2 / dense 3")
     assert {node["id"]: node["text"] for node in artist.shown() if node["text"]} == {
         inner: "sparse 2 / dense 3"
     }
+    artist.leave_subgraph()
+    artist.look_at(subgraph)
+    wait_for_words(artist, lambda: overlaid(artist), "sparse 2 / dense 3")
+    assert wait_until(artist, lambda: number_of_lines() == 1), overlaid(artist)
 
 
 # In the window: the top of the text that begins so, and the bottom of the node.

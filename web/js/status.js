@@ -1,6 +1,6 @@
 // The line on a Rectified SpaAttn node belongs to the run at hand. The server sends lines while
 // nodes run. It knows nothing of nodes that are bypassed or muted, and says nothing of those whose
-// result it has already or that a run does not reach; the page shows lines in the open graph only.
+// result it has already or that a run does not reach; the page adds lines in the open graph only.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
@@ -93,6 +93,20 @@ function keepOneLine(host) {
   };
 }
 
+/**
+ * The page adds lines in the open graph only, and hides those of subgraphs when another is opened:
+ * show all that the nodes of this graph say.
+ */
+function showLines() {
+  for (const node of app.canvas.graph?.nodes ?? []) {
+    const text = lines.get(node);
+    if (!text || widgetOf(node)) continue;
+    // An id without those of subgraphs is looked up in the open graph.
+    api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text, isRepeated: true });
+    setLine(node, text);
+  }
+}
+
 function removeLine(node) {
   const widget = widgetOf(node);
   if (widget) {
@@ -162,19 +176,14 @@ app.registerExtension({
     const style = document.createElement("style");
     style.textContent = `.${CLASS} .break-all { word-break: normal; overflow-wrap: anywhere; }`;
     document.head.append(style);
+    app.canvas.canvas.addEventListener("litegraph:set-graph", showLines);
     api.addEventListener("execution_start", begin);
     api.addEventListener("execution_success", () => end((text) => NOT_RUN + text));
     api.addEventListener("execution_interrupted", () => end(() => "interrupted before it ran"));
     api.addEventListener("execution_error", () => end(() => "an error before it ran"));
     api.addEventListener("progress_text", ({ detail }) => {
-      const node = detail?.text && nodeAt(detail.nodeId);
-      if (!node) return;
-      const isOurs = node.type?.startsWith(OURS);
-      if (isOurs) setLine(node, detail.text);
-      else if (node.isSubgraphNode?.()) {
-        lines.set(node, detail.text);
-        if (hostLines.has(node)) dress(hostLines.get(node), detail.text);
-      }
+      const node = detail?.text && !detail.isRepeated && nodeAt(detail.nodeId);
+      if (node?.type?.startsWith(OURS) || node?.isSubgraphNode?.()) setLine(node, detail.text);
     });
   },
 });

@@ -153,8 +153,7 @@ QUEUE_LENGTH = """async () => {
   return queue.queue_running.length + queue.queue_pending.length;
 }"""
 VISIBLE_TEXTS = """() => [...document.querySelectorAll('.dom-widget')]
-  .filter(e => e.offsetParent !== null || getComputedStyle(e).position === 'fixed')
-  .filter(e => getComputedStyle(e).visibility !== 'hidden' && e.firstElementChild)
+  .filter(e => e.checkVisibility({visibilityProperty: true}) && e.firstElementChild)
   .map(e => ({text: e.innerText.trim(),
               cut: e.firstElementChild.scrollHeight - e.firstElementChild.clientHeight}))"""
 
