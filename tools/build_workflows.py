@@ -26,8 +26,6 @@ from workflow_builder.assemble import assemble
 from workflow_builder.blueprint import NAME, build_blueprint
 from workflow_builder.catalogue import SPECS, Spec
 
-from rectified_spaattn.rspa_core.run.probe import ProbeTable, propose
-
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PACKAGE = "comfyui_workflow_templates_json"
 
@@ -97,22 +95,10 @@ def write_thumbnail(path: Path, spec: Spec) -> None:
     if record is None:
         print(f"{spec.stem}: no thumbnail, run tools/render_thumbnails.py {spec.stem} first")
         return
-    frames, chosen = None, []
-    if spec.picture.is_chart:
-        curves = record["worst_errors"]
-        chosen = [highest_sparsity(record["sparsities"], curve) for curve in curves]
-    else:
-        frames = thumbnails.load_pair(spec.stem)
-    picture = thumbnails.draw(spec.picture, spec.sparsity_of_steps(), record, frames, chosen)
-    picture.save(path, quality=88, optimize=True)
-
-
-def highest_sparsity(sparsities: list[float], errors: list[float]) -> float:
-    """What the probe's result proposes for a layer with these worst errors."""
-    block = ("", 0)
-    measured = tuple(errors)
-    table = ProbeTable((0,), (block,), tuple(sparsities), ((measured,),), ((measured,),))
-    return propose(table, thumbnails.WANTED_ERROR)[block]
+    frames = thumbnails.load_pair(spec.stem)
+    layers = record["sparsity_of_layers"]
+    picture = thumbnails.draw(spec.picture, spec.sparsity_of_steps(), frames, layers)
+    picture.save(path, quality=78, optimize=True)
 
 
 if __name__ == "__main__":

@@ -359,9 +359,12 @@ def test_thumbnail_shows_the_workflow(stem: str, monkeypatch: pytest.MonkeyPatch
     assert record["block_size"] == chosen.block_size
     assert record["rectification"] == chosen.rectification
     assert record["tail_keys"] == chosen.tail_keys
-    if stem != TUNING:
-        rendered = spec.sparsity_of_steps(record["sampled_steps"])
-        assert record["sparsity_of_steps"] == pytest.approx(rendered)
+    rendered = spec.sparsity_of_steps(record["sampled_steps"])
+    assert record["sparsity_of_steps"] == pytest.approx(rendered)
+    assert bool(record["sparsity_of_layers"]) == spec.picture.is_tuned == (stem == TUNING)
+    assert (record["scene"], record["seed"]) == (spec.picture.scene, spec.picture.seed)
+    clips = [(each.picture.scene, each.picture.seed) for each in specs]
+    assert len(set(clips)) == len(clips), "no two show the same clip"
 
 
 def steps_of(workflow: Json, count: int) -> list[float | None]:

@@ -302,11 +302,11 @@ def _ltx(
     note: str,
     widgets: Mapping[tuple[int, int], Any],
     task: str,
-    seed: int,
+    clip: tuple[int, int, int],
 ) -> Spec:
     """LTX 2.5: the node is on the model of the second sampling, inside the subgraph.
 
-    `task` and `seed` are of the thumbnail.
+    `task` and `clip`, its scene, seed and frame, are of the thumbnail.
     """
     schedule = Schedule(
         "second_sampling_schedule",
@@ -334,9 +334,8 @@ def _ltx(
             "LTX 2.5",
             task,
             "1920 x 1088, 121 frames",
-            seed,
-            16,
-            8,
+            *clip,
+            split=8,
             halves=("half size", "full size"),
         ),
     )
@@ -365,7 +364,7 @@ SPECS: tuple[Spec, ...] = (
         steps=30,
         reports=(Report(3),),
         widgets={(40, 2): 81, (3, 1): FIXED},
-        picture=Picture("Wan 2.1", "Text to video", "832 x 480, 81 frames", 0, 12),
+        picture=Picture("Wan 2.1", "Text to video", "832 x 480, 81 frames", 5, 0, 12),
     ),
     Spec(
         stem="wan2.1_image_to_video",
@@ -388,7 +387,7 @@ SPECS: tuple[Spec, ...] = (
             (52, 0): "example.png",
             (6, 0): PICTURE_PROMPT,
         },
-        picture=Picture("Wan 2.1", "Image to video", "640 x 640, 81 frames", 1, 4),
+        picture=Picture("Wan 2.1", "Image to video", "640 x 640, 81 frames", 6, 1, 12),
     ),
     Spec(
         stem="wan2.2_14B_image_to_video_4_steps",
@@ -436,7 +435,7 @@ SPECS: tuple[Spec, ...] = (
             (129, 11): True,
             (86, 2): FIXED,
         },
-        picture=Picture("Wan 2.2 14B", "Image to video, 4 steps", "two experts", 0, 20, split=2),
+        picture=Picture("Wan 2.2 14B", "Image to video, 4 steps", "two experts", 2, 0, 14, split=2),
     ),
     Spec(
         stem="wan2.2_14B_text_to_video",
@@ -465,7 +464,9 @@ SPECS: tuple[Spec, ...] = (
         note=notes.WAN22_T2V,
         steps=20,
         widgets={(81, 2): FIXED},
-        picture=Picture("Wan 2.2 14B", "Text to video", "two experts, one ramp", 1, 12, split=10),
+        picture=Picture(
+            "Wan 2.2 14B", "Text to video", "two experts, one ramp", 3, 1, 12, split=10
+        ),
     ),
     Spec(
         stem="wan2.2_14B_first_last_frame",
@@ -521,7 +522,7 @@ SPECS: tuple[Spec, ...] = (
         ),
         cut=("wan2.2_i2v_lightx2v_4steps", "**loras**", "📂 loras/"),
         widgets={(84, 2): FIXED, (80, 0): "example.png", (89, 0): "example.png"},
-        picture=Picture("Wan 2.2 14B", "First and last frame", "two experts", 0, 16, split=10),
+        picture=Picture("Wan 2.2 14B", "First and last frame", "two experts", 0, 0, 12, split=10),
     ),
     Spec(
         stem="bernini_r_video_editing",
@@ -545,7 +546,7 @@ SPECS: tuple[Spec, ...] = (
         note=notes.BERNINI,
         steps=6,
         widgets={(275, 2): FIXED},
-        picture=Picture("Bernini-R", "Video editing", "two experts, turbo", 0, 8, split=3),
+        picture=Picture("Bernini-R", "Video editing", "two experts, turbo", 7, 0, 8, split=3),
     ),
     Spec(
         stem="scail2_character_replacement",
@@ -585,7 +586,7 @@ SPECS: tuple[Spec, ...] = (
         steps=6,
         widgets={(30, 0): "example.png"},
         lower={183: 60, 240: 60},
-        picture=Picture("SCAIL-2", "Character replacement", "896 x 512, 81 frames", 0, 14),
+        picture=Picture("SCAIL-2", "Character replacement", "896 x 512, 81 frames", 6, 0, 14),
     ),
     Spec(
         stem="wan_animate2_character_animation",
@@ -617,7 +618,7 @@ SPECS: tuple[Spec, ...] = (
         note=notes.ANIMATE2,
         steps=6,
         widgets={(189, 0): "example.png", (261, 1): ANIMATE2_PROMPT, (19, 2): FIXED},
-        picture=Picture("Wan Animate2", "Character animation", "482 x 854, 81 frames", 1, 14),
+        picture=Picture("Wan Animate2", "Character animation", "482 x 854, 81 frames", 6, 2, 14),
     ),
     Spec(
         stem="wan2.2_5B_text_to_video",
@@ -633,7 +634,7 @@ SPECS: tuple[Spec, ...] = (
         steps=20,
         reports=(Report(3),),
         widgets={(3, 1): FIXED},
-        picture=Picture("Wan 2.2 5B", "Text or image to video", "1280 x 704, 121 frames", 0, 4),
+        picture=Picture("Wan 2.2 5B", "Text or image to video", "1280 x 704, 121 frames", 5, 1, 12),
     ),
     Spec(
         stem="hunyuan_video_text_to_video",
@@ -661,7 +662,7 @@ SPECS: tuple[Spec, ...] = (
         steps=20,
         reports=(Report(13),),
         widgets={(25, 1): FIXED},
-        picture=Picture("HunyuanVideo", "Text to video", "848 x 480, 73 frames + text", 1, 8),
+        picture=Picture("HunyuanVideo", "Text to video", "848 x 480, 73 frames + text", 2, 1, 8),
     ),
     Spec(
         stem="hunyuan_video_1.5_text_to_video",
@@ -694,7 +695,9 @@ SPECS: tuple[Spec, ...] = (
         note=notes.HUNYUAN15,
         steps=20,
         reports=(Report(127),),
-        picture=Picture("HunyuanVideo 1.5", "Text to video, 720p", "1280 x 720, 121 frames", 0, 24),
+        picture=Picture(
+            "HunyuanVideo 1.5", "Text to video, 720p", "1280 x 720, 121 frames", 3, 0, 12
+        ),
     ),
     _ltx(
         "ltx2.5_text_to_video",
@@ -712,7 +715,7 @@ SPECS: tuple[Spec, ...] = (
         # 2 megapixels: 1920 x 1088.
         widgets={(409, 1): 2.0, (339, 1): FIXED},
         task="Text to video and sound",
-        seed=0,
+        clip=(0, 1, 12),
     ),
     _ltx(
         "ltx2.5_image_to_video",
@@ -740,7 +743,7 @@ SPECS: tuple[Spec, ...] = (
             (398, 0): PICTURE_PROMPT,
         },
         task="Image to video and sound",
-        seed=1,
+        clip=(7, 1, 12),
     ),
     Spec(
         stem="minimax_h3_text_to_video_8_steps",
@@ -761,7 +764,7 @@ SPECS: tuple[Spec, ...] = (
         steps=8,
         # Instance values by position: prompt, ..., turbo_mode, its LoRA, strength and steps.
         widgets={(140, 9): True, (115, 1): 0.98},
-        picture=Picture("MiniMax H3", "Text to video, 8 steps", "video and sound", 1, 16),
+        picture=Picture("MiniMax H3", "Text to video, 8 steps", "video and sound", 2, 2, 12),
     ),
     Spec(
         stem="minimax_h3_image_to_video_4_steps",
@@ -792,7 +795,7 @@ SPECS: tuple[Spec, ...] = (
             (115, 1): 0.98,
         },
         files={121: H3_FOUR_STEPS},
-        picture=Picture("MiniMax H3", "Image to video, 4 steps", "video and sound", 1, 24),
+        picture=Picture("MiniMax H3", "Image to video, 4 steps", "video and sound", 5, 2, 12),
     ),
     Spec(
         stem="compare_dense_and_sparse",
@@ -819,7 +822,7 @@ SPECS: tuple[Spec, ...] = (
         reports=(Report(3),),
         widgets={(40, 2): 81, (3, 1): FIXED, (50, 0): "video/dense_and_sparse"},
         extend=second_sampling.compare,
-        picture=Picture("Compare", "Dense and sparse, one seed", "Wan 2.1", 1, 20),
+        picture=Picture("Compare", "Dense and sparse, one seed", "Wan 2.1", 6, 3, 12),
     ),
     Spec(
         stem="tune_with_the_probe",
@@ -856,6 +859,6 @@ SPECS: tuple[Spec, ...] = (
         steps=30,
         widgets={(40, 2): 81, (3, 1): FIXED, (50, 0): "video/measured"},
         extend=second_sampling.tune,
-        picture=Picture("Tune", "A sparsity for each layer", "Wan 2.1", 0, layout="chart"),
+        picture=Picture("Tune", "A sparsity for each layer", "Wan 2.1", 3, 2, 12, is_tuned=True),
     ),
 )
