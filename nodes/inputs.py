@@ -387,8 +387,9 @@ OPTIONS_NODE = Node(
             "dense_blocks",
             "",
             parse_dense_blocks,
-            "Transformer blocks that keep full attention: '0, 1, -1' is the first, second and "
-            "last; 'single 0-2' are HunyuanVideo's first three single blocks.",
+            "Transformer blocks that keep full attention, counted from 0, as in reports and "
+            "profiles: '0, 1, -1' is the first, second and last; 'single 0-2' are HunyuanVideo's "
+            "first three single blocks.",
         ),
         integer(
             "min_tokens",
@@ -546,8 +547,9 @@ PROBE = Node(
             "blocks",
             "",
             parse_probe_blocks,
-            "Transformer blocks to measure, empty for all: '0-9, -1' is the first ten and the "
-            "last; 'single 0-2' are HunyuanVideo's first three single blocks.",
+            "Transformer blocks to measure, empty for all; counted from 0, as in reports and "
+            "profiles: '0-9, -1' is the first ten and the last; 'single 0-2' are HunyuanVideo's "
+            "first three single blocks.",
         ),
         text(
             "sparsities",
