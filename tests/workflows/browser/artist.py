@@ -169,7 +169,7 @@ class Artist(FrontEnd):
         Returns:
             The template browser, which then shows the workflow `stem` of the pack.
         """
-        self.page.get_by_role("button", name="Templates").click()
+        self.page.locator(".templates-tab-button").click()
         return self.choose_pack(pack, stem)
 
     def open_template(self, pack: str, stem: str) -> None:

@@ -3,8 +3,8 @@
     <ComfyUI's Python> tests/workflows/browser/first_look.py --comfyui <folder> --out <folder>
 
 In a window of 1600 x 1000, for each look (classic or Nodes 2.0, dark or light, English or Chinese);
-`--looks` and `--only` choose some. `report.json` has the zoom of each template and what meets in
-it as drawn, for people to judge together with the pictures.
+`--looks` and `--only` choose some. `report.json` has the zoom of each template, what meets in it as
+drawn, and what each search lists, for people to judge together with the pictures.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ ADD = """kinds => {
     app.graph.add(node);
     node.pos = [x, y];
     x += node.size[0] + 60;
-    if (index % 4 === 3) { x = 0; y += 560; }
+    if (index % 4 === 3) { x = 0; y += 420; }
   });
 }"""
 VIEW = """() => {
   app.canvas.ds.scale = 0.8;
-  app.canvas.ds.offset = [110, 130];
+  app.canvas.ds.offset = [110, 160];
   app.canvas.setDirty(true, true);
 }"""
 
@@ -75,7 +75,7 @@ def main() -> None:
                 }
                 if not options.only:
                     own_graph(artist, options.out / f"{look}.nodes.png")
-                    searches(artist, options.out, look)
+                    report[look]["searches"] = searches(artist, options.out, look)
                     artist.open_templates(server.PACK_FOLDER, next(iter(workflows)))
                     artist.page.screenshot(path=options.out / f"{look}.templates.png")
     write_json(options.out / "report.json", report)
@@ -120,11 +120,13 @@ def own_graph(artist: Artist, picture: Path) -> None:
     artist.page.screenshot(path=picture)
 
 
-def searches(artist: Artist, out: Path, look: str) -> None:
+def searches(artist: Artist, out: Path, look: str) -> dict[str, list[str]]:
     """What the node search lists for words by which artists look for a node like ours."""
     artist.load(EMPTY_GRAPH)
-    for word in descriptions.SEARCHED:
-        artist.search(word, out / f"{look}.search.{word}.png")
+    return {
+        word: artist.search(word, out / f"{look}.search.{word}.png")
+        for word in descriptions.SEARCHED
+    }
 
 
 if __name__ == "__main__":
