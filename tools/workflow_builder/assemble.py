@@ -195,7 +195,8 @@ def _set_widgets(workflow: Workflow, spec: Spec) -> None:
 def _adapt_notes(workflow: Workflow, spec: Spec) -> None:
     """In the template's notes: without what `spec.cut` names, and faults are reported to us.
 
-    Without the tree of folders as well, which says what stands above each link.
+    Without the tree of folders as well, which says what stands above each link, and in the colours
+    of our notes.
     """
     missing = set(spec.cut)
     for graph in (workflow.root, *workflow.subgraphs):
@@ -210,6 +211,8 @@ def _adapt_notes(workflow: Workflow, spec: Spec) -> None:
             link = f"({notes.OFFICIAL_ISSUES})"
             text = text.replace(f"[workflow_templates/issues]{link}", f"[Rectified SpaAttn]{link}")
             node["widgets_values"][0] = text.replace(notes.OFFICIAL_ISSUES, notes.ISSUES)
+            node |= nodes.NOTE_COLORS
+            node.setdefault("title", LINKS_TITLE)
     if missing:
         raise WorkflowError(f"no note holds {', '.join(sorted(missing))}")
 

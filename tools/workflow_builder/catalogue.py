@@ -20,7 +20,7 @@ from rectified_spaattn.rspa_core.run.schedule import (
 
 from . import notes, second_sampling
 from .graph import Workflow
-from .layout import Band, Column, Fold, Ref, Row
+from .layout import COLUMN_GAP, Band, Column, Fold, Ref, Row
 from .nodes import OURS, Box, Point
 from .thumbnails import Picture
 
@@ -279,16 +279,19 @@ def _columns(
     options: bool = True,
     links: bool = False,
     below: tuple[Row, ...] = (),
+    wide_note: bool = False,
 ) -> tuple[Column, ...]:
     """Columns of a workflow with one model; what stands `below` the sampling are notes.
 
-    With `links` those to the model files are below the models.
+    With `links` those to the model files are below the models. A `wide_note` is beneath attention
+    and sampling: a high video leaves no room for it below.
     """
+    wide = (Band("What to try", 870, NARROW + COLUMN_GAP + 300), "note") if wide_note else ()
     return (
         Column(MODELS, 380, (*models, "models", *(("links",) if links else ()))),
-        Column(SPARSE, NARROW, ("attention", *(("options",) if options else ()))),
+        Column(SPARSE, NARROW, ("attention", *(("options",) if options else ()), *wide)),
         Column(SAMPLING, 300, ("sampling", *below)),
-        Column(RESULT, width, (video, ("report", "note"))),
+        Column(RESULT, width, (video, "report" if wide_note else ("report", "note"))),
     )
 
 
@@ -373,7 +376,7 @@ SPECS: tuple[Spec, ...] = (
         options=Options(LAYERS),
         folds=(_models((37, 38, 39, 49, 6, 7, 51, 50), 6, 7, 50), _sampling(54, 3, 8, 55)),
         app=((52, "image"), *APP, ("sampling", "seed")),
-        columns=_columns(52, video=56, width=700, below=(57,)),
+        columns=_columns(52, video=56, width=700, below=(57,), wide_note=True),
         heights={52: 360},
         clip=(640, 640),
         note=notes.WAN21_I2V,
@@ -510,7 +513,7 @@ SPECS: tuple[Spec, ...] = (
             Column(SAMPLING, 268, ("sampling", 93, 94)),
             Column(RESULT, 700, (83, ("report", "report2"))),
         ),
-        heights={80: 324, 89: 324, "models": 480},
+        heights={80: 290, 89: 290, "models": 440},
         clip=(640, 640),
         reports=_reports(84, 87),
         note=notes.WAN22_FLF,
@@ -534,8 +537,8 @@ SPECS: tuple[Spec, ...] = (
             Column("Models, guide", 320, (79, 78)),
             Column("Source video", 320, (47, "slice", 101)),
             Column("Generation, reference pictures", 410, (298, 104, 100)),
-            Column(RESULT, 460, (46, "note")),
-            Column("What really ran", 320, ("report", Band("What really ran", 600), "report2")),
+            Column(RESULT, 430, (46, Band("What really ran", 1000, 780), ("report", "report2"))),
+            Column("What to try", 350, ("note",)),
         ),
         # It only shows the number of frames.
         without=(112,),
@@ -598,7 +601,7 @@ SPECS: tuple[Spec, ...] = (
         without=(477, 539, 540),
         folds=(
             Fold("segments", "Number of segments", (288, 537, 536), {}, height=110),
-            Fold("join", "Segments as a video", (289, 245), {}, height=90),
+            Fold("join", "Segments as a video", (289, 245), {}, height=106),
         ),
         app=((189, "image"), (240, "file"), (261, "text"), (261, "noise_seed"), (261, "enabled")),
         columns=(
@@ -611,7 +614,7 @@ SPECS: tuple[Spec, ...] = (
             Column(RESULT, 330, (246, 538, 574)),
             Column("Beside the driving video", 640, (292, 291)),
         ),
-        heights={189: 330, 240: 330, 538: 138, 261: 806, 291: 150, 292: 677},
+        heights={189: 330, 240: 330, 538: 138, 261: 796, 291: 150, 292: 677},
         collapsed=(574,),
         clip=(482, 854),
         reports=(Report(19, name="report"),),
@@ -729,9 +732,9 @@ SPECS: tuple[Spec, ...] = (
         ),
         (
             Column("Models", 340, (404, 401)),
-            Column("Picture, size, sparsity of each step", 360, (395, 403, "schedule", 402)),
+            Column("Picture, size, sparsity of each step", 360, (395, 403, "schedule")),
             Column("Generation", 440, (398, "note")),
-            Column(RESULT, 758, (75, ("report", 399))),
+            Column(RESULT, 758, (75, ("report", (402, 399)))),
         ),
         {395: 324},
         (399,),
@@ -774,10 +777,10 @@ SPECS: tuple[Spec, ...] = (
         inside=Inside(Shift(-40, 490), (-50, 4560, 470, 480)),
         app=((114, "image"), (105, "prompt"), (105, "noise_seed"), (105, "enabled")),
         columns=(
-            Column("Models", 340, (117,)),
+            Column("Models, guide", 340, (117, 116)),
             Column("Picture, size", 360, (114, 115, 118)),
             Column("Generation", 440, (105, "note")),
-            Column(RESULT, 758, (92, ("report", 116))),
+            Column(RESULT, 758, (92, "report")),
         ),
         heights={114: 400},
         clip=(1024, 1024),
@@ -853,7 +856,7 @@ SPECS: tuple[Spec, ...] = (
                 (("result", ("save", "later")), Band("3 - Video with the profile", 650), "saver"),
             ),
         ),
-        heights={"models": 480, "save": 160, "load": 90},
+        heights={"models": 480, "save": 160, "load": 106},
         clip=(832, 480),
         note=notes.TUNING,
         steps=30,

@@ -125,7 +125,8 @@ def arrange(
                     if ref in heights:
                         node["size"][1] = heights[ref]
                     if node["type"] in NOTES:
-                        node["size"][1] = min(whole_height(node), max(BOTTOM - top, LEAST_NOTE))
+                        height = min(whole_height(node), max(BOTTOM - top, LEAST_NOTE))
+                        node["size"][1] = height or OPENED_NOTE
                     top += whole_height(node) + ROW_GAP
             held += members.values()
             y = max(node["pos"][1] + whole_height(node) for node in held) + ROW_GAP
@@ -204,6 +205,8 @@ def box_of(node: Json) -> Box:
 
 
 LEAST_NOTE = 100
+OPENED_NOTE = 480
+"""Height of a note that is collapsed, once somebody opens it."""
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 ITEM = re.compile(r"([-*]|\d+\.) ")
 

@@ -20,10 +20,12 @@ Box = tuple[float, float, float, float]
 PACK_ID = "rectified-spaattn"
 TITLE = "Rectified SpaAttn"
 
-# The node colours are the front end's own "cyan" preset, its notes are drawn in the usual black.
+# The front end's own "cyan" preset.
 NODE_COLORS = {"color": "#233", "bgcolor": "#355"}
-NOTE_COLORS = {"color": "#222", "bgcolor": "#000"}
-GROUP_COLOR = "#8AA"
+# Light palettes add one half to the lightness of a node's colours, but not of a group's: texts and
+# links on notes, and titles of groups, have to be legible on both.
+NOTE_COLORS = {"color": "#333", "bgcolor": "#444"}
+GROUP_COLOR = "#488"
 
 # Without their pictures: the nodes grow when there is something to show.
 REPORT_SIZE: Point = (320, 90)
@@ -50,13 +52,13 @@ class Kind:
 
 SIZES: Mapping[str, Point] = {
     "RectifiedSpaAttn": (460, 374),
-    "RectifiedSpaAttnOptions": (460, 300),
+    "RectifiedSpaAttnOptions": (460, 320),
     "RectifiedSpaAttnSchedule": (400, 366),
     "RectifiedSpaAttnReport": REPORT_SIZE,
-    "RectifiedSpaAttnProbe": (460, 150),
+    "RectifiedSpaAttnProbe": (460, 158),
     "RectifiedSpaAttnProbeResult": RESULT_SIZE,
     "RectifiedSpaAttnSaveProfile": (480, 160),
-    "RectifiedSpaAttnLoadProfile": (340, 90),
+    "RectifiedSpaAttnLoadProfile": (340, 110),
     "RectifiedSpaAttnBenchmark": (1000, 720),
 }
 """Of the nodes of this pack, with room for what they show after a run."""
