@@ -13,7 +13,7 @@ from rectified_spaattn.nodes.inputs import NODES
 
 from .comfy_server import PACK_FOLDER, PROJECT_ROOT
 
-LOCALES = {path.name: path for path in (PROJECT_ROOT / "locales").iterdir()}
+LOCALES = {path.parent.name: path.parent for path in PROJECT_ROOT.glob("locales/*/nodeDefs.json")}
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,21 @@ def test_copies_of_pictures_are_the_same() -> None:
 
 
 def test_languages() -> None:
-    assert {path.name for path in (ROOT / "locales").iterdir()} == set(LOCALES)
+    folders = {path.name: path for path in (ROOT / "locales").iterdir()}
+    assert set(folders) == {"en", *LOCALES}
+    # The nodes say it in English themselves.
+    assert [path.name for path in folders["en"].iterdir()] == ["main.json"]
+
+
+@pytest.mark.parametrize("language", ["en", *LOCALES])
+def test_title_in_the_template_browser(language: str) -> None:
+    """For the folder that ComfyUI's registry installs, and for that of a clone."""
+    path = ROOT / "locales" / language / "main.json"
+    titles = json.loads(path.read_text(encoding="utf-8"))["templateWorkflows"]["category"]
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
+    clone = project["urls"]["Repository"].rsplit("/", 1)[-1]
+    assert titles == dict.fromkeys((project["name"], clone), "Rectified SpaAttn")
 
 
 @locales

@@ -542,7 +542,7 @@ SPECS: tuple[Spec, ...] = (
         ),
         # It only shows the number of frames.
         without=(112,),
-        heights={47: 660, 104: 300, 100: 70},
+        heights={47: 660, 298: 716, 104: 322, 100: 70},
         collapsed=(78,),
         clip=(480, 832),
         reports=_reports(275, 277),

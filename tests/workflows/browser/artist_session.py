@@ -22,7 +22,7 @@ import front_end
 import session_server
 from artist import Artist, Node
 from check import write_json
-from server import PACK_FOLDER
+from server import PACK_TITLE
 from session_plan import (
     LARGE_NODES,
     NODE,
@@ -56,7 +56,7 @@ class Visit:
     def workflow(self, stem: str, plan: Plan, by_key: bool, tries_presets: bool) -> Json:
         """Open a workflow, make it small, run it; what was seen."""
         artist = self.artist
-        artist.open_template(PACK_FOLDER, stem)
+        artist.open_template(PACK_TITLE, stem)
         report: Json = {"messages_opened": artist.messages()}
         if tries_presets:
             report["presets"] = self.presets()
@@ -258,7 +258,7 @@ def main() -> None:
                 visit.picture(f"{stem}.failed")
             report["workflows"][stem] = seen
             write_json(options.out / "report.json", report)
-        visit.artist.open_templates(PACK_FOLDER, SHORT_STEM)
+        visit.artist.open_templates(PACK_TITLE, SHORT_STEM)
         visit.picture("templates")
         visit.artist.close_templates()
     write_json(options.out / "report.json", report)

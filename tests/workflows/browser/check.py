@@ -77,7 +77,7 @@ def main() -> None:
                 stem: inspect(page, workflow, options.out / stem)
                 for stem, workflow in blueprints.items()
             }
-            report["cards"] = page.template_cards(server.PACK_FOLDER, next(iter(workflows)))
+            report["cards"] = page.template_cards(server.PACK_TITLE, next(iter(workflows)))
             page.page.screenshot(path=options.out / "template_browser.png")
         # Last: an accepted prompt starts to run, which would show in the pictures.
         for entry in report["workflows"].values():

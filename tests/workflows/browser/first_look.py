@@ -76,7 +76,7 @@ def main() -> None:
                 if not options.only:
                     own_graph(artist, options.out / f"{look}.nodes.png")
                     report[look]["searches"] = searches(artist, options.out, look)
-                    artist.open_templates(server.PACK_FOLDER, next(iter(workflows)))
+                    artist.open_templates(server.PACK_TITLE, next(iter(workflows)))
                     artist.page.screenshot(path=options.out / f"{look}.templates.png")
     write_json(options.out / "report.json", report)
 

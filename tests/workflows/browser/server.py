@@ -21,6 +21,8 @@ from typing import Any
 from front_end import USER_SETTINGS
 
 PACK_FOLDER = "rectified-spaattn"
+PACK_TITLE = "Rectified SpaAttn"
+"""What the template browser calls that folder: `locales/<language>/main.json`."""
 START_SECONDS = 180
 
 
