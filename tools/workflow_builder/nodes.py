@@ -22,9 +22,9 @@ TITLE = "Rectified SpaAttn"
 
 # The front end's own "cyan" preset.
 NODE_COLORS = {"color": "#233", "bgcolor": "#355"}
-# Light palettes add one half to the lightness of a node's colours, but not of a group's: texts and
-# links on notes, and titles of groups, have to be legible on both.
-NOTE_COLORS = {"color": "#333", "bgcolor": "#444"}
+# The palette's own, on which texts and links are legible; without an entry a note is yellow.
+NOTE_COLORS = {"color": "", "bgcolor": ""}
+# Its titles have to be legible on dark and light: the page takes the color for both.
 GROUP_COLOR = "#488"
 
 # Without their pictures: the nodes grow when there is something to show.
