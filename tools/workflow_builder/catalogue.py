@@ -412,7 +412,7 @@ SPECS: tuple[Spec, ...] = (
             Column("Generation", 458, (129, "note")),
             Column(RESULT, 700, (108, ("report", "report2"))),
         ),
-        heights={97: 380},
+        heights={97: 380, 129: 640},
         clip=(640, 640),
         reports=_reports(86, 85),
         schedules=(
