@@ -43,7 +43,8 @@ def whole_bottom(node: Json) -> float:
 
 
 def zoom_of(graph: Json) -> float:
-    boxes = [box_of(node) for node in graph["nodes"]]
+    """As Nodes 2.0 fits it: a collapsed node counts as high as it is once it is opened."""
+    boxes = [box_of(node | {"flags": {}}) for node in graph["nodes"]]
     left, top = (min(box[side] for box in boxes) - PADDING for side in (0, 1))
     right, bottom = (max(box[side] for box in boxes) + PADDING for side in (2, 3))
     return USED * min(WINDOW[0] / (right - left), WINDOW[1] / (bottom - top))

@@ -125,8 +125,7 @@ def arrange(
                     if ref in heights:
                         node["size"][1] = heights[ref]
                     if node["type"] in NOTES:
-                        height = min(whole_height(node), max(BOTTOM - top, LEAST_NOTE))
-                        node["size"][1] = height or OPENED_NOTE
+                        node["size"][1] = _note_size(node, BOTTOM - top)
                     top += whole_height(node) + ROW_GAP
             held += members.values()
             y = max(node["pos"][1] + whole_height(node) for node in held) + ROW_GAP
@@ -205,8 +204,6 @@ def box_of(node: Json) -> Box:
 
 
 LEAST_NOTE = 100
-OPENED_NOTE = 480
-"""Height of a note that is collapsed, once somebody opens it."""
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 ITEM = re.compile(r"([-*]|\d+\.) ")
 
@@ -241,6 +238,13 @@ def whole_height(node: Json) -> float:
     if node["type"] in NOTES and not node["flags"].get("collapsed"):
         return note_height(node["widgets_values"][0], node["size"][0])
     return _height(node)
+
+
+def _note_size(node: Json, room: float) -> float:
+    """The height to store: of a collapsed note once it is opened, which the page counts, too."""
+    if node["flags"].get("collapsed"):
+        return max(room, 0)
+    return min(whole_height(node), max(room, LEAST_NOTE))
 
 
 def _height(node: Json) -> float:
