@@ -333,6 +333,9 @@ class RSPATestTwoDevices:
             logging.info("RSPA_TEST_DEVICE %s %d", device, id(executor.class_obj.diffusion_model))
             return executor(*args, **conds)
 
+        # ComfyUI's node fails where a model that it had loaded is gone from memory.
+        loaded = management.current_loaded_models
+        loaded[:] = [each for each in loaded if each.model is not None]
         # An index makes another device of the CPU for ComfyUI, not for torch.
         found = management.get_all_torch_devices
         management.get_all_torch_devices = lambda **_: [model.load_device, torch.device("cpu", 1)]
