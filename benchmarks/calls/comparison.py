@@ -94,7 +94,8 @@ def examine(candidates: Iterable[Candidate], exact: Tensor) -> list[Row]:
     """Make every candidate ready, run it and check it against `exact` and its own check."""
     rows = []
     for candidate in candidates:
-        seconds, row = timed(partial(examine_one, candidate, exact), exact.device)
+        # By the host's clock alone: a GPU that has failed must not end the other candidates.
+        seconds, row = timed(partial(examine_one, candidate, exact), torch.device("cpu"))
         rows.append(row)
         print(f"  {row.label}: {row.refused or 'checked'} ({seconds:.1f} s)", flush=True)
     return rows
