@@ -134,7 +134,7 @@ def test_page_finds_nothing_wrong_and_shows_the_file(artist: Any, path: Path) ->
         assert artist.prompt() == read_api(path.stem)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def nodes2(opened: Any) -> Iterator[Any]:
     """Somebody at the page as `artist`, with Nodes 2.0."""
     opened[0].use_nodes2(True)
