@@ -107,7 +107,7 @@ PLANS = {
     "tune_with_the_probe": TRAINED,
     "wan2.2_14B_text_to_video": Plan(duration="2", prompt="garden in autumn"),
     "wan_animate2_character_animation": Plan(192, 320),
-    "wan2.2_5B_text_to_video": Plan(768, 416),
+    "wan2.2_5B_text_to_video": Plan(768, 416, steps=8),
     "hunyuan_video_text_to_video": Plan(320, 192, steps=8),
     "hunyuan_video_1.5_text_to_video": Plan(384, 224),
     "scail2_character_replacement": Plan(448, 256),
