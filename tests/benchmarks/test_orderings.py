@@ -67,7 +67,7 @@ def synthetic() -> dict[str, Heads]:
 
 @pytest.fixture(scope="module")
 def trained() -> Heads:
-    """Every third attention call of a clip of the trained model, 2,304 tokens."""
+    """Every fourth attention call of a clip of the trained model, 2,304 tokens."""
     files, sampling = tiny_wan("model_files"), tiny_wan("sample")
     model = files.load_model(CHECKPOINT / files.WEIGHTS)
     prompts = files.Prompts.load(CHECKPOINT / files.PROMPTS)
@@ -76,12 +76,12 @@ def trained() -> Heads:
 
     def attend(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        if next(steps) % 3 == 0:
+        if next(steps) % 4 == 0:
             qkv = (q[:1], k[:1], v[:1])
             calls.append(Call(TokenLayout((9, 16, 16), 2304), qkv, out[:1]))
         return out
 
-    sampling.sample_latents(model, prompts, 3, (9, 32, 32), steps=4, cfg=2.0, attend=attend)
+    sampling.sample_latents(model, prompts, 3, (9, 32, 32), steps=3, cfg=1, attend=attend)
     return calls
 
 
