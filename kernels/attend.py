@@ -60,6 +60,18 @@ def _load_tile(
 
 
 @triton.jit
+def _load_keys(packed, head_row, row, DP: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr):
+    """Keys `[DP, ROWS]`, transposed, from `row` of a head on; `head_row` as in `_load_tile`."""
+    if TMA:
+        keys = tl.trans(packed.load([head_row + row, 0]))
+    else:
+        # By their addresses: of keys that `trans` turns, Triton 3.3 reads every word by itself.
+        offsets = tl.arange(0, ROWS)[None, :] * DP + tl.arange(0, DP)[:, None]
+        keys = tl.load(packed + (row * DP + offsets))
+    return keys
+
+
+@triton.jit
 def _load_values(
     packed, head_row, row, DP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
     TMA: tl.constexpr,
@@ -74,12 +86,12 @@ def _load_values(
 
 @triton.jit
 def _scores(q, k, INT8: tl.constexpr, PRECISION: tl.constexpr):
-    """Raw scores [M, N] of q [M, DP] with k [N, DP], fp32; of int8 above INTEGER_FLOAT."""
+    """Raw scores [M, N] of q [M, DP] with k [DP, N], fp32; of int8 above INTEGER_FLOAT."""
     if INT8:
-        start = tl.full([q.shape[0], k.shape[0]], INTEGER_BITS, tl.int32)
-        scores = tl.dot(q, tl.trans(k), start, out_dtype=tl.int32).to(tl.float32, bitcast=True)
+        start = tl.full([q.shape[0], k.shape[1]], INTEGER_BITS, tl.int32)
+        scores = tl.dot(q, k, start, out_dtype=tl.int32).to(tl.float32, bitcast=True)
     else:
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = tl.dot(q, k, input_precision=PRECISION)
     return scores
 
 
@@ -166,7 +178,7 @@ def _ragged_block(
         value_unit = tl.load(value_scale + kv_block)
     for start in range(0, length, TILE_N):
         row = kv_block * KV_BLOCK + start
-        k = _load_tile(packed_k, head_row, row, 0, DP, TILE_N, DP, TMA)
+        k = _load_keys(packed_k, head_row, row, DP, TILE_N, TMA)
         v, right_v = _load_values(packed_v, head_row, row, DP, TILE_N, WIDTH, TMA)
         scores = _scores(q, k, INT8, PRECISION)
         scores = tl.where((start + rows < length)[None, :], scores, float("-inf"))
@@ -316,7 +328,7 @@ def attend_kernel(
         if HALF:
             value_unit = tl.load(value_scale + entry)
         entry = tl.load(entries + (i + 1) // TILES, mask=i + 1 < num_tiles, other=0)
-        k = _load_tile(keys, head_row, first_row, 0, DP, TILE_N, DP, TMA)
+        k = _load_keys(keys, head_row, first_row, DP, TILE_N, TMA)
         v, right_v = _load_values(values, head_row, first_row, DP, TILE_N, WIDTH, TMA)
         scores = _scores(q_tile, k, INT8, PRECISION)
         left, right, highest, total = _absorb(
@@ -355,7 +367,7 @@ def attend_kernel(
             if HALF:
                 value_unit = tl.load(tail_v_scale + scale_row + start // SCALE_GROUPS)
             bias = tl.load(bias_row + start + tl.arange(0, TAIL_N))
-            k = _load_tile(tail_keys, tail_row, start, 0, DP, TAIL_N, DP, TMA)
+            k = _load_keys(tail_keys, tail_row, start, DP, TAIL_N, TMA)
             v, right_v = _load_values(tail_values, tail_row, start, DP, TAIL_N, WIDTH, TMA)
             scores = _scores(q_tile, k, INT8, PRECISION)
             left, right, highest, total = _absorb(

@@ -60,8 +60,6 @@ LOG2E = gl.constexpr(1.4426950408889634)
 INTEGER_BITS = gl.constexpr(0x4B400000)
 INTEGER_FLOAT = gl.constexpr(12582912.0)
 LEAST = gl.constexpr(SMALLEST_SHARE)
-# The bits of -inf, where scores are the bits of floats.
-INFINITE_BITS = gl.constexpr(-8388608)
 # log2 of the largest weight of a bounded row. bf16 has the exponents of fp32, and leaves room for
 # the sum of 2^17 such weights times values up to 2^20; fp16 ends at 2^16.
 RANGE = gl.constexpr(90.0)
@@ -338,8 +336,7 @@ def fetch_tiles(packed_k, packed_v, tail_k, tail_v, work, k_ring, v_ring, shape)
     ragged_row = work.head_row + work.ragged_block * KV_BLOCK
     ragged_tiles = (work.ragged_size + TILE_N - 1) // TILE_N
     context_row = work.head_row + work.context_block * KV_BLOCK
-    context_tiles = (work.context_size + TILE_N - 1) // TILE_N
-    num_attended = num_tiles + ragged_tiles + context_tiles
+    num_attended = num_tiles + num_ragged_tiles(work, TILE_N)
     entry = gl.load(work.entries, mask=num_tiles > 0, other=0)
     for tile in range(0, num_attended):
         row = work.head_row + entry * KV_BLOCK + (tile % TILES) * TILE_N
@@ -433,7 +430,7 @@ def attend_rows(group, queries, keys, work, tail, paper, k_ring, v_ring, scale, 
         scores = warpgroup_mma(q_shared, k_tile, start, use_acc=INT8)
         k_ring.leave(slot)
         tile_unit = scaling(row_unit, scale_now, INT8)
-        weights, highest, total, rescale = online_step(scores, highest, total, tile_unit, INT8)
+        weights, highest, total, _ = online_step(scores, highest, total, tile_unit, INT8)
         w = gl.convert_layout(weights.to(DTYPE), W_LAYOUT)
         bounded = uniform(gl.max(bound - highest, 0) < (RANGE if WIDE else RANGE_FP16))
         if bounded:
@@ -450,42 +447,21 @@ def attend_rows(group, queries, keys, work, tail, paper, k_ring, v_ring, scale, 
         acc = warpgroup_mma(w, v_ring.tiles.index(slot), acc)
         v_ring.leave(slot)
 
-    columns = gl.arange(0, TILE_N, gl.SliceLayout(0, S_LAYOUT))
-    index = num_tiles
-    for part in gl.static_range(2):
-        size = work.ragged_size if part == 0 else work.context_size
-        kv_block = work.ragged_block if part == 0 else work.context_block
-        part_scale = 1.0
-        if INT8:
-            part_scale = gl.load(keys.scale + kv_block)
-        part_unit = scaling(row_unit, part_scale, INT8)
-        for first in range(0, size, TILE_N):
-            slot = k_ring.wait(index)
-            k_tile = k_ring.tiles.index(slot).permute((1, 0))
-            scores = warpgroup_mma(q_shared, k_tile, start, use_acc=INT8)
-            k_ring.leave(slot)
-            outside = INFINITE_BITS if INT8 else float("-inf")
-            scores = gl.where((first + columns < size)[None, :], scores, outside)
-            weights, highest, total, rescale = online_step(scores, highest, total, part_unit, INT8)
-            acc = acc * gl.convert_layout(rescale, ROW_O)[:, None]
-            w = gl.convert_layout(weights.to(DTYPE), W_LAYOUT)
-            slot = v_ring.wait(index)
-            acc = warpgroup_mma(w, v_ring.tiles.index(slot), acc)
-            v_ring.leave(slot)
-            index += 1
-
+    # The bound holds for means of keys, too, but for their bias: up to 2^13, too much for fp16.
+    num_edges = 0
     if shape.PRECISE:
-        # The bound holds for means of keys, too, but for their bias: up to 2^13, too much for fp16.
-        if bounded and WIDE:
-            acc, highest, total = tail_keys(
-                acc, highest, total, q_shared, start, row_unit, index,
-                work, tail, k_ring, v_ring, shape, True,
-            )  # fmt: skip
-        else:
-            acc, highest, total = tail_keys(
-                acc, highest, total, q_shared, start, row_unit, index,
-                work, tail, k_ring, v_ring, shape, False,
-            )  # fmt: skip
+        num_edges = work.num_tail
+        if WIDE:
+            num_edges = gl.where(bounded, 0, num_edges)
+    acc, highest, total = edge_tiles(
+        acc, highest, total, q_shared, start, row_unit, num_edges,
+        keys, work, tail, k_ring, v_ring, shape,
+    )  # fmt: skip
+    if shape.PRECISE and WIDE:
+        if bounded:
+            acc, total = tail_keys(
+                acc, highest, total, q_shared, start, row_unit, work, tail, k_ring, v_ring, shape
+            )
 
     if queries.lse is not None:
         logs = (highest + gl.log2(total)) / LOG2E
@@ -560,33 +536,106 @@ def full_blocks(
 
 
 @gluon.jit
-def tail_keys(
-    acc, highest, total, q_shared, start, row_unit, first,
-    work, tail, k_ring, v_ring, shape, BOUNDED: gl.constexpr,
+def edge_tiles(
+    acc, highest, total, q_shared, start, row_unit, num_tail,
+    keys, work, tail, k_ring, v_ring, shape,
 ):  # fmt: skip
-    """The groups of keys of `precise`, with the bias of attend.py.
+    """The two ragged blocks, and the groups of keys of `precise` for rows that are not bounded.
+
+    One loop for what is few or rare: each further one takes half a second to compile.
 
     Args:
-        acc, highest, total: of the online softmax; BOUNDED rows keep the maximum they have.
+        acc, highest, total: of the online softmax.
         q_shared: queries.
         start: where sums of products begin.
         row_unit: see `scaling`.
-        first: number of the first tile in the rings.
-        work, tail, k_ring, v_ring, shape: see there.
+        num_tail: tiles of the tail, behind those of the ragged blocks.
+        keys, work, tail, k_ring, v_ring, shape: see there.
 
     Returns:
         acc, highest and total.
     """
     INT8: gl.constexpr = shape.INT8
     TILE_N: gl.constexpr = shape.TILE_N
+    O_LAYOUT: gl.constexpr = acc.type.layout
+    first = work.num_tiles
+    num_tiles = num_ragged_tiles(work, TILE_N) + num_tail
+    next_bias, scale_next = edge_bias(0, num_tiles, keys, work, tail, shape)
+    for tile in range(0, num_tiles):
+        bias = next_bias
+        unit = scaling(row_unit, scale_next, INT8)
+        weight = 0.0
+        if shape.PRECISE:
+            weight = gl.where(tile < num_tiles - num_tail, 0.0, tail.weight)
+        k_slot = k_ring.wait(first + tile)
+        k_tile = k_ring.tiles.index(k_slot).permute((1, 0))
+        scores = warpgroup_mma(q_shared, k_tile, start, use_acc=INT8, is_async=True)
+        next_bias, scale_next = edge_bias(tile + 1, num_tiles, keys, work, tail, shape)
+        scores = warpgroup_mma_wait(0, deps=(scores,))
+        k_ring.leave(k_slot)
+        scores, zero = biased(scores, unit, bias, weight, highest, INT8)
+        new_highest = gl.maximum(highest, gl.max(scores, 1) - zero)
+        weights = gl.exp2(scores - (new_highest + zero)[:, None])
+        rescale = gl.exp2(highest - new_highest)
+        total = total * rescale + gl.sum(weights, 1)
+        acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, O_LAYOUT))[:, None]
+        highest = new_highest
+        w = gl.convert_layout(weights.to(v_ring.tiles.dtype), gl.DotOperandLayout(0, O_LAYOUT, 2))
+        v_slot = v_ring.wait(first + tile)
+        acc = warpgroup_mma(w, v_ring.tiles.index(v_slot), acc)
+        v_ring.leave(v_slot)
+    return acc, highest, total
+
+
+@gluon.jit
+def edge_bias(tile, num_tiles, keys, work, tail, shape):
+    """Bias and scale of a tile of `edge_tiles`, with -inf outside; of none beyond the last."""
+    TILE_N: gl.constexpr = shape.TILE_N
+    TILES: gl.constexpr = shape.SCALE_GROUPS // TILE_N
+    column = tile_columns(TILE_N)
+    num_ragged = (work.ragged_size + TILE_N - 1) // TILE_N
+    in_context = tile - num_ragged
+    in_tail = tile - num_ragged_tiles(work, TILE_N)
+    size = gl.where(
+        in_context < 0, work.ragged_size - tile * TILE_N, work.context_size - in_context * TILE_N
+    )
+    bias = gl.where((in_tail >= 0) | (column < size), 0.0, float("-inf"))
+    is_tail = (in_tail >= 0) & (tile < num_tiles)
+    if shape.PRECISE:
+        bias += gl.load(tail.bias + in_tail * TILE_N + column, mask=is_tail, other=0.0)
+    scale = 1.0
+    if shape.INT8:
+        block = gl.where(in_context < 0, work.ragged_block, work.context_block)
+        address = keys.scale + block
+        if shape.PRECISE:
+            address = gl.where(is_tail, tail.key_scale + in_tail // TILES, address)
+        scale = gl.load(address)
+    return bias, scale
+
+
+@gluon.jit
+def tail_keys(acc, highest, total, q_shared, start, row_unit, work, tail, k_ring, v_ring, shape):
+    """The groups of keys of `precise` for bounded rows, with the bias of attend.py.
+
+    Args:
+        acc, highest, total: of the softmax, whose maximum stays as it is.
+        q_shared: queries.
+        start: where sums of products begin.
+        row_unit: see `scaling`.
+        work, tail, k_ring, v_ring, shape: see there.
+
+    Returns:
+        acc and total.
+    """
+    INT8: gl.constexpr = shape.INT8
+    TILE_N: gl.constexpr = shape.TILE_N
     TILES: gl.constexpr = shape.SCALE_GROUPS // TILE_N
     S_LAYOUT: gl.constexpr = start.type.layout
-    O_LAYOUT: gl.constexpr = acc.type.layout
+    W_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, acc.type.layout, 2)
     num_tiles = work.num_tail
+    first = work.num_tiles + num_ragged_tiles(work, TILE_N)
     parts = partial_sums(gl.zeros(start.shape, gl.float32, S_LAYOUT))
-    # One value per thread, a tile ahead; in the layout of the scores each thread would load a
-    # quarter of the tile.
-    column = gl.arange(0, TILE_N, gl.BlockedLayout([1], [32], [4], [0]))
+    column = tile_columns(TILE_N)
     next_bias = gl.load(tail.bias + column)
     scale_next = 1.0
     if INT8:
@@ -603,30 +652,40 @@ def tail_keys(
             scale_next = gl.load(tail.key_scale + (tile + 1) // TILES, mask=is_next, other=1.0)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         k_ring.leave(k_slot)
-        bias = gl.convert_layout(bias, gl.SliceLayout(0, S_LAYOUT))[None, :]
-        if INT8:
-            scores = scores.to(gl.float32, bitcast=True) * unit[:, None] + bias
-            zero = INTEGER_FLOAT * unit - tail.weight
-        else:
-            scores = scores * unit + bias
-            zero = 0.0 * highest - tail.weight
-        if BOUNDED:
-            weights = gl.exp2(scores - (highest + zero)[:, None])
-            parts += partial_sums(weights)
-        else:
-            new_highest = gl.maximum(highest, gl.max(scores, 1) - zero)
-            weights = gl.exp2(scores - (new_highest + zero)[:, None])
-            rescale = gl.exp2(highest - new_highest)
-            total = total * rescale + gl.sum(weights, 1)
-            acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, O_LAYOUT))[:, None]
-            highest = new_highest
-        w = gl.convert_layout(weights.to(v_ring.tiles.dtype), gl.DotOperandLayout(0, O_LAYOUT, 2))
+        scores, zero = biased(scores, unit, bias, tail.weight, highest, INT8)
+        weights = gl.exp2(scores - (highest + zero)[:, None])
+        parts += partial_sums(weights)
+        w = gl.convert_layout(weights.to(v_ring.tiles.dtype), W_LAYOUT)
         v_slot = v_ring.wait(first + tile)
         acc = warpgroup_mma(w, v_ring.tiles.index(v_slot), acc)
         v_ring.leave(v_slot)
-    if BOUNDED:
-        total += gl.convert_layout(gl.sum(parts, 1), total.type.layout)
-    return acc, highest, total
+    return acc, total + gl.convert_layout(gl.sum(parts, 1), total.type.layout)
+
+
+@gluon.jit
+def tile_columns(TILE_N: gl.constexpr):
+    """Columns of a tile, one per thread: in the layout of the scores each would load a quarter."""
+    return gl.arange(0, TILE_N, gl.BlockedLayout([1], [32], [4], [0]))
+
+
+@gluon.jit
+def num_ragged_tiles(work, TILE_N: gl.constexpr):
+    """Tiles of the two ragged blocks."""
+    in_video = (work.ragged_size + TILE_N - 1) // TILE_N
+    return in_video + (work.context_size + TILE_N - 1) // TILE_N
+
+
+@gluon.jit
+def biased(scores, unit, bias, weight, highest, INT8: gl.constexpr):
+    """Raw scores in log2 with a bias by column, and what is to be taken off them for each row."""
+    bias = gl.convert_layout(bias, gl.SliceLayout(0, scores.type.layout))[None, :]
+    if INT8:
+        scores = scores.to(gl.float32, bitcast=True) * unit[:, None] + bias
+        zero = INTEGER_FLOAT * unit - weight
+    else:
+        scores = scores * unit + bias
+        zero = gl.zeros_like(highest) - weight
+    return scores, zero
 
 
 @gluon.jit
@@ -649,7 +708,6 @@ def scaling(row_unit, key_scale, INT8: gl.constexpr):
     unit = row_unit
     if INT8:
         unit = row_unit * key_scale
-        unit = gl.where(unit == 0.0, 1e-30, unit)  # 0 * -inf would be NaN
     return unit
 
 
