@@ -213,13 +213,15 @@ def test_a_gpu_that_is_full(device: torch.device) -> None:
         call()
         return torch.cuda.max_memory_reserved()
 
+    # The allocator's segments for what is small: 2 MiB and 20 MiB.
+    slack = 22 << 20
     sparse = peak(lambda: host.forward(q, k, v))
     dense = peak(lambda: dense_attention(q, k, v))
     host.end()
     reasons = set()
     try:
         for share in range(9):
-            limit = dense + (sparse - dense) * share // 8 + (2 << 20)
+            limit = dense + (sparse - dense) * share // 8 + slack
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
@@ -228,9 +230,10 @@ def test_a_gpu_that_is_full(device: torch.device) -> None:
             record = host.end()
             reasons |= {each.text.split(":")[0] for each in record.reasons}
             assert record.sparse or torch.equal(out, wanted)
+            del out  # what the next call gets instead
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert reasons <= {"OutOfMemoryError"}
+    assert reasons == {"OutOfMemoryError"}
 
 
 def test_a_kernel_that_does_not_compile(
