@@ -4,21 +4,31 @@ Without a CUDA device the Triton kernels run in Triton's interpreter. Triton rea
 when a kernel is decorated, so it is set here, before any test module imports the kernels.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from .shared_failure import SharedFailure, first_to_report, shared_folder
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-    # Small tensors, several test processes: threads would only wait for one another, here and in
-    # the programs that tests start.
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+if TYPE_CHECKING:
+    import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("dist", "no") != "no":
+        return  # other processes run the tests, and importing torch takes seconds
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+        # Small tensors, several test processes: threads would only wait for one another, here and
+        # in the programs that tests start.
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def device() -> torch.device:
     """The device the kernels run on in this test run: CUDA, or the CPU with the interpreter."""
-    return torch.device("cuda" if CUDA else "cpu")
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -274,13 +274,15 @@ def test_front_door_needs_neither_comfyui_nor_triton(tmp_path: Path) -> None:
     assert result.stdout.strip() == "set() ./web", result.stderr
 
 
-def test_method_does_not_load_triton(tmp_path: Path) -> None:
+def test_method_loads_neither_triton_nor_safetensors(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; before = 'triton' in sys.modules; import rectified_spaattn.rspa_core;"
-        "print(before == ('triton' in sys.modules), 'rectified_spaattn.kernels' in sys.modules)"
+        "import sys, torch; before = 'triton' in sys.modules;"
+        "import rectified_spaattn.rspa_core, rectified_spaattn.rspa_core.run.profile;"
+        "print(before == ('triton' in sys.modules), 'rectified_spaattn.kernels' in sys.modules);"
+        "print([name for name in sys.modules if name.startswith('safetensors')])"
     )
     result = run_python(code, tmp_path)
-    assert result.stdout.strip() == "True False", result.stderr
+    assert result.stdout.split() == ["True", "False", "[]"], result.stderr
 
 
 def test_installing_does_not_expose_a_top_level_nodes_module(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def trained() -> Heads:
             calls.append(Call(TokenLayout((9, 16, 16), 2304), qkv, out[:1]))
         return out
 
-    sampling.sample_latents(model, prompts, 3, (9, 32, 32), steps=3, cfg=1, attend=attend)
+    sampling.sample_latents(model, prompts, 3, (9, 32, 32), steps=2, cfg=1, attend=attend)
     return calls
 
 

@@ -45,7 +45,7 @@ CASES = {
     "paper-64": Case((2, 9, 13), paper(0.6, 64, 64), context=(0, 37), head_dim=128),
     "paper-128x64": Case((3, 7, 11), paper(0.6, 128, 64), context=(130, 0)),
     "paper-top_p": Case((3, 7, 11), paper(0.9, 64, 64, top_p=0.6), context=(5, 9)),
-    "precise": Case((3, 7, 11), precise(0.5), heads=2),
+    "precise": Case((3, 7, 11), precise(0.5)),
     "precise-64": Case((2, 9, 13), precise(0.6, 64, 64), (0, 37), head_dim=96),
     "precise-128x64": Case((3, 7, 11), precise(0.6, 128, 64), context=(64, 70)),
     "precise-top_p": Case(
@@ -79,6 +79,12 @@ for name, tail_keys in GROUPED:
     case = CASES[name]
     config = replace(case.config, rectification="precise", tail_keys=tail_keys)
     CASES[f"{name}, {tail_keys} keys"] = replace(case, config=config, batch=1)
+# The logarithms of the sums are asked for with these, and with the others are not.
+WITH_LOGARITHMS = (
+    "paper", "paper-128x64", "precise-64", "precise-top_p", "none", "batch", "strided, 4 keys",
+    "shorter than a block", "one token", "int8", "int8-precise, 2 keys",
+    "int8-precise, 40 channels",
+)  # fmt: skip
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 # A value half way between two steps of int8 may go either way.
 INT8_TOLERANCE = 2e-4
@@ -106,14 +112,15 @@ def dtypes(device: torch.device, name: str) -> list[torch.dtype]:
 def test_matches_reference(name: str, device: torch.device) -> None:
     from rectified_spaattn.kernels.op import rectified_attention_op
 
-    case = CASES[name]
+    case, keep_lse = CASES[name], name in WITH_LOGARITHMS
     for seed, dtype in enumerate(dtypes(device, name)):
         q, k, v = case.inputs(dtype, device, seed)
+        call = (q, k, v, case.layout, case.config)
         expected, expected_stats = rectified_attention(
-            q, k, v, case.layout, case.config, backend="reference", return_stats=True
+            *call, backend="reference", return_stats=True, return_lse=keep_lse
         )
         # Asking the statistics for the mask would run the call again.
-        out, kv_counts, mask, _ = rectified_attention_op(q, k, v, case.layout, case.config, True)
+        out, kv_counts, mask, lse = rectified_attention_op(*call, True, keep_lse)
         assert out.dtype == dtype
         assert out.shape == q.shape
         assert torch.equal(mask.bool(), expected_stats.block_mask())
@@ -125,23 +132,24 @@ def test_matches_reference(name: str, device: torch.device) -> None:
         # Rows differ in size by orders of magnitude: a single wrong row must show, too.
         worst = (out.float() - expected.float()).abs().amax() / expected.float().abs().amax()
         assert worst < 10 * tolerance
+        if keep_lse:
+            assert_same_logarithms(lse, expected_stats.lse, q, dtype)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "paper", "paper-128x64", "precise-64", "precise-top_p", "none", "batch", "strided, 4 keys",
-        "shorter than a block", "one token", "int8", "int8-precise, 2 keys",
-        "int8-precise, 40 channels",
-    ],
-)  # fmt: skip
-def test_logarithms_of_the_sums(name: str, device: torch.device) -> None:
+def assert_same_logarithms(lse: Tensor, expected: Tensor, q: Tensor, dtype: torch.dtype) -> None:
     """In nats, so that a difference is a relative one of the sums."""
+    assert lse.dtype == torch.float32
+    assert lse.shape == q.shape[:-1]
+    assert (lse - expected).abs().max() < 10 * max(TOLERANCE[dtype], INT8_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-precise, 2 keys"])
+def test_logarithms_of_the_sums_know_the_mean_key(name: str, device: torch.device) -> None:
     case = CASES[name]
     asked = {"return_stats": True, "return_lse": True}
     for seed, dtype in enumerate(dtypes(device, name)):
         q, k, v = case.inputs(dtype, device, seed)
-        k += 2.0  # a mean far from zero, which int8 takes off the keys
+        k += 2.0  # far from zero, which int8 takes off the keys
         out, stats = rectified_attention(
             q, k, v, case.layout, case.config, backend="triton", **asked
         )
@@ -150,9 +158,7 @@ def test_logarithms_of_the_sums(name: str, device: torch.device) -> None:
         )
         tolerance = max(TOLERANCE[dtype], INT8_TOLERANCE)
         assert relative_l2(out, expected_out) < tolerance
-        assert stats.lse.dtype == torch.float32
-        assert stats.lse.shape == q.shape[:-1]
-        assert (stats.lse - expected.lse).abs().max() < 10 * tolerance
+        assert_same_logarithms(stats.lse, expected.lse, q, dtype)
 
 
 @pytest.mark.parametrize("name", ["precise", "paper", "int8-precise"])
@@ -208,7 +214,7 @@ def test_top_p_one_is_dense(rectification: str, device: torch.device) -> None:
     assert relative_l2(out, dense_attention(q, k, v)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["shorter than a block", "precise-64"])
+@pytest.mark.parametrize("name", ["shorter than a block", "precise"])
 def test_what_is_asked_for_changes_no_output(name: str, device: torch.device) -> None:
     case = CASES[name]
     q, k, v = case.inputs(torch.float32, device, 7)
@@ -227,18 +233,25 @@ def test_inputs_are_not_written(device: torch.device) -> None:
     assert all(torch.equal(x, copy) for x, copy in zip(tensors, copies, strict=True))
 
 
-@pytest.mark.parametrize(("rectification", "tail_keys"), [("paper", 1), ("precise", 4)])
-def test_heads_in_chunks(device: torch.device, rectification: str, tail_keys: int) -> None:
-    """One head at a time gives what all heads together give."""
+@pytest.mark.parametrize(
+    ("rectification", "tail_keys", "batch", "heads"), [("paper", 1, 2, 2), ("precise", 2, 1, 2)]
+)
+def test_heads_in_chunks(
+    device: torch.device, rectification: str, tail_keys: int, batch: int, heads: int
+) -> None:
+    """Some heads at a time give what all heads together give."""
     from rectified_spaattn.kernels.devices import Tile
     from rectified_spaattn.kernels.launch import launch
 
-    config = SparseConfig(0.5, 64, 64, rectification=rectification, tail_keys=tail_keys)
-    case = Case((2, 5, 9), config, (3, 0), batch=2, heads=2, head_dim=32)
+    # Without neighbours, so that of two blocks one is left out.
+    options = {"rectification": rectification, "tail_keys": tail_keys, "neighbours": False}
+    config = SparseConfig(0.5, 64, 64, **options)
+    case = Case((2, 5, 9), config, (3, 0), batch, heads, head_dim=32)
     arguments = (*case.inputs(torch.float32, device, 9), case.layout, case.config)
     tile = Tile(32, 4, 1)
-    together = launch(*arguments, tile, True, chunk_heads=4)
-    for chunk_heads in (1, 3) if device.type == "cuda" else (3,):
+    number = batch * heads
+    together = launch(*arguments, tile, True, chunk_heads=number)
+    for chunk_heads in (1, number - 1) if device.type == "cuda" else (number - 1,):
         chunked = launch(*arguments, tile, True, chunk_heads=chunk_heads)
         assert all(torch.equal(x, y) for x, y in zip(together, chunked, strict=True))
 

@@ -3,6 +3,7 @@ render with it."""
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import math
@@ -58,9 +59,30 @@ if asked["tile"][2] == 2:
 HANGS = "time.sleep(1e6)"
 
 
-def raises(error: str) -> str:
-    """A child whose tile raises, said by the true `answer`."""
-    return f"{LOAD}\nimport torch\ndef error(): raise {error}\nselfcheck.answer(asked, error)"
+class Answers:
+    """The true `answer`, in this process: a child of its own would import torch, for seconds."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self.capture = capture
+
+    def child(self, error: Exception | None = None, **asked: Any) -> str:
+        """A program that says what `answer` says, by default of a tile whose check raises."""
+
+        def check() -> float:
+            assert error is not None
+            raise error
+
+        self.capture.readouterr()
+        try:
+            selfcheck.answer({"limit": 60.0, **asked}, None if error is None else check)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        return f"import os; os.write(1, {self.capture.readouterr().out.encode()!r})"
+
+
+@pytest.fixture
+def answers(capfd: pytest.CaptureFixture[str]) -> Answers:
+    return Answers(capfd)
 
 
 @pytest.fixture
@@ -102,11 +124,11 @@ def choose(trial: Trial, *tiles: Tile) -> Tile:
 
 
 CRASH = "crashes: exit code 139"
-FAILURES = {
+FAILURES: dict[str, tuple[str | Exception, str]] = {
     "garbage": ("say(error=1.0)", "differs from the reference by 1.0e+00"),
     "not finite": ("say(error=float('nan'))", "differs from the reference by nan"),
     "does not compile": (
-        raises("ValueError('no such instruction\\nat line 3')"),
+        ValueError("no such instruction\nat line 3"),
         "does not compile or run: ValueError: no such instruction (tried",
     ),
     "exits": ("os.write(2, b'illegal access\\n'); os._exit(139)", f"{CRASH}, illegal access (tr"),
@@ -117,10 +139,11 @@ FAILURES = {
 
 @pytest.mark.parametrize("name", list(FAILURES))
 def test_a_tile_that_fails_gives_way_and_is_not_tried_again(
-    name: str, make: Callable[..., Trial]
+    name: str, make: Callable[..., Trial], answers: Answers
 ) -> None:
-    body, reason = FAILURES[name]
-    trial = make(body) if LOAD not in body else make(program=body)
+    failure, reason = FAILURES[name]
+    is_said = isinstance(failure, Exception)
+    trial = make(program=answers.child(failure)) if is_said else make(failure)
     with pytest.raises(NoKernelError) as raised:
         choose(trial, BAD)
     assert str(raised.value).startswith("no kernel works on Test GPU: ")
@@ -188,34 +211,41 @@ def test_a_process_that_keeps_the_pipe_keeps_nobody_waiting(make: Callable[..., 
 
 
 FLOOD = "threading.Thread(target=lambda: [os.write(1, b'x' * 9999) for _ in iter(int, 1)]).start()"
+FLOODED = 0.7
+"""Seconds for a child that floods: as long it has a processor to itself, and the parent another."""
 
 
 def test_a_flood_of_output_drowns_no_answer(make: Callable[..., Trial]) -> None:
-    assert make(f"{FLOOD}\ntime.sleep(0.5)\nsay(error=0.25)").error_of(BAD) == 0.25
+    assert make(f"{FLOOD}\ntime.sleep(0.2)\nsay(error=0.25)").error_of(BAD) == 0.25
     started = time.monotonic()
     with pytest.raises(TrialError, match="hangs"):
-        make(FLOOD, tile_limit=SHORT, head_dim=128).error_of(BAD)
-    assert time.monotonic() - started < SHORT + SLACK
+        make(FLOOD, tile_limit=FLOODED, head_dim=128).error_of(BAD)
+    assert time.monotonic() - started < FLOODED + SLACK
 
 
 @pytest.mark.parametrize(
-    "program",
+    "failure",
     [
-        raises("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')"),
-        raises("RuntimeError('CUDA error: out of memory')"),
-        raises("MemoryError()"),
-        QUICK + "os.kill(os.getpid(), signal.SIGKILL)",
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError(),
+        "os.kill(os.getpid(), signal.SIGKILL)",
     ],
 )
-def test_a_full_gpu_says_nothing_about_a_tile(program: str, make: Callable[..., Trial]) -> None:
-    trial = make(program=program)
+def test_a_full_gpu_says_nothing_about_a_tile(
+    failure: str | Exception, make: Callable[..., Trial], answers: Answers
+) -> None:
+    is_said = isinstance(failure, Exception)
+    trial = make(program=answers.child(failure)) if is_said else make(failure)
     with pytest.raises(torch.OutOfMemoryError, match="trial of a kernel: "):
         choose(trial, BAD, GOOD)
     assert not trial.file.exists()
 
 
-def test_a_missing_compiler_says_nothing_about_a_tile(make: Callable[..., Trial]) -> None:
-    trial = make(program=raises("RuntimeError('Failed to find C compiler.')"))
+def test_a_missing_compiler_says_nothing_about_a_tile(
+    make: Callable[..., Trial], answers: Answers
+) -> None:
+    trial = make(program=answers.child(RuntimeError("Failed to find C compiler.")))
     with pytest.raises(NoKernelError, match="Triton cannot compile: it finds no C compiler"):
         choose(trial, BAD, GOOD)
     assert not trial.file.exists()
@@ -226,14 +256,15 @@ def test_a_missing_compiler_says_nothing_about_a_tile(make: Callable[..., Trial]
     [
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         (f"import time; {HANGS}", "hangs: no answer within"),
-        (LOAD + "asked['versions'][0] = '3.2.0'; selfcheck.answer(asked)", "process finds Triton"),
+        ("", "process finds Triton"),
     ],
 )
 def test_a_child_that_does_not_come_to_the_tile_says_nothing_about_it(
-    program: str, reason: str, make: Callable[..., Trial]
+    program: str, reason: str, make: Callable[..., Trial], answers: Answers
 ) -> None:
     """Nor is it tried with the next one: that would take as long, to the same end."""
     limit = SHORT if HANGS in program else 60.0
+    program = program or answers.child(versions=["3.2.0", torch.__version__])
     trial = make(program=program, tile_limit=limit)
     with pytest.raises(TrialError, match="cannot be tried: ") as raised:
         trial.error_of(BAD)
@@ -445,10 +476,11 @@ def test_a_real_child_checks_a_tile_from_a_folder_of_any_name(
 ) -> None:
     needs_interpreter(device)
     pack = copied_pack(tmp_path / "my rectified-spaattn 2.0")
-    config = SparseConfig(0.6, 64, 64, rectification="none")
-    error = make(program=PROGRAM, pack=pack, config=config, head_dim=32).error_of(BAD)
+    config = SparseConfig(0.6, 128, 64, rectification="none")
+    call = {"head_dim": 32, "config": config, "has_context": False}
+    error = make(program=PROGRAM, pack=pack, **call).error_of(BAD)
     assert 0 < error < selfcheck.TOLERANCE[torch.float16]
-    here = selfcheck.error_of(BAD, device, torch.float16, 32, config)
+    here = selfcheck.error_of(BAD, device, torch.float16, **call)
     assert error == pytest.approx(here, rel=1e-6)
 
 

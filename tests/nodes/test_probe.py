@@ -144,7 +144,7 @@ def test_errors_of_the_trained_model() -> None:
     files = tiny_wan("model_files")
     model = files.load_model(CHECKPOINT / files.WEIGHTS, "cpu", torch.float32)
     prompts = files.Prompts.load(CHECKPOINT / files.PROMPTS)
-    layers = range(0, model.config.layers, 2)
+    layers = range(0, model.config.layers, 4)
     wanted = chosen_calls(100, [3], [0], [0, 1], ["cond", "uncond"], layers)
     recorder = capture(model, prompts, (4, 24, 32), wanted, 2)
     layout = TokenLayout(recorder.grid, recorder.tensors[0][0].shape[1])

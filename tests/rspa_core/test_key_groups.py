@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -186,12 +187,11 @@ def weight_by_hand(rows: list[tuple[Tensor, Tensor, Tensor]]) -> float:
     values, and o.
     """
 
+    kept, tail, exact = (torch.stack(each) for each in zip(*rows, strict=True))
+
     def loss(log_weight: float) -> float:
-        total = 0.0
-        for kept, tail, exact in rows:
-            both = kept + math.exp(log_weight) * tail
-            total += float((both[:-1] / both[-1] - exact).square().sum())
-        return total
+        both = kept + math.exp(log_weight) * tail
+        return float((both[:, :-1] / both[:, -1:] - exact).square().sum())
 
     first, last = math.log(SMALLEST), math.log(LARGEST)
     grid = [first + (last - first) * i / 200 for i in range(201)]
@@ -234,14 +234,14 @@ def rows_by_hand(
             here.append((keys.mean(0), video_v[members].mean(0), len(members), spread))
         stand_ins.append(here)
 
-    def row_parts(row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits and values of what the row attends exactly, and of its tail."""
-        query, q_block = video_q[row], row // config.q_block
+    @cache
+    def block_parts(q_block: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Keys and values that its rows attend exactly; those of its tail, and what is added."""
         neighbours = video_q[q_block * config.q_block : (q_block + 1) * config.q_block]
         squared_length = float((neighbours**2).sum(1).mean())
         mine = critical[q_block]
         keys, values = [k[context]], [v[context]]
-        tail_logits, tail_values = [], []
+        tail_keys, added, tail_values = [], [], []
         for block, here in enumerate(stand_ins):
             if mine[block]:
                 part = slice(block * config.kv_block, (block + 1) * config.kv_block)
@@ -250,10 +250,17 @@ def rows_by_hand(
                 continue
             for mean, value, count, slope in here:
                 spread = min(squared_length * slope, TAIL_VARIANCE_CAP)
-                tail_logits.append(scale * mean @ query + math.log(count) + spread)
+                tail_keys.append(mean)
+                added.append(math.log(count) + spread)
                 tail_values.append(value)
-        kept = scale * torch.cat(keys) @ query
-        return kept, torch.cat(values), torch.stack(tail_logits), torch.stack(tail_values)
+        tail = torch.stack(tail_keys), torch.tensor(added).double(), torch.stack(tail_values)
+        return torch.cat(keys), torch.cat(values), *tail
+
+    def row_parts(row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits and values of what the row attends exactly, and of its tail."""
+        query = video_q[row]
+        keys, values, tail_keys, added, tail_values = block_parts(row // config.q_block)
+        return scale * keys @ query, values, scale * tail_keys @ query + added, tail_values
 
     sampled = []
     for row in asked_rows:
