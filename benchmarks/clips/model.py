@@ -281,9 +281,11 @@ def _wait(device: torch.device) -> None:
 
 
 def decode(autoencoder: Any, latents: Tensor) -> Tensor:
-    """RGB `[S, 3, F, H, W]` in [-1, 1] of `latents [S, 16, T, h, w]`."""
+    """RGB `[S, 3, F, H, W]` in [-1, 1] of `latents [S, 16, T, h, w]`, which may be on the CPU."""
+    device = next(autoencoder.parameters()).device
     # One clip at a time: each needs gigabytes.
-    return torch.cat([autoencoder.decode(latent) for latent in latents.split(1)]).clamp(-1, 1)
+    clips = [autoencoder.decode(latent.to(device)) for latent in latents.split(1)]
+    return torch.cat(clips).clamp(-1, 1)
 
 
 def batches(seeds: Sequence[int], size: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ they are not, or whose sparse calls are not exactly one per block in every proce
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -55,12 +56,14 @@ class Timed:
     Attributes:
         seconds: per timed forward.
         output: of the last one.
+        tokens: that its attention got, in this process.
         density: of its sparse calls, 1 if the model is dense.
         refused: what speaks against the times, or "".
     """
 
     seconds: list[float]
     output: Tensor
+    tokens: int
     density: float = 1.0
     refused: str = ""
 
@@ -131,6 +134,9 @@ def timed(
             torch.cuda.synchronize(device)
 
     seconds, refused, density = [], "", 1.0
+    tokens: list[int] = []
+    attention = model.blocks[0].attn1
+    counter = attention.register_forward_pre_hook(lambda _, given: tokens.append(given[0].shape[1]))
     with running_as(model, variant) as sparse:
         for _ in range(repeats + 1):
             if sparse is not None:
@@ -146,9 +152,10 @@ def timed(
             if (record.sparse, record.dense) != (case.blocks, 0):
                 reasons = {each.text: count for each, count in record.reasons.items()}
                 refused = f"{record.sparse} sparse, {record.dense} dense calls: {reasons}"
+    counter.remove()
     if not bool(output.isfinite().all()):
         refused = "the output is not finite"
-    return Timed(seconds[1:], output, density, refused)
+    return Timed(seconds[1:], output, tokens[-1], density, refused)
 
 
 def variants_of(options: argparse.Namespace) -> list[Variant]:
@@ -192,7 +199,7 @@ def work(rank: int, options: argparse.Namespace, folder: str) -> None:
             said: list[str] = [""] * options.gpus
             dist.all_gather_object(said, shared.refused)
             if rank == 0:
-                rows.append(row(variant.name, alone[index], shared, said))
+                rows.append(row(variant.name, alone[index], shared, said, options.gpus))
                 print(f"{options.gpus} GPUs, {variant.name}: {shared.seconds}", flush=True)
     if rank == 0:
         results: dict[str, Any] = {"device": device_name(device), "torch": torch.__version__}
@@ -200,14 +207,18 @@ def work(rank: int, options: argparse.Namespace, folder: str) -> None:
         results["rows"] = rows
         write_json(results, Path(folder) / "results.json")
     dist.destroy_process_group()
+    # Threads of gloo that outlive the group now and then abort a process that tidies up.
+    os._exit(0)
 
 
-def row(name: str, alone: Timed, shared: Timed, said: list[str]) -> dict[str, Any]:
+def row(name: str, alone: Timed, shared: Timed, said: list[str], gpus: int) -> dict[str, Any]:
     """What is reported of a variant; `said`: what each process has against it."""
     difference = relative_l2(shared.output, alone.output)
     against = [f"process {rank}: {reason}" for rank, reason in enumerate(said) if reason]
     if alone.refused:
         against.append(f"one GPU: {alone.refused}")
+    if shared.tokens != -(-alone.tokens // gpus):
+        against.append(f"{shared.tokens} of {alone.tokens} tokens in each process: not shared")
     if difference > SAME:
         against.append(f"the outputs differ by {difference:.3g} of their norm")
     return {

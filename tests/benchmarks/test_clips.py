@@ -54,6 +54,9 @@ def test_clips_are_decoded_by_the_autoencoder_in_the_folder(folder: Path) -> Non
     network = tiny_wan("autoencoder").Autoencoder.load(folder / tiny_wan("model_files").VAE)
     expected = network.decode(latents).clamp(-1, 1)
     torch.testing.assert_close(clips_model.decode(checkpoint.autoencoder, latents), expected)
+    # Latents that were kept on the CPU for the pictures, of an autoencoder that is elsewhere.
+    elsewhere = checkpoint.autoencoder.to("meta")
+    assert clips_model.decode(elsewhere, latents).device == torch.device("meta")
 
 
 @pytest.fixture(scope="module")

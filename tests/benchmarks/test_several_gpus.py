@@ -45,15 +45,17 @@ def test_the_model_keeps_its_rotary_embedding() -> None:
 
 
 def test_a_pair_that_differs_is_refused() -> None:
-    alone = several_gpus.Timed([2.0, 3.0, 1.0], torch.ones(4))
-    shared = several_gpus.Timed([1.0], torch.ones(4), 0.25)
-    good = several_gpus.row("mine", alone, shared, ["", ""])
+    alone = several_gpus.Timed([2.0, 3.0, 1.0], torch.ones(4), 1001)
+    shared = several_gpus.Timed([1.0], torch.ones(4), 501, 0.25)
+    good = several_gpus.row("mine", alone, shared, ["", ""], 2)
     assert (good["one"], good["several"], good["refused"]) == (2.0, 1.0, "")
     assert any("2.00x" in line for line in several_gpus.table([good], 2))
     other = replace(shared, output=torch.tensor([1.0, 1.0, 1.0, 2.0]))
-    bad = several_gpus.row("mine", alone, other, ["", "1 dense call"])
+    bad = several_gpus.row("mine", alone, other, ["", "1 dense call"], 2)
     assert bad["refused"] == "process 1: 1 dense call; the outputs differ by 0.5 of their norm"
     assert "mine: refused: process 1: 1 dense call" in several_gpus.table([bad], 2)[-1]
+    whole = several_gpus.row("mine", alone, replace(shared, tokens=1001), ["", ""], 2)
+    assert whole["refused"] == "1001 of 1001 tokens in each process: not shared"
 
 
 @pytest.mark.parametrize("words", [[], ["--gpus", "1"], ["--gpus", "2", "--model", "hunyuan"]])
