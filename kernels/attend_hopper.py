@@ -542,7 +542,7 @@ def edge_tiles(
 ):  # fmt: skip
     """The two ragged blocks, and the groups of keys of `precise` for rows that are not bounded.
 
-    One loop for what is few or rare: each further one takes half a second to compile.
+    One loop for what is few or rare: each further one would have to be compiled, too.
 
     Args:
         acc, highest, total: of the online softmax.
