@@ -161,6 +161,21 @@ def test_logarithms_of_the_sums_know_the_mean_key(name: str, device: torch.devic
         assert_same_logarithms(stats.lse, expected.lse, q, dtype)
 
 
+@pytest.mark.parametrize("zero", ["queries", "keys"])
+def test_int8_of_scale_zero(zero: str, device: torch.device) -> None:
+    """All scores are the same, also of ragged blocks and of the tail: the output is the mean."""
+    case = CASES["int8-precise"]
+    for dtype in dtypes(device, "int8-precise"):
+        q, k, v = case.inputs(dtype, device, 3)
+        if zero == "queries":
+            q = torch.zeros_like(q)
+        else:
+            k = k[:, :, :1].expand_as(k)  # whose mean int8 takes off
+        out = rectified_attention(q, k, v, case.layout, case.config, backend="triton")
+        mean = v.float().mean(2, keepdim=True).expand(q.shape)
+        assert (out.float() - mean).abs().max() < 2e-2 * mean.abs().max()
+
+
 @pytest.mark.parametrize("name", ["precise", "paper", "int8-precise"])
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_two_sets_of_keys_are_merged(backend: str, name: str, device: torch.device) -> None:
