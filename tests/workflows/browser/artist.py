@@ -333,9 +333,10 @@ class Artist(FrontEnd):
         """Drag a link from an output to an input, both in the window."""
         self.page.mouse.move(*self.page.evaluate(SLOT, [source, "outputs", output]))
         self.page.mouse.down()
-        x, y = self.page.evaluate(SLOT, [target, "inputs", name])
-        self.page.mouse.move(x - 20, y, steps=4)
-        self.page.mouse.move(x + 2, y)
+        # The page moves the view while a link is dragged near its edge: where to is asked twice.
+        for aside in (-20, 2):
+            x, y = self.page.evaluate(SLOT, [target, "inputs", name])
+            self.page.mouse.move(x + aside, y, steps=4)
         self.page.mouse.up()
         self.page.wait_for_function(IS_LINKED, arg=[target, name], timeout=PATIENCE_MS)
 
