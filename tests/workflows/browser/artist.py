@@ -230,13 +230,17 @@ class Artist(FrontEnd):
         """Double-click a number or text widget, replace its value, confirm with Enter."""
         field = self.open_field(node, widget)
         for _ in range(TRIES):
-            field.click(timeout=5_000)
-            self.page.keyboard.press("Control+a")
-            self.page.keyboard.press("Delete")
-            self.page.keyboard.type(text)
-            # On a busy machine the field may get the keyboard late: look before confirming.
-            if field.input_value() == text:
-                break
+            # It closes by itself where the mouse was not on it in time.
+            if not field.is_visible():
+                field = self.open_field(node, widget)
+            with contextlib.suppress(TimeoutError):
+                field.click(timeout=5_000)
+                self.page.keyboard.press("Control+a")
+                self.page.keyboard.press("Delete")
+                self.page.keyboard.type(text)
+                # On a busy machine it may get the keyboard late: look before confirming.
+                if field.input_value(timeout=5_000) == text:
+                    break
         self.page.keyboard.press("Enter")
         field.wait_for(state="hidden", timeout=5_000)
         self.page.wait_for_timeout(150)
